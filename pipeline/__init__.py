@@ -1,0 +1,1 @@
+"""Continual learning on CLIP by incremental prompt tuning."""

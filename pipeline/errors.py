@@ -1,0 +1,36 @@
+"""Everything that may go wrong for a reason a person can act on.
+
+PipelineError              one sentence: place, what was found, what was wanted, what to do
+├── ConfigError            a configuration, an option or a launch that cannot work
+├── DataError              an index, a shard or a sample that is not what it claims to be
+├── StorageError           a URL that cannot be read or written
+├── WeightsError           a backbone that is missing or of the wrong kind
+└── DivergenceError        a loss that is no longer a number
+
+A command turns a ``PipelineError`` into one line on stderr and exit status 2; anything else is a
+fault of this code and keeps its traceback.
+"""
+
+
+class PipelineError(Exception):
+    """A failure that the user can understand and mend."""
+
+
+class ConfigError(PipelineError):
+    """A configuration, an option or a launch that cannot work."""
+
+
+class DataError(PipelineError):
+    """An index, a shard or a sample that is not what it claims to be."""
+
+
+class StorageError(PipelineError):
+    """A URL that cannot be read or written."""
+
+
+class WeightsError(PipelineError):
+    """A backbone that is missing or of the wrong kind."""
+
+
+class DivergenceError(PipelineError):
+    """A loss that is no longer a number."""

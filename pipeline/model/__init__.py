@@ -1,0 +1,1 @@
+"""The frozen CLIP and everything that is learned beside it."""
