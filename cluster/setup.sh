@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Installs the project into .venv of this checkout. See --help.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+usage: bash cluster/setup.sh [--tests]
+
+Makes .venv in this checkout and installs requirements.txt into it. A second call returns at once
+unless a requirements file, the Python or the folder has changed.
+
+  --tests   also install tests/requirements.txt, and the S3 server that the tests start on
+            loopback (in .venv-s3); what cannot be had is named, and its tests are skipped
+
+environment:
+  PYTHON    the interpreter to use (3.10 or newer); without it the first that fits is taken
+
+On a Debian or Ubuntu that lacks Python's venv module, it is installed by apt-get when this is
+root or sudo allows it. Exit status: 0 done, 2 something is missing that only you can provide.
+HELP
+}
+
+say() { printf 'setup: %s\n' "$*"; }
+give_up() { printf 'setup: %s\n' "$*" >&2; exit 2; }
+
+with_tests=
+for argument in "$@"; do
+    case $argument in
+        --tests) with_tests=1 ;;
+        -h | --help) usage; exit 0 ;;
+        *) give_up "unknown argument '$argument'; see bash cluster/setup.sh --help" ;;
+    esac
+done
+cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+# Installs Debian packages; fails, without a question where nobody can answer one, if it may not.
+apt_is_fresh=
+apt_install() {
+    command -v apt-get >/dev/null || return 1
+    local as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || return 1
+        as_root=(sudo)
+        [ -t 0 ] || as_root+=(-n)
+        say "sudo is needed to install $*"
+        "${as_root[@]}" true 2>/dev/null || return 1
+    fi
+    as_root+=(env DEBIAN_FRONTEND=noninteractive)
+    say "apt-get install $*"
+    # The package lists of a fresh image are empty or old.
+    [ -n "$apt_is_fresh" ] || "${as_root[@]}" apt-get update -qq || return 1
+    apt_is_fresh=1
+    "${as_root[@]}" apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+can() { "$python" -c "import $1" 2>/dev/null; }
+
+# Makes the virtual environment $1 with pip in it, in whichever way this machine allows.
+make_venv() {
+    local version
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    rm -rf -- "$1"
+    # Debian keeps ensurepip, without which a new environment has no pip, in a package of its own.
+    can venv,ensurepip || can venv,pip || apt_install "python$version-venv" ||
+        apt_install python3-venv || true
+    if can venv,ensurepip; then
+        "$python" -m venv "$1"
+    elif can venv,pip; then
+        # --target is a folder of ours, which Debian's "externally managed" guard lets pass.
+        "$python" -m venv --without-pip "$1"
+        "$python" -m pip install --quiet --target "$1/lib/python$version/site-packages" pip
+        "$1/bin/python" -m pip install --quiet --force-reinstall pip
+    else
+        give_up "$python cannot make virtual environments; as root: apt-get install python3-venv"
+    fi
+}
+
+# Succeeds if environment $1 has a working pip and was made for this folder: scripts hold its path.
+is_whole() {
+    head -n 3 "$1/bin/pip" 2>/dev/null | grep -qF "$PWD/$1/bin/python" &&
+        "$1/bin/python" -m pip --version >/dev/null 2>&1
+}
+
+# Installs requirements files $2.. into environment $1; one that it holds already costs nothing.
+install_into() {
+    local venv=$1 file state arguments=() missing=()
+    shift
+    for file in "$@"; do
+        arguments+=(-r "$file")
+        state=$({ pwd; "$python" -V; cat -- "$file"; } | cksum)
+        [ "$(cat "$venv/installed/$file" 2>/dev/null)" = "$state" ] || missing+=("$file")
+    done
+    if [ ${#missing[@]} = 0 ]; then
+        say "$venv is up to date"
+        return
+    fi
+    if ! is_whole "$venv"; then
+        say "making $venv with $("$python" -V) ($python)"
+        make_venv "$venv"
+    fi
+    say "installing ${missing[*]} into $venv"
+    # Wheels of gigabytes are unpacked beside their goal: /tmp is often a small part of the memory.
+    mkdir -p "$venv/tmp"
+    TMPDIR=$PWD/$venv/tmp "$venv/bin/python" -m pip install --disable-pip-version-check \
+        "${arguments[@]}" || return
+    rm -rf -- "$venv/tmp"
+    for file in "$@"; do
+        mkdir -p "$venv/installed/$(dirname "$file")"
+        { pwd; "$python" -V; cat -- "$file"; } | cksum >"$venv/installed/$file"
+    done
+}
+
+python=$(find_python) || { apt_install python3 python3-venv && python=$(find_python); } ||
+    give_up "no Python 3.10 or newer found; install one, or name it with PYTHON=/path/to/python3"
+
+requirements=(requirements.txt ${with_tests:+tests/requirements.txt})
+install_into .venv "${requirements[@]}" ||
+    give_up "pip could not install ${requirements[*]}; its message is above"
+if [ -n "$with_tests" ]; then
+    install_into .venv-s3 tests/services/requirements.txt ||
+        say "the S3 server cannot be installed: tests that need one will be skipped"
+    command -v memcached >/dev/null || apt_install memcached ||
+        say "no memcached: the S3 server works without it, at half the speed"
+fi
+say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+ or .venv/bin/python -m pytest}"
