@@ -1,0 +1,89 @@
+"""From the bytes of one sample to its picture: webdataset reads the tar, PIL the image.
+
+Nothing is ever executed. Of webdataset's decoders none is used: its defaults unpickle. Only members
+that are images or a class number are looked at; PIL is held to formats that are pure data (its EPS
+reader would start Ghostscript), and a picture of absurd dimensions is refused before it is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image
+from webdataset import DataPipeline
+from webdataset import filters as stages
+from webdataset.autodecode import Decoder, DecodingError
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pipeline.errors import DataError
+
+IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB unpacked
+
+
+class SampleError(DataError):
+    """One sample that cannot be used, though its bytes are those that were prepared."""
+
+
+def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
+    """The RGB picture in ``record``, which is the stretch of a WebDataset tar that holds ``key``.
+
+    Raises:
+        SampleError: no such sample, no or another class, no image, or one that cannot be decoded.
+    """
+    stream = {"url": key, "stream": io.BytesIO(record)}
+    # One short pipeline per sample, so that a bad sample harms no other.
+    pipeline = DataPipeline([[stream]], tar_file_expander, group_by_keys, stages.map(_DECODER))
+    try:
+        samples = list(pipeline)
+    except DecodingError as error:
+        raise SampleError(str(error.__cause__)) from error
+    except Exception as error:  # tarfile and webdataset raise whatever a hostile header makes them
+        raise SampleError(f"is not a WebDataset sample ({type(error).__name__}: {error})") from error
+    if len(samples) != 1 or samples[0]["__key__"] != key:
+        found = ", ".join(str(sample["__key__"]) for sample in samples) or "nothing"
+        raise SampleError(f"the shard holds {found} in its place")
+    return _picture(samples[0], label)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The decoded RGB picture in the image file ``data``.
+
+    Raises:
+        SampleError: it is no image of a known format, is damaged, or is absurdly large.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise SampleError(f"has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        return image.convert("RGB")
+    except SampleError:
+        raise
+    except Exception as error:  # PIL's readers raise almost anything on damaged files
+        raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _picture(sample: dict[str, Any], label: int) -> Image.Image:
+    found = sample.get("cls")
+    if found is None:
+        raise SampleError("has no class member (.cls)")
+    if found != label:
+        raise SampleError(f"has class {found} in the shard and {label} in the index")
+    images = [value for value in sample.values() if isinstance(value, Image.Image)]
+    if not images:
+        raise SampleError("has no image member")
+    return images[0]
+
+
+def _decode_label(suffix: str, data: bytes) -> int | None:
+    return int(data) if suffix == ".cls" else None
+
+
+def _decode_image(suffix: str, data: bytes) -> Image.Image | None:
+    return open_image(data) if suffix.removeprefix(".") in IMAGE_SUFFIXES else None
+
+
+_DECODER = Decoder([_decode_label, _decode_image], pre=[], post=[])

@@ -1,0 +1,75 @@
+"""Which sample is in which global batch: pure functions of (selection, seed, task, epoch).
+
+Neither the number of ranks nor that of loader workers appears before ``rank_slice``, so every layout
+trains on the same global batches, and a run may resume at any step on any other layout.
+
+A selection larger than ``block_bytes`` is shuffled in blocks of segments drawn at random over all
+classes: batches stay mixed while only about two blocks need to be in the cache at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from pipeline.data.index import Selection
+from pipeline.errors import DataError
+from pipeline.rng import numpy_stream
+
+BLOCK_BYTES = 1 << 30
+
+Tail = Literal["drop", "wrap"]
+
+
+def epoch_order(
+    selection: Selection, *, seed: int, task: int, epoch: int, block_bytes: int = BLOCK_BYTES
+) -> np.ndarray:
+    """Every position of ``selection`` once, shuffled anew for each (seed, task, epoch)."""
+    # random_raw is the bare counter-based generator: its bits never change with numpy's version.
+    draw = numpy_stream(seed, "order", task, epoch).bit_generator.random_raw
+    block_S = _blocks(selection, draw(len(selection.segments)), block_bytes)
+    return np.lexsort((draw(len(selection)), block_S))
+
+
+def steps_per_epoch(samples: int, global_batch: int, tail: Tail) -> int:
+    """How many global batches one epoch of ``samples`` samples has."""
+    return samples // global_batch if tail == "drop" else -(-samples // global_batch)
+
+
+def global_batches(order: np.ndarray, *, global_batch: int, tail: Tail) -> np.ndarray:
+    """``order`` cut into rows of ``global_batch``; ``wrap`` fills the last row from the beginning.
+
+    Raises:
+        DataError: ``drop`` would leave no batch at all.
+    """
+    steps = steps_per_epoch(len(order), global_batch, tail)
+    if not steps:
+        raise DataError(
+            f"{len(order)} samples do not fill one global batch of {global_batch}; "
+            "lower data.global_batch or set data.tail to wrap"
+        )
+    return np.resize(order, steps * global_batch).reshape(steps, global_batch)
+
+
+def rank_slice(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The part of one global batch that ``rank`` trains on: contiguous, equal on every rank."""
+    share, rest = divmod(len(batch), world_size)
+    if rest:
+        raise DataError(
+            f"a global batch of {len(batch)} cannot be divided among {world_size} ranks; "
+            "choose a multiple of the world size"
+        )
+    return batch[rank * share : (rank + 1) * share]
+
+
+def _blocks(selection: Selection, priority_G: np.ndarray, block_bytes: int) -> np.ndarray:
+    """The block of each sample: segments in the order of ``priority_G``, cut every ``block_bytes``."""
+    shards = selection.index.shards
+    bytes_G = np.array([shards[shard].segments[segment].bytes for shard, segment in selection.segments])
+    order_G = np.argsort(priority_G, kind="stable")
+    block_G = np.empty(len(order_G), dtype=np.int64)
+    block_G[order_G] = np.cumsum(bytes_G[order_G]) // block_bytes
+    pairs = np.stack([selection.shard_S, selection.segment_S], axis=1)
+    _, segment_of_S = np.unique(pairs, axis=0, return_inverse=True)
+    return block_G[segment_of_S.reshape(-1)]

@@ -1,0 +1,102 @@
+"""From a decoded picture to the uint8 tensor that leaves the loader.
+
+Normalisation is left to the device: a byte per channel travels instead of four.
+Every random draw comes from the generator that is passed in, never from a worker's own state.
+
+B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.errors import ConfigError
+
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A named preset at one image size; equal on every process, small to pickle."""
+
+    name: str
+    image_size: int
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the outcome depends on the generator."""
+        return self.name == "random_crop"
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """``image_CHW``, uint8, RGB."""
+        picture = _PRESETS[self.name](image.convert("RGB"), self.image_size, rng)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def build_transform(name: str, image_size: int) -> Transform:
+    """``clip``, ``squash`` or ``random_crop`` at ``image_size`` pixels a side.
+
+    - ``clip``: short side to ``image_size``, bicubic, centre crop; before normalisation bit-equal to
+      open_clip's evaluation transform of an RGB picture.
+    - ``squash``: both sides to ``image_size``, bicubic; the aspect is not kept.
+    - ``random_crop``: a random 40 to 100 % of the area (aspect 3:4 to 4:3), bicubic, random flip.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"no transform is called {name!r}; choose one of {', '.join(_PRESETS)}")
+    return Transform(name, image_size)
+
+
+def _clip(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
+    width, height = image.size
+    if width <= height:
+        resized = image.resize((size, int(size * height / width)), _BICUBIC)
+    else:
+        resized = image.resize((int(size * width / height), size), _BICUBIC)
+    # torchvision's CenterCrop rounds half to even, and so does Python's round
+    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _squash(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
+    return image.resize((size, size), _BICUBIC)
+
+
+def _random_crop(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
+    if rng is None:
+        raise ValueError("random_crop needs a generator")
+    left, top, width, height = _draw_box(image.size, rng)
+    resized = image.resize((size, size), _BICUBIC, box=(left, top, left + width, top + height))
+    return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized
+
+
+def _draw_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width, height of a box of random area and aspect within the picture."""
+    image_width, image_height = image_size
+    for _ in range(10):
+        area = image_width * image_height * (0.4 + 0.6 * rng.random())
+        aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * rng.random())
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            left = int(rng.random() * (image_width - width + 1))
+            top = int(rng.random() * (image_height - height + 1))
+            return left, top, width, height
+    # so oblong a picture that no box fits: its middle, as close to the allowed aspects as can be
+    width = min(image_width, round(image_height * 4 / 3))
+    height = min(image_height, round(image_width * 4 / 3))
+    return (image_width - width) // 2, (image_height - height) // 2, width, height
+
+
+_PRESETS: dict[str, Callable[[Image.Image, int, np.random.Generator | None], Image.Image]] = {
+    "clip": _clip,
+    "squash": _squash,
+    "random_crop": _random_crop,
+}
