@@ -70,25 +70,26 @@ can() { "$python" -c "import $1" 2>/dev/null; }
 make_venv() {
     local version
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    rm -rf -- "$1"
     # Debian keeps ensurepip, without which a new environment has no pip, in a package of its own.
     can venv,ensurepip || can venv,pip || apt_install "python$version-venv" ||
         apt_install python3-venv || true
+    can venv,ensurepip || can venv,pip ||
+        give_up "$python cannot make virtual environments; as root: apt-get install python3-venv"
+    rm -rf -- "$1"
     if can venv,ensurepip; then
         "$python" -m venv "$1"
-    elif can venv,pip; then
+    else
         # --target is a folder of ours, which Debian's "externally managed" guard lets pass.
         "$python" -m venv --without-pip "$1"
         "$python" -m pip install --quiet --target "$1/lib/python$version/site-packages" pip
         "$1/bin/python" -m pip install --quiet --force-reinstall pip
-    else
-        give_up "$python cannot make virtual environments; as root: apt-get install python3-venv"
     fi
 }
 
-# Succeeds if environment $1 has a working pip and was made for this folder: scripts hold its path.
+# Succeeds if environment $1 has a working pip, this Python, and was made here: scripts hold its path.
 is_whole() {
-    head -n 3 "$1/bin/pip" 2>/dev/null | grep -qF "$PWD/$1/bin/python" &&
+    [ "$("$1/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] &&
+        head -n 3 "$1/bin/pip" 2>/dev/null | grep -qF "$PWD/$1/bin/python" &&
         "$1/bin/python" -m pip --version >/dev/null 2>&1
 }
 
@@ -130,7 +131,8 @@ install_into .venv "${requirements[@]}" ||
 if [ -n "$with_tests" ]; then
     install_into .venv-s3 tests/services/requirements.txt ||
         say "the S3 server cannot be installed: tests that need one will be skipped"
-    command -v memcached >/dev/null || apt_install memcached ||
+    # A service of the system, so not worth asking a person's sudo for.
+    command -v memcached >/dev/null || { [ "$(id -u)" = 0 ] && apt_install memcached; } ||
         say "no memcached: the S3 server works without it, at half the speed"
 fi
 say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+ or .venv/bin/python -m pytest}"
