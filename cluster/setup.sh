@@ -53,9 +53,11 @@ apt_install() {
     "${as_root[@]}" apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
+# Names the first fitting interpreter; unless told otherwise, one that .venv was already made with.
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+    local candidate known
+    known=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null) || known=
+    for candidate in ${PYTHON:-$known python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             command -v "$candidate"
             return
