@@ -1,0 +1,129 @@
+"""The ranks of a run: who they are, how they meet, and what they tell each other."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+
+def read_world(environment: Mapping[str, str]) -> World:
+    """The place that the launcher gave this process; alone if there was none.
+
+    Raises:
+        ConfigError: a launcher gave only part of what is needed.
+    """
+    rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
+    if (rank is None) != (world_size is None):
+        raise ConfigError(
+            "the launcher set only one of RANK and WORLD_SIZE; start with `deepspeed`, `torchrun`, "
+            "or unset both for one process"
+        )
+    local_rank = int(environment.get("LOCAL_RANK", 0))
+    use_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    return World(int(rank or 0), int(world_size or 1), local_rank, device)
+
+
+@contextmanager
+def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
+    """Join the other ranks for the duration of the block.
+
+    A collective that takes longer than ``timeout_s`` raises on every rank that waits in it.
+    """
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(world.device)
+    else:
+        _share_cores(world)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it, whoever started the group
+        alone = dist.HashStore()
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of ``value`` over ranks, the same on each; ``value`` itself is left as it was."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather(value_B: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, without gradient; every rank has equally many."""
+    if dist.get_world_size() == 1:
+        return value_B
+    parts = [torch.empty_like(value_B) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value_B.contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The value of every rank, in rank order; for small things of plain types."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_with_gradient(value_BE: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, through which gradients reach this rank's rows.
+
+    The backward pass needs no communication: each rank computes the same loss from the same
+    gathered rows, so its own slice of the gradient is already whole. It is multiplied by the
+    number of ranks because the engine averages gradients over them, while the rows of different
+    ranks add up. Compare open_clip#616, where a gather without this factor was found too weak.
+    """
+    if dist.get_world_size() == 1:
+        return value_BE
+    return _Gather.apply(value_BE)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, value_BE: Tensor) -> Tensor:
+        return gather(value_BE)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_NE: Tensor) -> Tensor:
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        return gradient_NE.chunk(world_size)[rank] * world_size
+
+
+def _share_cores(world: World) -> None:
+    """Divide the cores of a CPU node among its ranks, unless the user has decided."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_local))

@@ -1,0 +1,272 @@
+"""All settings of a run: YAML, checked wholly before anything starts; the only door to yaml.
+
+The file states the science in global quantities; the launcher states the machine. Nothing here is
+ever changed after loading: what follows from a setting is a function of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CacheConfig(Section):
+    """Where shards of object storage are kept on each node."""
+
+    folder: str = "~/.cache/tppt-shards"  # one per node, shared by its ranks and loader workers
+    limit_gb: float = Field(200.0, gt=0)  # 1e9 bytes, per node; least recently used leaves first
+    prefetch_shards: int = Field(4, ge=0)  # fetched ahead of the plan, per node
+
+
+class RetryConfig(Section):
+    """How long a transient fault of the storage is borne."""
+
+    deadline_s: float = Field(300.0, gt=0)  # per fetch, all attempts together
+    first_wait_s: float = Field(0.5, gt=0)  # doubled after each attempt, with jitter
+    longest_wait_s: float = Field(20.0, gt=0)
+    attempt_s: float = Field(60.0, gt=0)  # an attempt that shows no progress so long is given up
+
+
+class DataConfig(Section):
+    """What is read and in which portions."""
+
+    index: str  # folder or index.json that `python -m pipeline.prepare shard` wrote
+    global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
+    eval_batch: int = Field(256, gt=0)  # images per forward pass, per rank
+    workers: int = Field(2, ge=0)  # loader processes per rank; 0 decodes in the rank itself
+    train_transform: Literal["clip", "squash", "random_crop"] = "clip"
+    eval_transform: Literal["clip", "squash"] = "clip"
+    tail: Literal["drop", "wrap"] = "wrap"  # what becomes of an epoch's last, partial batch
+    validation_fraction: float = Field(0.0, ge=0, lt=1)  # of training images, by hash of the key
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    bad_sample_budget: int = Field(0, ge=0)  # bad samples tolerated per run if they are skipped
+    cache: CacheConfig = CacheConfig()
+    retry: RetryConfig = RetryConfig()
+
+
+class TasksConfig(Section):
+    """How classes become tasks."""
+
+    class_order: Literal["natural", "lamda"] | list[int] = "natural"
+    order_seed: int = Field(1993, ge=0)  # of the 'lamda' rule only
+    initial_classes: int = Field(0, ge=0)  # classes of the first task; 0 = classes_per_task
+    classes_per_task: int = Field(gt=0)
+    limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a search does
+
+
+class ModelConfig(Section):
+    """Which frozen CLIP."""
+
+    arch: str  # an open_clip name, or local-dir:FOLDER
+    weights: str | None = None  # pretrained tag, file, 'random'; None for local-dir:
+
+
+class TextConfig(Section):
+    """How a class name becomes a prompt."""
+
+    names: Literal["spaced", "raw"] = "spaced"  # 'great white shark' or 'great_white_shark'
+    templates: list[str] = Field(["a photo of a {}."], min_length=1)  # training uses the first
+    ensemble: bool = False  # fixed anchors at test: mean over all templates
+
+
+class MethodConfig(Section):
+    """Which continual-learning method; the options are checked by the methods themselves."""
+
+    name: str
+    options: dict[str, dict[str, Any]] = {}  # by method name, so that one file can compare several
+
+
+class OptimConfig(Section):
+    """How the learned tensors are updated, anew in each task."""
+
+    learning_rate: float = Field(1e-3, gt=0)  # peak, for the global batch
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(10, gt=0)  # passes over a task's images
+    warmup_steps: int = Field(0, ge=0)  # linear, per task
+    schedule: Literal["cosine", "constant"] = "cosine"
+    gradient_clipping: float = Field(1.0, ge=0)  # norm over all learned tensors; 0 = never
+
+
+class EngineConfig(Section):
+    """How the work is spread over ranks."""
+
+    zero_stage: Literal[0, 1] = 0  # the learned tensors are small: more stages only cost
+    micro_batch: int | None = Field(None, gt=0)  # images per rank and pass; the loss stays global
+    timeout_s: float = Field(600.0, gt=0)  # a collective that takes longer ends the run
+
+
+class EvaluationConfig(Section):
+    """What is tested after each task."""
+
+    split: Literal["test", "validation"] = "test"
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = "run"
+    output: str = "runs/run"  # folder or URL
+    seed: int = Field(1, ge=0)  # initialisation, order of samples, augmentation
+    data: DataConfig
+    tasks: TasksConfig
+    model: ModelConfig
+    text: TextConfig = TextConfig()
+    method: MethodConfig
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log_every: int = Field(10, gt=0)  # optimizer steps between two lines of metrics.jsonl
+
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> Config:
+        if self.evaluation.split == "validation" and not self.data.validation_fraction:
+            raise ValueError(
+                "evaluation.split is 'validation' and data.validation_fraction is 0; "
+                "set it to e.g. 0.2"
+            )
+        for template in self.text.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"text.templates: {template!r} needs exactly one '{{}}'")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in ``path``, its bases first, then ``key.sub=value`` overrides.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, a key unknown, a value of the wrong kind.
+    """
+    tree = _read_tree(Path(path), seen=())
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_section(Config, tree, place=str(path))
+
+
+SectionT = typing.TypeVar("SectionT", bound=Section)
+
+
+def parse_section(kind: type[SectionT], tree: Mapping[str, Any], *, place: str) -> SectionT:
+    """``tree`` as a checked ``kind``; ``place`` opens every error message.
+
+    Raises:
+        ConfigError: naming the first faulty key, what was found and what is wanted.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: {_explain(kind, error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of what decides the result: not where it goes, nor how the machine is used."""
+    machine = {"workers", "eval_batch", "cache", "retry"}
+    content = config.model_dump(
+        mode="json",
+        exclude={"output": True, "name": True, "log_every": True, "engine": True, "data": machine},
+    )
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `base` leads back to this file; remove the circle")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    except yaml.YAMLError as error:
+        place = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {place}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, found {type(tree).__name__}")
+    bases = tree.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, tree)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"override {override!r}: write key=value, for instance seed=2")
+    *path, last = dotted.split(".")
+    node = tree
+    for key in path:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {key!r} holds a value, not a section")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def _explain(kind: type[Section], error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = ".".join(path) or "configuration"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(kind, path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{place} is not a known key; {hint}"
+    if first["type"] == "missing":
+        return f"{place} is missing; it must be given"
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']}"
+    wanted = first["msg"][0].lower() + first["msg"][1:]
+    return f"{place}: {wanted}, found {first['input']!r}"
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields of the section that ``path`` leads to."""
+    for key in path:
+        field = kind.model_fields.get(key)
+        inner = _section_of(field.annotation) if field else None
+        if inner is None:
+            return list(kind.model_fields)
+        kind = inner
+    return list(kind.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
+    return None

@@ -1,0 +1,162 @@
+"""One task's optimisation on all ranks: the only door to deepspeed.
+
+The engine is built anew for every task from the tensors that task learns. DeepSpeed steps every
+parameter it was given, also one without a gradient, so a tensor that must not move must not be in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import World, gather, gather_with_gradient
+from pipeline.config import Config
+from pipeline.methods.base import Losses, Method
+from pipeline.model.backbone import ImageFeatures
+from pipeline.schedule import learning_rate_factor
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for ``world_size`` ranks, a pure function of the configuration.
+
+    There is no precision block: the frozen towers are cast by the backbone, the learned tensors
+    stay float32. Clipping is always written, since DeepSpeed's own default is 1.
+    """
+    n_passes = passes_per_step(config, world_size)
+    return {
+        "train_batch_size": config.data.global_batch,
+        "train_micro_batch_size_per_gpu": config.data.global_batch // world_size // n_passes,
+        "gradient_accumulation_steps": n_passes,
+        "gradient_clipping": config.optim.gradient_clipping,
+        "zero_optimization": {"stage": config.engine.zero_stage},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def passes_per_step(config: Config, world_size: int) -> int:
+    """Forward passes of one rank for one optimizer step."""
+    per_rank = config.data.global_batch // world_size
+    return per_rank // min(config.engine.micro_batch or per_rank, per_rank)
+
+
+def layout_problem(config: Config, world_size: int) -> str | None:
+    """Why this configuration cannot be spread over ``world_size`` ranks, or None."""
+    batch, micro = config.data.global_batch, config.engine.micro_batch
+    if batch % world_size:
+        return (
+            f"data.global_batch: {batch} images cannot be shared equally by {world_size} ranks; "
+            f"use a multiple of {world_size} or another number of ranks"
+        )
+    if micro and (batch // world_size) % min(micro, batch // world_size):
+        return (
+            f"engine.micro_batch: {micro} does not divide the {batch // world_size} images of a rank"
+        )
+    return None
+
+
+class Engine:
+    """Steps what ``method`` learns in one task of ``n_steps`` optimizer steps."""
+
+    def __init__(self, method: Method, config: Config, world: World, n_steps: int) -> None:
+        self._method = method
+        self._optim = config.optim
+        self._n_steps = n_steps
+        self._n_passes = passes_per_step(config, world.world_size)
+        active = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            active,
+            lr=config.optim.learning_rate,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+        )
+        deepspeed = _import_deepspeed()
+        self._engine, *_ = deepspeed.initialize(
+            model=method,
+            model_parameters=active,
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, world.world_size),
+            dist_init_required=False,
+        )
+
+    def step(
+        self, index: int, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
+    ) -> Losses:
+        """One optimizer step, the ``index``-th of the task, on this rank's part of a batch."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate(index)
+        if self._n_passes == 1:
+            losses = self._engine(image_BCHW, label_B, frozen)
+            self._engine.backward(losses.total)
+            self._engine.step()
+        else:
+            losses = self._step_in_parts(image_BCHW, label_B, frozen)
+        return losses
+
+    def learning_rate(self, index: int) -> float:
+        """The learning rate of the task's ``index``-th step."""
+        factor = learning_rate_factor(
+            index,
+            self._n_steps,
+            warmup_steps=self._optim.warmup_steps,
+            kind=self._optim.schedule,
+        )
+        return self._optim.learning_rate * factor
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
+        self._engine.destroy()
+
+    def _step_in_parts(
+        self, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
+    ) -> Losses:
+        """The step of the whole batch in several passes, with the loss of the whole batch.
+
+        First all embeddings without a graph, then the loss and its gradient on them, then each
+        part again with a graph, driven by its share of that gradient.
+
+        Source: GradCache, arXiv 2101.06983.
+        """
+        parts = _cut(image_BCHW, frozen, self._n_passes)
+        with torch.no_grad():
+            embedding_BE = torch.cat([self._method.embed(*part) for part in parts])
+        embedding_BE.requires_grad_()
+        losses = self._method.losses(gather_with_gradient(embedding_BE), gather(label_B))
+        (slope_BE,) = torch.autograd.grad(losses.total, embedding_BE, retain_graph=True)
+        slopes = slope_BE.chunk(self._n_passes)
+        for index, part in enumerate(parts):
+            pull = (self._method.embed(*part) * slopes[index]).sum()
+            if index == 0:  # what the loss owes to the anchors themselves enters once
+                pull = pull + losses.total
+            self._engine.backward(pull * self._n_passes)  # the engine divides by it
+            self._engine.step()
+        return losses
+
+
+def _cut(
+    image_BCHW: Tensor, frozen: ImageFeatures | None, n_parts: int
+) -> list[tuple[Tensor, ImageFeatures | None]]:
+    """The batch in equal parts."""
+    images = image_BCHW.chunk(n_parts)
+    if frozen is None:
+        return [(image, None) for image in images]
+    columns = (column.chunk(n_parts) for column in frozen)
+    return list(zip(images, map(ImageFeatures, *columns), strict=True))
+
+
+def _import_deepspeed() -> Any:
+    """Import late and quietly: it is slow, and a dry run or a zero-shot run has no need of it."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it found nothing else
+    import deepspeed
+
+    # Only inference_all_reduce would use this extension. Building it takes a compiler and half a
+    # minute at the first start, and leaves a lock behind if it is killed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+

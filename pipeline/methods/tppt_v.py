@@ -1,0 +1,91 @@
+"""TPPT-V: visual prompts under two-way supervision by textual anchors.
+
+Axes: N images of the global batch · C classes · E joint width. Source: arXiv 2505.20680.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Section
+from pipeline.methods.base import Losses, Setting
+from pipeline.methods.finetune import Finetune, FinetuneOptions
+from pipeline.model.anchors import FixedAnchors, LearnedAnchors
+from pipeline.model.losses import (
+    decorrelation,
+    dispersion,
+    image_to_text,
+    relation_matching,
+    text_to_image,
+)
+
+
+class TextToImageOptions(Section):
+    """The textual prototypical contrastive loss."""
+
+    weight: float = Field(1.0, ge=0)  # λ_t, against an image→text weight of 1
+    normalisation: Literal["sum", "mean", "batch"] = "sum"  # over one anchor's images
+    scale: float | None = Field(None, gt=0)  # of the cosines; None = CLIP's own
+
+
+class DiversityOptions(Section):
+    """What keeps moving anchors apart."""
+
+    form: Literal["none", "dispersion", "relation_matching", "decorrelation"] = "none"
+    weight: float = Field(0.1, ge=0)  # λ_d
+    temperature: float = Field(0.1, gt=0)  # τ_d of 'dispersion' only
+
+
+class TpptVOptions(FinetuneOptions):
+    """TPPT-V: what is prompted, and how the anchors guide it."""
+
+    text_to_image: TextToImageOptions = TextToImageOptions()
+    anchor_residuals: bool = False  # a learned offset per class, frozen after its task
+    diversity: DiversityOptions = DiversityOptions()
+
+
+class TpptV(Finetune):
+    """Visual prompts learned from both sides: images pick anchors and anchors pick images."""
+
+    Options = TpptVOptions
+
+    def __init__(self, setting: Setting, options: TpptVOptions) -> None:
+        super().__init__(setting, options)
+        self.anchors = self._build_anchors(setting, options)
+
+    def _build_anchors(
+        self, setting: Setting, options: TpptVOptions
+    ) -> FixedAnchors | LearnedAnchors:
+        """The frozen text embeddings, with residuals on top if they are wanted."""
+        if not options.anchor_residuals:
+            return self.anchors
+        return LearnedAnchors(setting.clip, self.anchors, residuals=True, seed=setting.seed)
+
+    def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
+        """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""
+        anchor_CE, position_N = self.competing(label_N)
+        scale, backwards = self.clip.logit_scale, self.options.text_to_image
+        terms = {"image_to_text": image_to_text(image_NE, anchor_CE, position_N, scale)}
+        if backwards.weight:
+            terms["text_to_image"] = backwards.weight * text_to_image(
+                image_NE,
+                anchor_CE,
+                position_N,
+                backwards.scale or scale,
+                normalisation=backwards.normalisation,
+            )
+        if self.options.diversity.form != "none":
+            terms["diversity"] = self.options.diversity.weight * self._diversity()
+        return Losses(sum(terms.values()), terms)
+
+    def _diversity(self) -> Tensor:
+        """The chosen regulariser over the anchors of all classes seen so far."""
+        options, anchor_CE = self.options.diversity, self.anchors.seen()
+        if options.form == "dispersion":
+            return dispersion(anchor_CE, options.temperature)
+        if options.form == "relation_matching":
+            return relation_matching(anchor_CE, self.anchors.unprompted())
+        return decorrelation(anchor_CE)

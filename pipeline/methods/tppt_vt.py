@@ -1,0 +1,36 @@
+"""TPPT-VT: visual and textual prompts learned together, so that the anchors move.
+
+Source: arXiv 2505.20680.
+"""
+
+from __future__ import annotations
+
+from pipeline.methods.base import Setting
+from pipeline.methods.tppt_v import DiversityOptions, TpptV, TpptVOptions
+from pipeline.model.anchors import LearnedAnchors, OldAnchors
+from pipeline.model.prompts import TextualPromptOptions
+
+
+class TpptVTOptions(TpptVOptions):
+    """TPPT-VT: TPPT-V, and what moves the anchors."""
+
+    textual_prompts: TextualPromptOptions = TextualPromptOptions()
+    old_anchors: OldAnchors = "reencoded"  # with today's context, or 'frozen' as learned
+    diversity: DiversityOptions = DiversityOptions(form="relation_matching")
+
+
+class TpptVT(TpptV):
+    """Anchors that learn with the images and are kept from collapsing together."""
+
+    Options = TpptVTOptions
+
+    def _build_anchors(self, setting: Setting, options: TpptVTOptions) -> LearnedAnchors:
+        """Anchors read from the text tower behind a learned context."""
+        return LearnedAnchors(
+            setting.clip,
+            self.anchors,
+            textual_prompts=options.textual_prompts,
+            residuals=options.anchor_residuals,
+            old=options.old_anchors,
+            seed=setting.seed,
+        )

@@ -1,0 +1,356 @@
+"""The frozen CLIP: the only door to open_clip.
+
+Axes: B images · C classes · N text tokens · S image tokens · L prompt tokens · D prompted layers ·
+V vision width · W text width · E joint width.
+
+No model code is copied: the towers are open_clip's own modules, called block by block so that
+prompt tokens can enter between them. Without prompts the features are bit-equal to open_clip's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import torch
+from open_clip.transformer import (
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+    text_global_pool,
+)
+from torch import Tensor, nn
+
+from pipeline.errors import WeightsError
+
+_LOCAL = "local-dir:"
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids of one prompt per class, cut to the longest real one.
+
+    ``token_CN`` starts with the start token; ``end_C`` is the position of each end token, where the
+    text feature is read. Causal attention makes the cut exact.
+    """
+
+    token_CN: Tensor
+    end_C: Tensor
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower makes of a batch, float32, not normalised."""
+
+    pooled_BV: Tensor  # the pooled token before the projection
+    joint_BE: Tensor  # the feature that is compared with text
+
+
+class FrozenClip:
+    """A CLIP whose parameters never change.
+
+    Deliberately not an ``nn.Module``: a method that holds one does not register it, so that the
+    engine neither broadcasts, casts, nor saves the backbone.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: object, *, name: str, device: torch.device):
+        self.name = name
+        self.device = device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.clip = clip.requires_grad_(False).eval()
+        self.logit_scale = float(clip.logit_scale.detach().float().exp())
+        self._visual: VisionTransformer = _checked_visual(clip, name)
+        self._text = _checked_text(clip, name)
+        self._tokenizer = tokenizer
+        self.clip.to(device=device, dtype=self.dtype)
+        self._pools_cls = self._visual.pool_type == "tok" and all(
+            type(block) is ResidualAttentionBlock for block in self._visual.transformer.resblocks
+        )
+        mean, std = clip.visual.image_mean, clip.visual.image_std
+        self._mean_111 = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self._std_111 = torch.tensor(std, device=device).view(-1, 1, 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return int(self._visual.image_size[0])
+
+    @property
+    def vision_width(self) -> int:
+        """V, the width of the image tower's tokens."""
+        return int(self._visual.transformer.width)
+
+    @property
+    def text_width(self) -> int:
+        """W, the width of the text tower's tokens."""
+        return int(self._text.transformer.width)
+
+    @property
+    def joint_width(self) -> int:
+        """E, the width of the space in which images and texts are compared."""
+        return int(self._visual.output_dim)
+
+    @property
+    def vision_layers(self) -> int:
+        """Number of blocks in the image tower."""
+        return len(self._visual.transformer.resblocks)
+
+    @property
+    def text_layers(self) -> int:
+        """Number of blocks in the text tower."""
+        return len(self._text.transformer.resblocks)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image in the tower, the class token included."""
+        return int(self._visual.positional_embedding.shape[0])
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt may have, start and end tokens included."""
+        return int(self._text.positional_embedding.shape[0])
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of frozen scalars."""
+        return sum(parameter.numel() for parameter in self.clip.parameters())
+
+    def sha256(self) -> str:
+        """Hash of every frozen tensor by name, independent of the file it came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.clip.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def normalise(self, image_BCHW: Tensor) -> Tensor:
+        """Pixels 0..255 as the towers want them: ``(pixel / 255 - mean) / std``."""
+        pixel_BCHW = image_BCHW.to(self.device, non_blocking=True).float().div(255)
+        return pixel_BCHW.sub(self._mean_111).div_(self._std_111).to(self.dtype)
+
+    def encode_image(
+        self, image_BCHW: Tensor, prompt_DBLV: Tensor | None = None
+    ) -> ImageFeatures:
+        """Features of pixels ``image_BCHW``, uint8.
+
+        ``prompt_DBLV[l]`` are the tokens that follow CLS in block ``l``; each prompted block
+        replaces those of the block before, and the last ones stay until the end.
+        """
+        visual = self._visual
+        token_BSV = visual._embeds(self.normalise(image_BCHW))
+        if prompt_DBLV is None:
+            token_BSV = visual.transformer(token_BSV)
+        else:
+            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV.to(self.dtype))
+        pooled_BV, _ = visual._pool(token_BSV)
+        feature_BE = pooled_BV if visual.proj is None else pooled_BV @ visual.proj
+        return ImageFeatures(pooled_BV.float(), feature_BE.float())
+
+    def _prompted_blocks(self, token_BSV: Tensor, prompt_DBLV: Tensor) -> Tensor:
+        """The image tokens after all blocks, prompts removed; CLS alone if only CLS is pooled."""
+        depth, length = prompt_DBLV.shape[0], prompt_DBLV.shape[2]
+        blocks = self._visual.transformer.resblocks
+        for layer, block in enumerate(blocks):
+            if layer < depth:
+                image_BSV = token_BSV[:, 1 + (length if layer else 0) :]
+                token_BSV = torch.cat([token_BSV[:, :1], prompt_DBLV[layer], image_BSV], dim=1)
+            if layer == len(blocks) - 1 and self._pools_cls:
+                return _last_block_of_cls(block, token_BSV)
+            token_BSV = block(token_BSV)
+        return torch.cat([token_BSV[:, :1], token_BSV[:, 1 + length :]], dim=1)
+
+    def tokenize(self, texts: Sequence[str]) -> PromptTokens:
+        """Token ids of ``texts``, cut to the longest."""
+        token_CN = self._tokenizer(list(texts)).to(self.device)
+        if self._text.pool_type == "eos":
+            end_C = (token_CN == self._text.eos_id).int().argmax(dim=-1)
+        else:
+            end_C = token_CN.argmax(dim=-1)
+        if self._text.pool_type in ("argmax", "eos"):
+            token_CN = token_CN[:, : int(end_C.max()) + 1]
+        return PromptTokens(token_CN, end_C)
+
+    def embed_words(self, text: str) -> Tensor:
+        """Token embeddings ``word_LW`` of ``text`` without start and end tokens, float32."""
+        prompt = self.tokenize([text])
+        ids_L = prompt.token_CN[0, 1 : int(prompt.end_C[0])]
+        return self._text.token_embedding(ids_L).detach().float()
+
+    def encode_text(self, prompt: PromptTokens, context_DLW: Tensor | None = None) -> Tensor:
+        """Joint feature ``feature_CE`` (not normalised, float32) of each prompt.
+
+        ``context_DLW[0]`` is inserted after the start token; ``context_DLW[l]`` replaces it in
+        block ``l``. Gradients reach the context only.
+
+        Raises:
+            WeightsError: prompt and context together exceed ``context_length``.
+        """
+        text = self._text
+        token_CNW = text.token_embedding(prompt.token_CN).to(self.dtype)
+        end_C, length = prompt.end_C, 0
+        if context_DLW is not None:
+            depth, length = context_DLW.shape[:2]
+            context_DCLW = context_DLW.to(self.dtype)[:, None].expand(-1, len(end_C), -1, -1)
+            token_CNW = torch.cat([token_CNW[:, :1], context_DCLW[0], token_CNW[:, 1:]], dim=1)
+            end_C = end_C + length
+        n_tokens = self._checked_length(token_CNW.shape[1], length)
+        token_CNW = token_CNW + text.positional_embedding[:n_tokens].to(self.dtype)
+        mask_NN = None if text.attn_mask is None else text.attn_mask[:n_tokens, :n_tokens]
+        for layer, block in enumerate(text.transformer.resblocks):
+            if length and 0 < layer < depth:
+                after_CNW = token_CNW[:, 1 + length :]
+                token_CNW = torch.cat([token_CNW[:, :1], context_DCLW[layer], after_CNW], dim=1)
+            token_CNW = block(token_CNW, attn_mask=mask_NN)
+        token_CNW = text.ln_final(token_CNW)
+        if text.pool_type in ("argmax", "eos"):
+            pooled_CW = token_CNW[torch.arange(len(end_C), device=self.device), end_C]
+        else:
+            pooled_CW = text_global_pool(token_CNW, None, text.pool_type)
+        return _project(pooled_CW, text.text_projection).float()
+
+    def _checked_length(self, n_tokens: int, context_tokens: int) -> int:
+        if n_tokens <= self.context_length:
+            return n_tokens
+        raise WeightsError(
+            f"{self.name}: the longest class prompt has {n_tokens} tokens, {context_tokens} of them "
+            f"learned context, and the text tower takes {self.context_length}; shorten the class "
+            "names or method.options.textual_prompts.length"
+        )
+
+
+class _TextTower:
+    """The text half of a CLIP, under one set of names for open_clip's two layouts."""
+
+    def __init__(self, clip: nn.Module):
+        owner = clip.text if hasattr(clip, "text") else clip
+        self.transformer = owner.transformer
+        self.token_embedding = owner.token_embedding
+        self.positional_embedding = owner.positional_embedding
+        self.ln_final = owner.ln_final
+        self.text_projection = owner.text_projection
+        self.attn_mask = owner.attn_mask
+        self.pool_type = owner.pool_type if hasattr(clip, "text") else clip.text_pool_type
+        self.eos_id = owner.eos_id if hasattr(clip, "text") else clip.text_eos_id
+
+
+def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int = 0) -> FrozenClip:
+    """The CLIP that ``arch`` and ``weights`` name, frozen, on ``device``.
+
+    ``arch`` is any open_clip model name or ``local-dir:FOLDER`` (open_clip's own folder layout);
+    ``weights`` any pretrained tag of it, a file, ``random`` (seeded, for benchmarks), or None for a
+    ``local-dir:`` folder, which brings its own.
+
+    Raises:
+        WeightsError: no such architecture, tag or file, or an activation that does not fit.
+    """
+    problem = weights_problem(arch, weights)
+    if problem:
+        raise WeightsError(problem)
+    pretrained = None if weights == "random" else weights
+    torch.manual_seed(seed)
+    with _quiet_open_clip():
+        clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
+    name = arch if weights is None else f"{arch}/{weights}"
+    return FrozenClip(clip, open_clip.get_tokenizer(arch), name=name, device=device)
+
+
+def weights_problem(arch: str, weights: str | None) -> str | None:
+    """Why this backbone cannot be loaded, as far as that is known without loading it, or None."""
+    if arch.startswith(_LOCAL):
+        return _local_problem(Path(arch.removeprefix(_LOCAL)), weights)
+    if arch not in open_clip.list_models():
+        return f"model.arch: open_clip has no model {arch!r}{_nearest(arch)}"
+    if weights is None:
+        return f"model.weights: missing for {arch}; give a pretrained tag, a file, or 'random'"
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if weights == "random" or Path(weights).is_file():
+        return None
+    if weights not in tags:
+        return (
+            f"model.weights: {weights!r} is neither a file nor a pretrained tag of {arch}; "
+            f"its tags are {', '.join(tags) or 'none'}"
+        )
+    return _activation_problem(arch, weights)
+
+
+def _activation_problem(arch: str, tag: str) -> str | None:
+    """OpenAI's weights were trained with QuickGELU; open_clip only warns about a mismatch."""
+    wanted = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
+    found = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+    if wanted == found:
+        return None
+    other = f"{arch}-quickgelu" if wanted else arch.removesuffix("-quickgelu")
+    return (
+        f"model.arch: {arch} has the wrong activation for the weights {tag!r} and would silently "
+        f"lose accuracy; use {other}"
+    )
+
+
+def _local_problem(folder: Path, weights: str | None) -> str | None:
+    if not folder.is_dir():
+        return f"model.arch: there is no folder {folder}; give one in open_clip's layout"
+    if not (folder / "open_clip_config.json").is_file():
+        return f"model.arch: {folder} has no open_clip_config.json; it is not an open_clip folder"
+    if weights not in (None, "random"):
+        return f"model.weights: {_LOCAL} brings its own weights; remove {weights!r}"
+    if weights is None and not list(folder.glob("open_clip_*model*.safetensors")):
+        return f"model.arch: {folder} has no open_clip_model.safetensors"
+    return None
+
+
+def _nearest(arch: str) -> str:
+    close = difflib.get_close_matches(arch, open_clip.list_models(), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _checked_visual(clip: nn.Module, name: str) -> VisionTransformer:
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        raise WeightsError(
+            f"{name}: the image tower is a {type(visual).__name__}; visual prompts need a plain "
+            "vision transformer with a class token, such as ViT-L-14"
+        )
+    return visual
+
+
+def _checked_text(clip: nn.Module, name: str) -> _TextTower:
+    owner = getattr(clip, "text", clip)
+    if owner is not clip and not isinstance(owner, TextTransformer):
+        raise WeightsError(
+            f"{name}: the text tower is a {type(owner).__name__}; textual prompts need open_clip's "
+            "own text transformer"
+        )
+    if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
+        raise WeightsError(f"{name}: text towers with a class token or padding mask do not work")
+    return _TextTower(clip)
+
+
+def _project(pooled_CW: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
+    if projection is None:
+        return pooled_CW
+    return projection(pooled_CW) if isinstance(projection, nn.Module) else pooled_CW @ projection
+
+
+def _last_block_of_cls(block: ResidualAttentionBlock, token_BSV: Tensor) -> Tensor:
+    """CLS after the last block: no other token is read, so no other is computed (exact)."""
+    cls_B1V, normed_BSV = token_BSV[:, :1], block.ln_1(token_BSV)
+    attended_B1V = block.attention(normed_BSV[:, :1], normed_BSV, normed_BSV)
+    cls_B1V = cls_B1V + block.ls_1(attended_B1V)
+    return cls_B1V + block.ls_2(block.mlp(block.ln_2(cls_B1V)))
+
+
+@contextlib.contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """Hide open_clip's advice about random weights; what matters is checked before loading."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,79 @@
+"""The losses of TPPT as pure functions.
+
+Axes: N images of the global batch · C classes, hence anchors · E joint width.
+Embeddings and anchors have unit norm. Source: arXiv 2505.20680.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def image_to_text(image_NE: Tensor, anchor_CE: Tensor, label_N: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of each image over the anchors, mean over images.
+
+    ``label_N`` are positions in ``anchor_CE``; ``scale`` multiplies the cosines.
+    """
+    return F.cross_entropy(scale * image_NE @ anchor_CE.T, label_N)
+
+
+def text_to_image(
+    image_NE: Tensor,
+    anchor_CE: Tensor,
+    label_N: Tensor,
+    scale: float,
+    *,
+    normalisation: str = "sum",
+) -> Tensor:
+    """Textual prototypical contrastive loss: each anchor picks its images out of the batch.
+
+    ``-1/C Σ_c Σ_i 1[label_i = c] log softmax_i(scale · w_c·z_i)[i]``. An anchor without an image
+    in the batch gives no loss and no gradient.
+
+    ``normalisation`` says how the images of one anchor are put together: ``sum`` as above (the
+    authors' sister code), ``mean`` over an anchor's own images, ``batch`` with the further 1/N of
+    the paper's transcription.
+    """
+    log_share_CN = F.log_softmax(scale * anchor_CE @ image_NE.T, dim=1)
+    member_CN = torch.arange(len(anchor_CE), device=label_N.device)[:, None] == label_N[None]
+    weight_CN = member_CN.to(log_share_CN.dtype)
+    if normalisation == "mean":
+        weight_CN = weight_CN / weight_CN.sum(dim=1, keepdim=True).clamp(min=1)
+    elif normalisation == "batch":
+        weight_CN = weight_CN / len(label_N)
+    return -(weight_CN * log_share_CN).sum() / len(anchor_CE)
+
+
+def dispersion(anchor_CE: Tensor, temperature: float) -> Tensor:
+    """Mean log of each anchor's mean closeness to the others; low when anchors spread out.
+
+    Source: the dispersion loss of CIDER, arXiv 2203.04450.
+    """
+    n_classes = len(anchor_CE)
+    if n_classes < 2:
+        return anchor_CE.sum() * 0.0
+    cosine_CC = anchor_CE @ anchor_CE.T / temperature
+    own_CC = torch.eye(n_classes, dtype=torch.bool, device=anchor_CE.device)
+    others_C = cosine_CC.masked_fill(own_CC, float("-inf")).logsumexp(dim=1)
+    return (others_C - torch.log(torch.tensor(n_classes - 1.0))).mean()
+
+
+def relation_matching(anchor_CE: Tensor, reference_CE: Tensor) -> Tensor:
+    """Mean squared change of the cosines between anchors against ``reference_CE``."""
+    n_classes = len(anchor_CE)
+    if n_classes < 2:
+        return anchor_CE.sum() * 0.0
+    change_CC = anchor_CE @ anchor_CE.T - reference_CE @ reference_CE.T
+    return change_CC.square().sum() / (n_classes * (n_classes - 1))
+
+
+def decorrelation(anchor_CE: Tensor) -> Tensor:
+    """Mean squared cosine between different anchors, in [0, 1]."""
+    n_classes = len(anchor_CE)
+    if n_classes < 2:
+        return anchor_CE.sum() * 0.0
+    own_CC = torch.eye(n_classes, dtype=torch.bool, device=anchor_CE.device)
+    cosine_CC = (anchor_CE @ anchor_CE.T).masked_fill(own_CC, 0.0)
+    return cosine_CC.square().sum() / (n_classes * (n_classes - 1))

@@ -1,0 +1,149 @@
+"""Learned prompt tokens for the two towers.
+
+Axes: B images · D prompted layers · M components · L prompt tokens · V vision width · W text width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import Section
+from pipeline.rng import torch_stream
+
+_INITIAL_STD = 0.02
+
+
+class VisualPromptOptions(Section):
+    """What the visual prompts are made of."""
+
+    generator: Literal["weighted", "shared"] = "weighted"  # per image, or one set for all images
+    growth: Literal["chunk", "tuned"] = "chunk"  # a new chunk per task, or one tuned on
+    components: int = Field(10, gt=0)  # M of one chunk; 'shared' has one
+    length: int = Field(8, gt=0)  # L, tokens in each prompted layer
+    depth: int | None = Field(None, gt=0)  # first layers that get prompts; None = all
+
+
+class TextualPromptOptions(Section):
+    """What the textual prompts are made of."""
+
+    length: int = Field(4, gt=0)  # L, learned context tokens before the class name
+    initial_words: str = "a photo of a"  # their embeddings are the first values
+    depth: int = Field(1, gt=0)  # first text layers that get context tokens of their own
+    growth: Literal["tuned", "per_task"] = "tuned"  # one context for ever, or one for each task
+
+
+class PromptChunk(nn.Module):
+    """The components that one task learns."""
+
+    def __init__(self, prompt_DMLV: Tensor, key_MV: Tensor | None, attention_MV: Tensor | None):
+        super().__init__()
+        self.prompt_DMLV = nn.Parameter(prompt_DMLV)
+        self.key_MV = None if key_MV is None else nn.Parameter(key_MV)
+        self.attention_MV = None if attention_MV is None else nn.Parameter(attention_MV)
+
+
+class VisualPrompts(nn.Module):
+    """Deep visual prompts, grown by a chunk of components per task.
+
+    ``P̃_l(x) = Σ_m a_m(x) P_l^m`` with ``a_m(x) = cos(q(x) ⊙ A_m, K_m)``: every image has its own
+    tokens. The ``shared`` generator is the case of one component per chunk with weight 1. Later
+    chunks start at zero, so that a task begins where the one before it ended.
+
+    Source: the form of CODA-Prompt, arXiv 2211.13218, as METHOD of TPPT (arXiv 2505.20680) uses it.
+    """
+
+    def __init__(self, options: VisualPromptOptions, *, width: int, layers: int, seed: int):
+        super().__init__()
+        self._options = options
+        self._width = width
+        self._depth = min(options.depth or layers, layers)
+        self._seed = seed
+        self.chunks = nn.ModuleList()
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether the tokens depend on the image."""
+        return self._options.generator == "weighted"
+
+    def begin_task(self) -> None:
+        """Freeze what earlier tasks learned and add what this one may learn."""
+        if self.chunks and self._options.growth == "tuned":
+            return
+        self.chunks.requires_grad_(False)
+        self.chunks.append(self._new_chunk(len(self.chunks)))
+
+    def forward(self, query_BV: Tensor | None, n_images: int) -> Tensor:
+        """Tokens ``prompt_DBLV`` of each image; ``query_BV`` is read by 'weighted' only."""
+        prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in self.chunks], dim=1)
+        if query_BV is None:
+            return prompt_DMLV.sum(dim=1, keepdim=True).expand(-1, n_images, -1, -1)
+        key_MV = torch.cat([chunk.key_MV for chunk in self.chunks])
+        attention_MV = torch.cat([chunk.attention_MV for chunk in self.chunks])
+        weight_BM = component_weights(query_BV, attention_MV, key_MV)
+        return torch.einsum("bm,dmlv->dblv", weight_BM, prompt_DMLV)
+
+    def _new_chunk(self, index: int) -> PromptChunk:
+        options = self._options
+        n_components = options.components if self.needs_query else 1
+        stream = torch_stream("visual prompts", self._seed, index)
+        shape = (self._depth, n_components, options.length, self._width)
+        prompt_DMLV = torch.randn(shape, generator=stream) * _INITIAL_STD
+        if index:
+            prompt_DMLV.zero_()
+        if not self.needs_query:
+            return PromptChunk(prompt_DMLV, None, None)
+        key_MV = torch.randn(n_components, self._width, generator=stream)
+        return PromptChunk(prompt_DMLV, key_MV, torch.ones(n_components, self._width))
+
+
+def component_weights(query_BV: Tensor, attention_MV: Tensor, key_MV: Tensor) -> Tensor:
+    """``a_Bm = cos(q_B ⊙ A_m, K_m)`` in [-1, 1], without the B×M×V product in memory.
+
+    Source: CODA-Prompt, arXiv 2211.13218.
+    """
+    dot_BM = query_BV @ (attention_MV * key_MV).T
+    attended_BM = (query_BV.square() @ attention_MV.square().T).clamp_min(1e-12).sqrt()
+    return dot_BM / attended_BM / key_MV.norm(dim=1).clamp_min(1e-12)
+
+
+class TextualPrompts(nn.Module):
+    """A learned context in front of every class name, optionally in deeper layers too."""
+
+    def __init__(
+        self, options: TextualPromptOptions, word_LW: Tensor, *, layers: int, seed: int
+    ) -> None:
+        super().__init__()
+        self._options = options
+        self._depth = min(options.depth, layers)
+        self._seed = seed
+        self._word_LW = word_LW.cpu()
+        self.contexts = nn.ParameterList()
+
+    def begin_task(self) -> None:
+        """Freeze the contexts of earlier tasks and add one, where each task has its own."""
+        if len(self.contexts) and self._options.growth == "tuned":
+            return
+        self.contexts.requires_grad_(False)
+        self.contexts.append(nn.Parameter(self._new_context(len(self.contexts))))
+
+    def context(self, task_index: int) -> Tensor:
+        """The tokens ``context_DLW`` in front of the names that ``task_index`` brought."""
+        return self.contexts[min(task_index, len(self.contexts) - 1)]
+
+    def _new_context(self, index: int) -> Tensor:
+        length, width = self._options.length, self._word_LW.shape[1]
+        stream = torch_stream("textual prompts", self._seed, index)
+        context_DLW = torch.randn(self._depth, length, width, generator=stream) * _INITIAL_STD
+        n_words = min(length, len(self._word_LW))
+        context_DLW[0, :n_words] = self._word_LW[:n_words]
+        return context_DLW
+
+
+def unit(feature_BE: Tensor) -> Tensor:
+    """Features scaled to length 1."""
+    return F.normalize(feature_BE, dim=-1)

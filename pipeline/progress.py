@@ -1,0 +1,102 @@
+"""What a person sees of a run: a live display on a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where training stands; every figure is of all ranks together."""
+
+    task: int  # counted from 0
+    epoch: int  # counted from 0
+    step: int  # of the task, counted from 0
+    loss: float
+    learning_rate: float
+    images_per_second: float
+    data_wait: float  # fraction of the time spent waiting for images
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.3f}  lr {self.learning_rate:.1e}  "
+            f"{self.images_per_second:,.0f} images/s  data wait {self.data_wait:.0%}"
+        )
+
+
+class Display:
+    """Progress over all tasks; nothing is shown on ranks other than 0."""
+
+    def __init__(self, *, n_tasks: int, n_epochs: int, shown: bool) -> None:
+        self._n_tasks, self._n_epochs = n_tasks, n_epochs
+        self._shown = shown
+        self._live: Live | None = None
+        self._table = Table(title="accuracy after each task (%)", title_justify="left")
+        for title in ("task", "all seen", *(f"{index + 1}" for index in range(n_tasks))):
+            self._table.add_column(title, justify="right")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._total = self._bar.add_task("all steps", total=None, note="")
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Display:
+        console = Console(stderr=True)
+        if self._shown and console.is_terminal and not console.is_dumb_terminal:
+            self._live = Live(Group(self._table, self._bar), console=console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            sys.stderr.flush()
+
+    def expect(self, n_steps: int) -> None:
+        """Set the number of optimizer steps of the whole run, all tasks together."""
+        self._bar.update(self._total, total=n_steps)
+
+    def step(self, report: StepReport, *, done: int, task_steps: int) -> None:
+        """Show a step; ``done`` counts the steps of the whole run so far."""
+        place = f"task {report.task + 1}/{self._n_tasks} epoch {report.epoch + 1}/{self._n_epochs}"
+        self._bar.update(self._total, completed=done, description=place, note=str(report))
+        if self._shown and not self._live:
+            eta = _clock(self._bar.tasks[0].time_remaining)
+            log.info("%s step %d/%d %s  eta %s", place, report.step + 1, task_steps, report, eta)
+
+    def scored(self, task: int, micro: float, row: Sequence[float]) -> None:
+        """Add the accuracies after ``task`` to the table."""
+        cells = [f"{100 * accuracy:.1f}" for accuracy in row]
+        self._table.add_row(str(task + 1), f"{100 * micro:.1f}", *cells)
+        if self._shown and not self._live:
+            each = " ".join(cells)
+            log.info("task %d learned: %.1f %% of all seen; by task: %s", task + 1, 100 * micro, each)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

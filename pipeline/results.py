@@ -1,0 +1,132 @@
+"""``results.json``: what a run leaves behind for people and programs to trust."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config, config_hash
+from pipeline.metrics import backward_transfer, forgetting, macro_accuracy, micro_accuracy
+from pipeline.tasks import Task
+
+SCHEMA = 1
+NAME = "results.json"
+_PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was measured after one task: per seen task, in order."""
+
+    correct: tuple[int, ...]
+    images: tuple[int, ...]
+    anchor_cosine: float  # mean cosine between different anchors
+    modality_gap: float  # distance of mean image and mean anchor
+    feature_drift: float | None  # of old classes' mean features since learned; None at first
+    trainable_parameters: int  # of this task
+    images_per_second: float | None  # in training, all ranks; None if nothing was trained
+    train_seconds: float
+    test_seconds: float
+
+
+@dataclass
+class Results:
+    """All stages so far and where they came from."""
+
+    method: str
+    tasks: Sequence[Task]
+    manifest: dict[str, Any]
+    stages: list[Stage] = field(default_factory=list)
+    skipped_samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def accuracy_matrix(self) -> list[list[float | None]]:
+        """``a[t][k]``: accuracy on task k after task t, None above the diagonal."""
+        rows = []
+        for stage in self.stages:
+            row = [right / total for right, total in zip(stage.correct, stage.images, strict=True)]
+            rows.append([*row, *[None] * (len(self.tasks) - len(row))])
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``results.json``; accuracies are fractions."""
+        matrix = self.accuracy_matrix()
+        micro = [micro_accuracy(stage.correct, stage.images) for stage in self.stages]
+        macro = [macro_accuracy(stage.correct, stage.images) for stage in self.stages]
+        speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
+        finished = len(self.stages) == len(self.tasks)
+        return {
+            "schema": SCHEMA,
+            "status": "finished" if finished else "running",
+            "method": self.method,
+            "tasks": [list(task.names) for task in self.tasks],
+            "accuracy_matrix": matrix,
+            "stage_accuracy": {"micro": micro, "macro": macro},
+            "average_incremental_accuracy": fmean(micro) if micro else None,
+            "last_accuracy": micro[-1] if micro else None,
+            "forgetting": forgetting(matrix),
+            "backward_transfer": backward_transfer(matrix),
+            "diagnostics": [
+                {
+                    "task": index,
+                    "anchor_cosine": stage.anchor_cosine,
+                    "modality_gap": stage.modality_gap,
+                    "feature_drift": stage.feature_drift,
+                    "train_seconds": round(stage.train_seconds, 3),
+                    "test_seconds": round(stage.test_seconds, 3),
+                }
+                for index, stage in enumerate(self.stages)
+            ],
+            "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
+            "images_per_second": fmean(speeds) if speeds else None,
+            "skipped_samples": self.skipped_samples,
+            "manifest": self.manifest,
+        }
+
+    def write(self, output: str) -> None:
+        """Replace ``results.json`` in the folder ``output`` as a whole."""
+        text = json.dumps(self.as_dict(), indent=2)
+        storage.write_atomically(storage.join(output, NAME), f"{text}\n".encode())
+
+
+def read_results(output: str) -> dict[str, Any] | None:
+    """The content of ``results.json`` in the folder ``output``, or None if there is none."""
+    url = storage.join(output, NAME)
+    return json.loads(storage.read_text(url)) if storage.exists(url) else None
+
+
+def build_manifest(
+    config: Config, *, tasks: Sequence[Task], index_sha256: str, backbone_sha256: str, ranks: int
+) -> dict[str, Any]:
+    """Everything that would be needed to make the same results again."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config_hash(config),
+        "class_order": [label for task in tasks for label in task.labels],
+        "index_sha256": index_sha256,
+        "backbone_sha256": backbone_sha256,
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "world_size": ranks,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's checkout, with ``+`` if files were changed; None outside one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,210 @@
+"""From a configuration to a finished run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.comm import World, process_group
+from pipeline.config import Config, TextConfig, config_hash
+from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.plan import steps_per_epoch
+from pipeline.data.stream import ShardSource
+from pipeline.engine import layout_problem, passes_per_step
+from pipeline.errors import ConfigError
+from pipeline.methods import build_method, parse_options
+from pipeline.methods.base import Method, Setting
+from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
+from pipeline.results import Results, build_manifest, read_results
+from pipeline.tasks import Task, class_order, split_classes
+from pipeline.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration that was found to fit its data and the number of ranks."""
+
+    config: Config
+    index: ShardIndex
+    tasks: tuple[Task, ...]
+    world_size: int
+
+    @property
+    def train_split(self) -> str:
+        """The images to learn from: without those held out for validation."""
+        return "fit" if self.config.data.validation_fraction else "train"
+
+
+def check_run(config: Config, world_size: int) -> Run:
+    """Everything that can be known to be wrong before a process group starts.
+
+    Raises:
+        ConfigError: the settings do not fit each other, the data or the number of ranks.
+        DataError, StorageError: the index cannot be used.
+    """
+    parse_options(config.method)
+    problem = layout_problem(config, world_size) or weights_problem(
+        config.model.arch, config.model.weights
+    )
+    if problem:
+        raise ConfigError(problem)
+    index = read_index(config.data.index)
+    names = index.class_names if config.text.names == "spaced" else index.class_folders
+    order = class_order(config.tasks.class_order, len(names), config.tasks.order_seed)
+    tasks = split_classes(
+        order,
+        names,
+        classes_per_task=config.tasks.classes_per_task,
+        initial_classes=config.tasks.initial_classes,
+        limit=config.tasks.limit,
+    )
+    _check_every_class_has_images(config, index, tasks)
+    return Run(config, index, tasks, world_size)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the output already holds this very run.
+
+    Raises:
+        ConfigError: it holds another run.
+    """
+    results = read_results(run.config.output)
+    if results is None:
+        return False
+    if results["manifest"]["config_sha256"] != config_hash(run.config):
+        raise ConfigError(
+            f"output: {run.config.output} holds the {results['status']} run of another "
+            "configuration; choose another output=, or remove that folder"
+        )
+    return results["status"] == "finished"
+
+
+def execute(run: Run, world: World) -> Results:
+    """Learn the sequence on all ranks; returns what ``results.json`` says."""
+    config = run.config
+    torch.manual_seed(config.seed)
+    with process_group(world, timeout_s=config.engine.timeout_s):
+        clip = load_clip(config.model.arch, config.model.weights, device=world.device)
+        manifest = build_manifest(
+            config,
+            tasks=run.tasks,
+            index_sha256=run.index.sha256,
+            backbone_sha256=clip.sha256() if world.is_main else "",
+            ranks=world.world_size,
+        )
+        results = Results(method=config.method.name, tasks=run.tasks, manifest=manifest)
+        source = ShardSource(
+            run.index,
+            on_bad_sample=config.data.on_bad_sample,
+            bad_sample_budget=config.data.bad_sample_budget,
+        )
+        method = build_method(config.method, _setting(config, clip))
+        try:
+            Trainer(config, world, run.index, source, method, results).run()
+        finally:
+            source.close()
+    return results
+
+
+def describe(run: Run) -> str:
+    """The plan of a run: what will be learned, what it takes, what must be fetched."""
+    config, index = run.config, run.index
+    clip = load_clip(config.model.arch, "random", device=torch.device("cpu"))
+    trainable = trainable_parameters(build_method(config.method, _setting(config, clip)), run.tasks)
+    lines = [
+        f"run        {config.name}: {config.method.name} on {index.url}",
+        f"output     {config.output}",
+        f"frozen     {clip.n_parameters:,} parameters of {config.model.arch}, "
+        f"{config.model.weights or 'its own weights'}",
+        f"ranks      {run.world_size}, {config.data.global_batch // run.world_size} images each in "
+        f"{passes_per_step(config, run.world_size)} pass(es) per step",
+        "",
+        "task  classes  train images  test images  steps  trainable  to fetch",
+    ]
+    total_steps = total_bytes = 0
+    for task, n_trainable in zip(run.tasks, trainable, strict=True):
+        train = _select(run, run.train_split, task)
+        test = _select(run, config.evaluation.split, task)
+        steps = steps_per_epoch(len(train), config.data.global_batch, config.data.tail)
+        steps *= config.optim.epochs if n_trainable else 0
+        size = test.bytes + (train.bytes if n_trainable else 0)
+        total_steps, total_bytes = total_steps + steps, total_bytes + size
+        lines.append(
+            f"{task.index + 1:4}  {len(task.labels):7}  {len(train):12,}  {len(test):11,}  "
+            f"{steps:5,}  {n_trainable:9,}  {_megabytes(size)}"
+        )
+    lines += [
+        "",
+        f"steps      {total_steps:,} in all",
+        f"trainable  {sum(trainable):,} parameters learned in all, {_megabytes(4 * sum(trainable))}",
+        f"to fetch   {_megabytes(total_bytes)} in all",
+        f"memory     {_memory_estimate(run, clip, max(trainable))}",
+    ]
+    return "\n".join(lines)
+
+
+def trainable_parameters(method: Method, tasks: tuple[Task, ...]) -> list[int]:
+    """How many scalars each task learns."""
+    counts = []
+    for task in tasks:
+        method.begin_task(task)
+        counts.append(sum(p.numel() for p in method.parameters() if p.requires_grad))
+        method.end_task(task)
+    return counts
+
+
+def class_prompts(text: TextConfig, name: str) -> list[str]:
+    """The prompts of one class, the one that training uses first."""
+    return [template.format(name) for template in text.templates]
+
+
+def _setting(config: Config, clip: FrozenClip) -> Setting:
+    def describe_class(name: str) -> list[str]:
+        return class_prompts(config.text, name)
+
+    return Setting(clip, describe_class, config.text.ensemble, config.seed)
+
+
+def _select(run: Run, split: str, task: Task):
+    fraction = run.config.data.validation_fraction
+    return run.index.select(split, task.labels, validation_fraction=fraction)
+
+
+def _check_every_class_has_images(
+    config: Config, index: ShardIndex, tasks: tuple[Task, ...]
+) -> None:
+    splits = {"train", "test" if config.evaluation.split == "test" else "train"}
+    for split in sorted(splits):
+        counts = index.count(split)
+        empty = [label for task in tasks for label in task.labels if not counts.get(label)]
+        if empty:
+            name = index.class_names[empty[0]]
+            raise ConfigError(
+                f"data.index: {index.url} has no {split} image of class {name!r} "
+                f"({len(empty)} such classes); prepare it with that split, or choose other classes"
+            )
+
+
+def _memory_estimate(run: Run, clip: FrozenClip, trainable: int) -> str:
+    """Rough bytes per rank: towers, activations of one pass, learned tensors with their state."""
+    on_gpu = torch.cuda.is_available()
+    width = 2 if on_gpu else 4
+    per_rank = run.config.data.global_batch // run.world_size
+    images = per_rank // passes_per_step(run.config, run.world_size)
+    tokens = clip.image_tokens + 10
+    activations = 10 * clip.vision_layers * tokens * clip.vision_width * width * images
+    state = 16 * trainable
+    total = width * clip.n_parameters + activations + state
+    return (
+        f"about {total / 1e9:.1f} GB per rank: towers {width * clip.n_parameters / 1e9:.1f}, "
+        f"activations {activations / 1e9:.1f}, learned tensors with gradient and moments "
+        f"{state / 1e9:.2f}"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
