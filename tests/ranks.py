@@ -1,0 +1,121 @@
+"""A function on several gloo ranks of this machine, and what it returns on each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.comm import process_group, read_world
+
+# Imported once by the server from which every rank is forked: a rank then starts in a moment.
+_PRELOADED = ["torch", "deepspeed", "open_clip", "webdataset", "pydantic", "rich"]
+
+
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0
+) -> list[Any]:
+    """What ``function(world, *arguments)`` returns on each of ``world_size`` ranks, in rank order.
+
+    ``function`` is named at the top of a module, so that another process finds it; arguments and
+    results are pickled. The first rank that fails ends the others.
+
+    Raises:
+        RuntimeError: a rank failed, with its traceback, or none answered within ``timeout_s``.
+    """
+    context = _context()
+    # The store lives here and picks a free port itself: no rank can find it taken.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+    ranks = [
+        context.Process(
+            target=_be_rank, args=(rank, world_size, store.port, pipes[rank][1], function, arguments)
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        for rank in ranks:
+            rank.start()
+        for _, sender in pipes:
+            sender.close()
+        return _collect([receiver for receiver, _ in pipes], timeout_s)
+    finally:
+        for rank in ranks:
+            rank.join(timeout=5)
+            rank.kill()
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    """Processes forked from a server that has imported what every rank needs, and no GPU."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
+
+
+def _collect(receivers: list[Connection], timeout_s: float) -> list[Any]:
+    deadline = time.monotonic() + timeout_s
+    values: dict[int, Any] = {}
+    while len(values) < len(receivers):
+        waiting = [r for number, r in enumerate(receivers) if number not in values]
+        left = deadline - time.monotonic()
+        ready = multiprocessing.connection.wait(waiting, timeout=max(0.0, left))
+        if not ready:
+            raise RuntimeError(f"{len(waiting)} of {len(receivers)} ranks gave no answer in time")
+        for receiver in ready:
+            number = receivers.index(receiver)
+            values[number] = _receive(receiver, number)
+    return [values[number] for number in range(len(receivers))]
+
+
+def _receive(receiver: Connection, rank: int) -> Any:
+    try:
+        value, failure = pickle.loads(receiver.recv_bytes())
+    except EOFError:
+        raise RuntimeError(f"rank {rank} ended without an answer") from None
+    if failure:
+        raise RuntimeError(f"rank {rank} failed:\n{failure}")
+    return value
+
+
+def _be_rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    sender: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+        CUDA_VISIBLE_DEVICES="",
+    )
+    torch.set_num_threads(1)
+    world = read_world(os.environ)
+    try:
+        with process_group(world, timeout_s=60):
+            answer = (function(world, *arguments), None)
+    except BaseException:
+        answer = (None, traceback.format_exc())
+    sender.send_bytes(pickle.dumps(answer))

@@ -1,0 +1,181 @@
+"""Tiny CLIPs with random weights and tiny pictures: every law can be shown in milliseconds.
+
+The widths of the two towers and of their joint space differ, so that a swapped one cannot pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline import prepare
+from pipeline.comm import World, process_group, read_world
+from pipeline.config import Config, parse_section
+from pipeline.methods.base import Setting
+from pipeline.model.backbone import FrozenClip, load_clip
+from pipeline.tasks import Task, split_classes
+
+IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens
+VISION_WIDTH, TEXT_WIDTH, JOINT_WIDTH = 26, 22, 19
+VISION_LAYERS, TEXT_LAYERS = 3, 2
+CONTEXT_LENGTH = 24
+
+# Names in the order of the index; their folders sort otherwise, and one holds an underscore.
+CLASSES = {
+    "red fox": "n3_red_fox",
+    "oak": "n1_oak",
+    "grey seal": "n7_grey_seal",
+    "lamp": "n2_lamp",
+    "kite": "n6_kite",
+    "sea urchin": "n5_sea_urchin",
+    "bell": "n4_bell",
+}
+TRAIN_IMAGES = (7, 5, 6, 8, 5, 7, 6)  # of each class, uneven on purpose
+TEST_IMAGES = (3, 4, 2, 5, 3, 4, 2)
+
+
+def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str:
+    """A ViT CLIP with random weights in open_clip's folder layout, as ``model.arch`` names it.
+
+    ``custom_text`` gives the other of open_clip's two layouts, whose text tower is a module.
+    """
+    model = {
+        "embed_dim": JOINT_WIDTH,
+        "vision_cfg": {
+            "image_size": IMAGE_SIZE,
+            "patch_size": 7,
+            "width": VISION_WIDTH,
+            "layers": VISION_LAYERS,
+            "head_width": 13,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": 49408,
+            "width": TEXT_WIDTH,
+            "heads": 2,
+            "layers": TEXT_LAYERS,
+        },
+    }
+    torch.manual_seed(seed)
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    clip = kind(model["embed_dim"], model["vision_cfg"], model["text_cfg"])
+    with torch.no_grad():  # open_clip starts some tensors at zero or one: they must count too
+        for parameter in clip.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        clip.logit_scale.fill_(float(np.log(17.0)))
+    folder.mkdir(parents=True)
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    content = {"model_cfg": model | ({"custom_text": True} if custom_text else {})}
+    content["preprocess_cfg"] = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return f"local-dir:{folder}"
+
+
+def write_pictures(folder: Path) -> Path:
+    """An ImageFolder of noisy pictures, each class around a colour of its own; returns the names.
+
+    The pictures are not square, so that cropping matters.
+    """
+    draw = np.random.default_rng(5)
+    colour_C3 = draw.integers(40, 216, size=(len(CLASSES), 3))
+    for split, counts in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        for label, (name, count) in enumerate(zip(CLASSES.values(), counts, strict=True)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise_HWC = draw.normal(0, 40, size=(23, 29, 3))
+                pixel_HWC = np.clip(colour_C3[label] + noise_HWC, 0, 255).astype(np.uint8)
+                Image.fromarray(pixel_HWC).save(folder / split / name / f"{number}.png")
+    names = folder / "names.json"
+    names.write_text(json.dumps([{"name": n, "folder": f} for n, f in CLASSES.items()]))
+    return names
+
+
+def build_config(arch: str, index: str, **sections: Any) -> Config:
+    """Three tasks of 3, 3 and 1 classes in two epochs; ``sections`` are laid over that."""
+    tree: dict[str, Any] = {
+        "output": "memory://unused",
+        "data": {"index": index, "global_batch": 4, "eval_batch": 5, "workers": 0},
+        "tasks": {"class_order": [4, 0, 6, 2, 5, 1, 3], "classes_per_task": 3},
+        "model": {"arch": arch},
+        "method": {"name": "zeroshot"},
+        "optim": {"epochs": 2, "learning_rate": 1e-2},
+        "log_every": 1,
+    }
+    for name, value in sections.items():
+        merged = {**tree.get(name, {}), **value} if isinstance(value, Mapping) else value
+        tree[name] = merged
+    return parse_section(Config, tree, place="the test's configuration")
+
+
+def build_setting(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) -> Setting:
+    """What a method may know, with two templates."""
+    templates = ("a photo of a {}.", "art of the {}.")
+    return Setting(clip, lambda name: [t.format(name) for t in templates], ensemble, seed)
+
+
+def tiny_tasks() -> tuple[Task, ...]:
+    """The tasks of :func:`build_config`."""
+    return split_classes([4, 0, 6, 2, 5, 1, 3], list(CLASSES), classes_per_task=3)
+
+
+def draw_images(n_images: int, seed: int = 0) -> torch.Tensor:
+    """Random pixels ``image_BCHW``, uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n_images, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny CLIP's ``model.arch``."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "plain")
+
+
+@pytest.fixture(scope="session")
+def tiny_custom_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same in open_clip's other layout."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "custom", custom_text=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_arch: str) -> FrozenClip:
+    """A tiny CLIP, loaded."""
+    return load_clip(tiny_arch, None, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny pictures and their ``names.json``."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same pictures as shards, several to a split; a path of them."""
+    out = str(tmp_path_factory.mktemp("shards"))
+    names = str(tiny_pictures / "names.json")
+    prepare.shard(str(tiny_pictures), out, names=names, shard_bytes=60_000)
+    return out
+
+
+@pytest.fixture
+def alone() -> Iterator[World]:
+    """A process group of one rank, which methods need for their gathers."""
+    world = read_world({})
+    local_rank = os.environ.get("LOCAL_RANK")
+    with process_group(world, timeout_s=60):
+        yield world
+    if local_rank is None:
+        os.environ.pop("LOCAL_RANK", None)
