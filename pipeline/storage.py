@@ -1,49 +1,59 @@
-"""Every file anywhere: local paths, ``s3://``, ``memory://`` and whatever fsspec plugin is installed.
+"""Every file anywhere: local, ``s3://``, ``memory://``, and whatever fsspec plugin is installed.
 
 The only door to fsspec. Decisions, with their cost:
 
-- A filesystem object is looked up in the process that uses it and never travels to another one
-  (s3fs is not safe across forks); fsspec keeps one per process, so this costs a dictionary access.
+- A filesystem object is made in the process that uses it and never travels to another one (s3fs is
+  not safe across forks); one per host serves every thread of the process.
 - Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``,
-  ``AWS_ENDPOINT_URL``, ``FSSPEC_S3_ANON=1`` for public buckets), never from a URL or a file of ours,
-  and no message shows the parts of a URL that could hold one.
+  ``AWS_ENDPOINT_URL``, ``FSSPEC_S3_ANON=true`` for public buckets), never from a URL or a file of
+  ours, and no message shows the parts of a URL that could hold one.
 - Listings are never cached: a file written by another machine must be seen at once.
 - Chained URLs (``simplecache::``) and URLs that name a program are refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from pipeline.errors import StorageError
+from pipeline.retry import OutOfPatience, call_patiently
+
+DEADLINE_S = 120.0  # how long a call is tried again unless its caller says otherwise
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
-        # The retries are ours alone: nested ones multiply, and one stall would last for minutes.
         "config_kwargs": {
             "connect_timeout": 10,
             "read_timeout": 20,
-            "retries": {"max_attempts": 1, "mode": "standard"},
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
             "max_pool_connections": 32,
         },
     }
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_USERINFO = re.compile(r"://[^/@]*@")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
+
+# One attempt may take this long, and as much more as its bytes need on a very slow line.
+_ATTEMPT_S = 60.0
+_SLOWEST_BYTES_PER_S = 256 << 10
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
-    """An open file; the caller closes it.
+    """An open file; the caller closes it. Unlike the other calls it is not tried again.
 
     Raises:
         StorageError: the URL cannot be opened.
@@ -53,59 +63,66 @@ def open_file(url: str, mode: str = "rb") -> IO[Any]:
         return filesystem.open(path, mode)
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, *, deadline_s: float = DEADLINE_S) -> bytes:
     """The whole content.
 
     Raises:
         StorageError: the URL cannot be read.
     """
-    with _explained("read", url):
-        filesystem, path = _filesystem(url)
-        return filesystem.cat_file(path)
+    return _call("read", url, "cat_file", deadline_s=deadline_s)
 
 
-def read_text(url: str) -> str:
+def read_text(url: str, *, deadline_s: float = DEADLINE_S) -> str:
     """The whole content, decoded as UTF-8.
 
     Raises:
         StorageError: the URL cannot be read or is no text.
     """
     try:
-        return read_bytes(url).decode("utf-8")
+        return read_bytes(url, deadline_s=deadline_s).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StorageError(f"{redact(url)}: is not text ({error.reason} at {error.start})") from None
+        place = redact(url)
+        raise StorageError(f"{place}: is not text ({error.reason} at {error.start})") from None
 
 
-def read_range(url: str, start: int, stop: int) -> bytes:
+def read_range(url: str, start: int, stop: int, *, deadline_s: float = DEADLINE_S) -> bytes:
     """Bytes ``start`` to ``stop`` (exclusive), fewer where the content ends earlier.
 
     Raises:
         StorageError: the URL cannot be read.
     """
-    with _explained("read", url):
-        filesystem, path = _filesystem(url)
-        return filesystem.cat_file(path, start=start, end=stop)
+    try:
+        return _call(
+            "read",
+            url,
+            "cat_file",
+            start=start,
+            end=stop,
+            deadline_s=deadline_s,
+            bytes_=stop - start,
+        )
+    except StorageError as error:
+        if "InvalidRange" in str(error.__cause__.__cause__):  # the object ends before ``start``
+            return b""
+        raise
 
 
-def write_atomically(url: str, data: bytes) -> None:
-    """Put ``data`` at ``url``: at any moment a reader sees the old content or the new, never a part.
+def write_atomically(url: str, data: bytes, *, deadline_s: float = DEADLINE_S) -> None:
+    """Put ``data`` at ``url``: a reader sees the old content or the new, never a part of one.
 
     Raises:
         StorageError: the URL cannot be written.
     """
-    with _explained("write", url):
-        filesystem, path = _filesystem(url)
-        if is_local(url):
-            _replace_local(Path(path), data)
-        else:
-            filesystem.pipe_file(path, data)
+    if is_local(url):
+        with _explained("write", url):
+            _replace_local(Path(local_path(url)), data)
+    else:
+        _call("write", url, "pipe_file", data, deadline_s=deadline_s, bytes_=len(data))
 
 
 def exists(url: str) -> bool:
     """Whether there is a file, or a folder with something in it, at ``url``."""
-    with _explained("look for", url):
-        filesystem, path = _filesystem(url)
-        return filesystem.exists(path)
+    return _call("look for", url, "exists")
 
 
 def size(url: str) -> int:
@@ -114,26 +131,19 @@ def size(url: str) -> int:
     Raises:
         StorageError: there is no such file.
     """
-    with _explained("look at", url):
-        filesystem, path = _filesystem(url)
-        return int(filesystem.info(path)["size"])
+    return int(_call("look at", url, "info")["size"])
 
 
 def list_files(url: str) -> list[str]:
-    """The URLs of all files below the folder ``url``, sorted; empty where there is no such folder."""
-    with _explained("list", url):
-        filesystem, path = _filesystem(url)
-        return sorted(filesystem.unstrip_protocol(name) for name in filesystem.find(path))
+    """The URLs of all files below the folder ``url``, sorted; empty where there is none."""
+    filesystem, _ = _filesystem(url)
+    return sorted(filesystem.unstrip_protocol(name) for name in _call("list", url, "find"))
 
 
 def remove(url: str) -> None:
     """Delete the file at ``url``; a missing file is no error."""
-    with _explained("delete", url):
-        filesystem, path = _filesystem(url)
-        try:
-            filesystem.rm_file(path)
-        except FileNotFoundError:
-            pass
+    if exists(url):
+        _call("delete", url, "rm_file")
 
 
 def join(url: str, *parts: str) -> str:
@@ -154,21 +164,75 @@ def local_path(url: str) -> str:
 
 def redact(url: str) -> str:
     """``url`` without user names, passwords and query strings, fit for a message or a log."""
-    if not _PROTOCOL.match(url):
-        return url
-    return _USERINFO.sub("://", url.partition("?")[0])
+    return scrub(url) if _PROTOCOL.match(url) else url
+
+
+def scrub(text: str) -> str:
+    """``text`` with the credentials taken out of every URL in it, and known secrets masked."""
+    text = _URL.sub(r"\1\3", text)
+    for secret in filter(None, map(os.environ.get, _SECRETS)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     found = _PROTOCOL.match(url)
     protocol = found[1].lower() if found else "file"
-    if "::" in url or protocol in ("pipe", "shell"):
-        raise StorageError(f"{redact(url)}: chained and program URLs are refused; give one plain URL")
-    if found and _USERINFO.match(url[found.end() - 3 :]) and protocol in ("s3", "s3a"):
+    if "::" in url or url.startswith(("pipe:", "shell:")):
+        raise StorageError(f"{redact(url)}: chained and program URLs are refused; give a plain one")
+    if protocol == "s3" and "@" in url.split("/")[2]:
         raise StorageError(
-            f"{redact(url)}: a URL must not hold credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID"
+            f"{redact(url)}: was given with credentials in it; "
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, instead"
         )
-    return url_to_fs(url, **_OPTIONS.get(protocol, {}))
+    root = "/".join(url.split("/")[:3]) if found else "file://"
+    try:
+        filesystem = _instance(root, os.getpid())
+    except (ValueError, ImportError) as error:  # no such protocol, or its plugin is not installed
+        raise StorageError(f"{redact(url)}: {error}") from error
+    return filesystem, filesystem._strip_protocol(url)
+
+
+@lru_cache(maxsize=32)
+def _instance(root: str, process: int) -> fsspec.AbstractFileSystem:
+    """One filesystem per host and process; fsspec's own cache would make one per thread."""
+    protocol = root.partition("://")[0].lower()
+    filesystem, _ = url_to_fs(root, **_OPTIONS.get(protocol, {}), skip_instance_cache=True)
+    if protocol == "s3":
+        filesystem.retries = 1  # ours alone, see pipeline.retry
+    return filesystem
+
+
+def _call(
+    verb: str,
+    url: str,
+    method: str,
+    *arguments: Any,
+    deadline_s: float = DEADLINE_S,
+    bytes_: int = 0,
+    **options: Any,
+) -> Any:
+    """One filesystem call, tried again until ``deadline_s``; ``bytes_`` is about what it moves."""
+
+    def attempt(seconds_left: float) -> Any:
+        filesystem, path = _filesystem(url)
+        limit_s = min(seconds_left, _ATTEMPT_S + bytes_ / _SLOWEST_BYTES_PER_S)
+        if not isinstance(filesystem, AsyncFileSystem):
+            return getattr(filesystem, method)(path, *arguments, **options)
+        call = getattr(filesystem, "_" + method)
+        return sync(filesystem.loop, _within, limit_s, call, path, *arguments, **options)
+
+    def describe(error: BaseException) -> str:
+        return f"cannot {verb} {redact(url)}: {_cause(error)}"
+
+    with _explained(verb, url):
+        return call_patiently(attempt, deadline_s=deadline_s, describe=describe)
+
+
+async def _within(
+    limit_s: float, call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any
+) -> Any:
+    return await asyncio.wait_for(call(*arguments, **options), limit_s)
 
 
 @contextmanager
@@ -180,13 +244,18 @@ def _explained(verb: str, url: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise StorageError(f"cannot {verb} {redact(url)}: there is no such file") from None
-    except PermissionError as error:
-        raise StorageError(f"cannot {verb} {redact(url)}: access is refused ({error})") from error
-    except ImportError as error:
-        raise StorageError(f"cannot {verb} {redact(url)}: {error}") from error
+    except OutOfPatience as error:
+        raise StorageError(
+            f"cannot {verb} {redact(url)}: {error.attempts} attempts in {error.elapsed_s:.0f} s, "
+            f"the last failed with {_cause(error.cause)}"
+        ) from error
     except Exception as error:  # every plugin has its own error classes
-        cause = f"{type(error).__name__}: {error}"
-        raise StorageError(f"cannot {verb} {redact(url)}: {cause}") from error
+        raise StorageError(f"cannot {verb} {redact(url)}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What happened, on one line and fit to be shown."""
+    return scrub(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(": ")
 
 
 def _replace_local(path: Path, data: bytes) -> None:

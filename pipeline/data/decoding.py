@@ -2,7 +2,7 @@
 
 Nothing is ever executed. Of webdataset's decoders none is used: its defaults unpickle. Only members
 that are images or a class number are looked at; PIL is held to formats that are pure data (its EPS
-reader would start Ghostscript), and a picture of absurd dimensions is refused before it is unpacked.
+reader would start Ghostscript), and a picture of absurd size is refused before it is unpacked.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
         samples = list(pipeline)
     except DecodingError as error:
         raise SampleError(str(error.__cause__)) from error
-    except Exception as error:  # tarfile and webdataset raise whatever a hostile header makes them
-        raise SampleError(f"is not a WebDataset sample ({type(error).__name__}: {error})") from error
+    except Exception as error:  # a hostile header makes tarfile raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise SampleError(f"is not a WebDataset sample ({cause})") from error
     if len(samples) != 1 or samples[0]["__key__"] != key:
         found = ", ".join(str(sample["__key__"]) for sample in samples) or "nothing"
         raise SampleError(f"the shard holds {found} in its place")

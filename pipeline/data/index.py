@@ -1,7 +1,7 @@
 """What a prepared data set holds: its classes, its shards, and where each sample lies.
 
 ``<url>/index.json``          classes, and per shard: split, samples, bytes, sha256, segments
-``<url>/<shard>.tar``         a WebDataset tar: ``<key>.cls`` and ``<key>.<image suffix>`` per sample
+``<url>/<shard>.tar``         a WebDataset tar: ``<key>.cls`` and ``<key>.<suffix>`` per sample
 ``<url>/<shard>.json``        one table per shard: key, offset, size and checksums of each sample
 
 Samples are sorted by split, class and key, so the samples of a class are neighbours. A *segment* is
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
+from pipeline.data.samples import COLUMNS, Samples, SampleTable, read_table
 from pipeline.errors import DataError
 from pipeline.rng import derive_seed
 
@@ -66,48 +67,6 @@ class Shard:
     def table_name(self) -> str:
         """The name of the file that addresses each sample of this shard."""
         return self.name.removesuffix(".tar") + ".json"
-
-
-@dataclass(frozen=True, eq=False)
-class SampleTable:
-    """Where each sample of one shard lies, in shard order.
-
-    A sample's bytes are its tar headers and members, from ``offset`` on, ``size`` long, with the
-    checksum ``crc32``. ``image_sha256_S32`` is of its image file alone: equal pictures are found
-    whatever their names.
-    """
-
-    keys: tuple[str, ...]
-    offset_S: np.ndarray
-    size_S: np.ndarray
-    crc32_S: np.ndarray
-    image_sha256_S32: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Addresses of samples, one row each: enough to read them without the index.
-
-    ``sample_S`` numbers each sample within the whole data set, ``shard_S`` is its shard's position
-    in ``index.shards`` and ``segment_S`` its segment's position in ``shard.segments``.
-    """
-
-    sample_S: np.ndarray
-    label_S: np.ndarray
-    shard_S: np.ndarray
-    segment_S: np.ndarray
-    offset_S: np.ndarray
-    size_S: np.ndarray
-    crc32_S: np.ndarray
-    keys: tuple[str, ...] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.sample_S)
-
-    def take(self, positions: np.ndarray) -> Samples:
-        """The rows at ``positions``, in that order, repeated where a position is."""
-        columns = {name: getattr(self, name)[positions] for name in _COLUMNS}
-        return Samples(**columns, keys=tuple(self.keys[position] for position in positions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +133,7 @@ class ShardIndex:
                 f"{self._place}: no {split} sample of classes {_some(sorted(wanted))}; "
                 "prepare the data set with that split, or choose other classes"
             )
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
         keys = tuple(key for part in parts for key in part["keys"])
         return Selection(index=self, split=split, keys=keys, **columns)
 
@@ -186,7 +145,9 @@ class ShardIndex:
         """
         if shard_number not in self._tables:
             shard = self.shards[shard_number]
-            self._tables[shard_number] = _read_table(storage.join(self.url, shard.table_name), shard)
+            self._tables[shard_number] = read_table(
+                storage.join(self.url, shard.table_name), shard.samples, shard.table_sha256
+            )
         return self._tables[shard_number]
 
     def count(self, split: str) -> dict[int, int]:
@@ -228,9 +189,6 @@ class ShardIndex:
             "crc32_S": table.crc32_S[rows],
             "keys": [table.keys[row] for row in rows],
         }
-
-
-_COLUMNS = ("sample_S", "label_S", "shard_S", "segment_S", "offset_S", "size_S", "crc32_S")
 
 
 def read_index(url: str) -> ShardIndex:
@@ -292,40 +250,6 @@ def format_index(
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def format_table(table: SampleTable) -> bytes:
-    """The bytes of a shard's table: equal content gives equal bytes."""
-    content = {
-        "key": list(table.keys),
-        "offset": table.offset_S.tolist(),
-        "size": table.size_S.tolist(),
-        "crc32": table.crc32_S.tolist(),
-        "image_sha256": [row.tobytes().hex() for row in table.image_sha256_S32],
-    }
-    return (json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
-
-
-def _read_table(url: str, shard: Shard) -> SampleTable:
-    data = storage.read_bytes(url)
-    if hashlib.sha256(data).hexdigest() != shard.table_sha256:
-        raise DataError(
-            f"{storage.redact(url)}: its sha256 is not the one in the index; "
-            "copy or prepare the data set again"
-        )
-    content = json.loads(data)
-    digests = b"".join(bytes.fromhex(digest) for digest in content["image_sha256"])
-    table = SampleTable(
-        keys=tuple(content["key"]),
-        offset_S=np.array(content["offset"], dtype=np.int64),
-        size_S=np.array(content["size"], dtype=np.int64),
-        crc32_S=np.array(content["crc32"], dtype=np.int64),
-        image_sha256_S32=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-    )
-    columns = (table.keys, table.offset_S, table.size_S, table.crc32_S, table.image_sha256_S32)
-    if any(len(column) != shard.samples for column in columns):
-        raise DataError(f"{storage.redact(url)}: does not list the {shard.samples} samples it should")
-    return table
-
-
 def _parse_shard(entry: dict[str, Any]) -> Shard:
     if "/" in entry["name"] or "\\" in entry["name"] or entry["name"].startswith("."):
         raise ValueError(f"shard name {entry['name']!r} leaves the folder")
@@ -368,7 +292,7 @@ def _check_index(index: ShardIndex, place: str) -> None:
                 f"but the index names {len(index.class_names)}"
             )
         if sum(labels.values()) != shard.samples:
-            raise DataError(f"{place}: the segments of shard {shard.name} do not add up to its samples")
+            raise DataError(f"{place}: the segments of {shard.name} do not add up to its samples")
 
 
 def _hold_out(part: dict[str, Any], validation: bool, fraction: float) -> dict[str, Any]:
@@ -379,7 +303,7 @@ def _hold_out(part: dict[str, Any], validation: bool, fraction: float) -> dict[s
         for row, key in enumerate(part["keys"])
         if (derive_seed("validation", key) < limit) == validation
     ]
-    columns = {name: part[name][kept] for name in _COLUMNS}
+    columns = {name: part[name][kept] for name in COLUMNS}
     return {**columns, "keys": [part["keys"][row] for row in kept]}
 
 

@@ -59,7 +59,7 @@ def open_source(url: str) -> PictureSource:
     if suffix == ".tar":
         return TarSource(url)
     if not storage.list_files(url):
-        raise DataError(f"{storage.redact(url)}: there is no such source; give a folder, .tar or .csv")
+        raise DataError(f"{storage.redact(url)}: is no source; give a folder, .tar or .csv")
     return FolderSource(url)
 
 
@@ -96,7 +96,7 @@ class TarSource:
                     if member.isreg()
                 ]
         except tarfile.TarError as error:
-            raise DataError(f"{storage.redact(self._url)}: is not a tar archive ({error})") from error
+            raise DataError(f"{storage.redact(self._url)}: is not a tar ({error})") from error
         return _require(_sorted_out(members), self._url)
 
     def read(self, picture: Picture) -> bytes:
@@ -131,7 +131,8 @@ class TableSource:
             raise DataError(f"{place}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
         if not path or not label:
             raise DataError(f"{place}: path and label must not be empty")
-        location = path if "://" in path or path.startswith("/") else storage.join(self._folder, path)
+        absolute = "://" in path or path.startswith("/")
+        location = path if absolute else storage.join(self._folder, path)
         return Picture(_SPLIT_NAMES[split], label, path, location)
 
 

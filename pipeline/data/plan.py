@@ -1,7 +1,7 @@
 """Which sample is in which global batch: pure functions of (selection, seed, task, epoch).
 
-Neither the number of ranks nor that of loader workers appears before ``rank_slice``, so every layout
-trains on the same global batches, and a run may resume at any step on any other layout.
+Neither the number of ranks nor that of loader workers appears before ``rank_slice``, so every
+layout trains on the same global batches, and a run may resume at any step on any other layout.
 
 A selection larger than ``block_bytes`` is shuffled in blocks of segments drawn at random over all
 classes: batches stay mixed while only about two blocks need to be in the cache at a time.
@@ -64,9 +64,9 @@ def rank_slice(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 
 
 def _blocks(selection: Selection, priority_G: np.ndarray, block_bytes: int) -> np.ndarray:
-    """The block of each sample: segments in the order of ``priority_G``, cut every ``block_bytes``."""
+    """The block of each sample: segments by ``priority_G``, cut every ``block_bytes``."""
     shards = selection.index.shards
-    bytes_G = np.array([shards[shard].segments[segment].bytes for shard, segment in selection.segments])
+    bytes_G = np.array([shards[s].segments[segment].bytes for s, segment in selection.segments])
     order_G = np.argsort(priority_G, kind="stable")
     block_G = np.empty(len(order_G), dtype=np.int64)
     block_G[order_G] = np.cumsum(bytes_G[order_G]) // block_bytes

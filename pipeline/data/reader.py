@@ -1,4 +1,4 @@
-"""The bytes of samples, from local shards directly and from remote ones through the node's cache.
+"""The bytes of samples: from local shards directly, from remote ones through the node's cache.
 
 Every sample that is ever read passes ``ShardReader.read``; a split that is closed there cannot be
 opened by any other way.
@@ -8,22 +8,38 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.index import Samples, ShardIndex
-from pipeline.errors import DataError
+from pipeline.data.cache import RemoteShard, SegmentCache
+from pipeline.data.index import Segment, ShardIndex
+from pipeline.data.samples import Samples
+from pipeline.errors import DataError, StorageError
 
 
 class ShardReader:
-    """Reads samples by address. Small to pickle; opens nothing before it is asked."""
+    """Reads samples by address. Small to pickle; opens nothing before it is asked.
 
-    def __init__(self, index: ShardIndex, *, closed_splits: Collection[str] = ()) -> None:
-        self._url = index.url
-        self._shards = index.shards
+    Without a ``cache``, each batch fetches its samples from a remote shard anew.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        cache: SegmentCache | None = None,
+        closed_splits: Collection[str] = (),
+    ) -> None:
+        self.shards = tuple(
+            RemoteShard(storage.join(index.url, shard.name), shard.segments)
+            for shard in index.shards
+        )
+        self._splits = tuple(shard.split for shard in index.shards)
+        self._is_local = storage.is_local(index.url)
+        self._cache = cache
         self._closed_splits = frozenset(closed_splits)
 
     def read(self, samples: Samples) -> list[bytes]:
@@ -34,46 +50,74 @@ class ShardReader:
             StorageError: a shard cannot be read.
         """
         records: list[bytes] = [b""] * len(samples)
-        for shard, rows in _grouped(samples.shard_S):
-            self._refuse_closed(shard)
-            for row, record in zip(rows, self._read_rows(shard, samples, rows), strict=True):
+        for number, rows in _grouped(samples.shard_S):
+            if self._splits[number] in self._closed_splits:
+                raise DataError(
+                    f"{self.place(number)}: the {self._splits[number]} split is closed to this run"
+                )
+            for row, record in self._read_shard(self.shards[number], samples, rows):
                 if zlib.crc32(record) != samples.crc32_S[row]:
                     raise DataError(
-                        f"{self._place(shard)}: the bytes of sample {samples.keys[row]} are not "
+                        f"{self.place(number)}: the bytes of sample {samples.keys[row]} are not "
                         "those in the index; copy or prepare the data set again"
                     )
                 records[row] = record
         return records
 
-    def shard_name(self, shard: int) -> str:
-        """The file name of shard number ``shard``."""
-        return self._shards[shard].name
+    def place(self, shard: int) -> str:
+        """Where shard number ``shard`` lies, for a message."""
+        return storage.redact(self.shards[shard].url)
 
-    def _read_rows(self, shard: int, samples: Samples, rows: np.ndarray) -> list[bytes]:
-        url = storage.join(self._url, self._shards[shard].name)
-        offsets, sizes = samples.offset_S[rows].tolist(), samples.size_S[rows].tolist()
-        if not storage.is_local(url):
-            return [storage.read_range(url, o, o + n) for o, n in zip(offsets, sizes, strict=True)]
-        try:
-            file = os.open(storage.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"{self._place(shard)}: cannot be opened ({error.strerror})") from error
-        try:
-            return [os.pread(file, n, o) for o, n in zip(offsets, sizes, strict=True)]
-        finally:
-            os.close(file)
+    def _read_shard(
+        self, shard: RemoteShard, samples: Samples, rows: np.ndarray
+    ) -> Iterator[tuple[int, bytes]]:
+        if self._is_local:
+            yield from _read_local(shard.url, samples, rows)
+        elif self._cache is None:
+            for row in rows:
+                start = int(samples.offset_S[row])
+                yield row, storage.read_range(shard.url, start, start + int(samples.size_S[row]))
+        else:
+            by_segment = [
+                (shard.segments[number], rows[members])
+                for number, members in _grouped(samples.segment_S[rows])
+            ]
+            self._cache.fetch(shard, [segment for segment, _ in by_segment])
+            for segment, members in by_segment:
+                yield from self._read_cached(shard, segment, samples, members)
 
-    def _refuse_closed(self, shard: int) -> None:
-        split = self._shards[shard].split
-        if split in self._closed_splits:
-            raise DataError(f"{self._place(shard)}: the {split} split is closed to this run")
+    def _read_cached(
+        self, shard: RemoteShard, segment: Segment, samples: Samples, rows: np.ndarray
+    ) -> Iterator[tuple[int, bytes]]:
+        """Records from the cache; a copy that went bad on the disk is fetched once more."""
+        wanted = samples.crc32_S[rows].tolist()
+        with self._cache.opened(shard, segment) as file:
+            records = _read_rows(file, samples, rows, segment.offset)
+        if [zlib.crc32(record) for record in records] != wanted:
+            self._cache.discard(shard, segment)
+            with self._cache.opened(shard, segment) as file:
+                records = _read_rows(file, samples, rows, segment.offset)
+        yield from zip(rows, records, strict=True)
 
-    def _place(self, shard: int) -> str:
-        return storage.redact(storage.join(self._url, self._shards[shard].name))
+
+def _read_local(url: str, samples: Samples, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    try:
+        file = os.open(storage.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"cannot read {url}: {error.strerror}") from error
+    try:
+        yield from zip(rows, _read_rows(file, samples, rows, 0), strict=True)
+    finally:
+        os.close(file)
+
+
+def _read_rows(file: int, samples: Samples, rows: Sequence[int], origin: int) -> list[bytes]:
+    sizes, offsets = samples.size_S[rows].tolist(), samples.offset_S[rows].tolist()
+    return [os.pread(file, n, o - origin) for n, o in zip(sizes, offsets, strict=True)]
 
 
 def _grouped(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each distinct value with the rows that hold it."""
+    """Each distinct value with the positions that hold it."""
     order = np.argsort(values, kind="stable")
-    for value, rows in groupby(order, key=lambda row: int(values[row])):
-        yield value, np.fromiter(rows, dtype=np.int64)
+    for value, positions in groupby(order, key=lambda position: int(values[position])):
+        yield value, np.fromiter(positions, dtype=np.int64)

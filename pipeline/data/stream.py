@@ -1,43 +1,40 @@
 """Batches of pictures, the same on any number of ranks and loader workers.
 
-The plan lives in the consuming process; loader workers are stateless. A worker is sent a *request*
-(the addresses of one batch and the seed of its augmentation) and returns the batch, so one set of
-workers serves every epoch, task and evaluation of a run, and nothing about a batch depends on which
-worker made it. ``workers=0`` answers the same requests in the consuming process.
+The plan lives in the consuming process; loader workers are stateless. A worker is sent one request
+after another, so one set of workers serves every epoch, task and evaluation of a run, and nothing
+about a batch depends on which worker made it. ``workers=0`` answers in the consuming process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from pipeline.data.decoding import SampleError, decode_sample
-from pipeline.data.index import Samples, Selection, ShardIndex
+from pipeline import storage
+from pipeline.data.batch import Answer, Batch, BatchMaker, Request
+from pipeline.data.cache import RemoteShard, SegmentCache
+from pipeline.data.index import Selection, ShardIndex
 from pipeline.data.plan import Tail, epoch_order, global_batches, rank_slice
+from pipeline.data.prefetch import Need, Prefetcher
 from pipeline.data.reader import ShardReader
+from pipeline.data.samples import Samples
 from pipeline.data.transforms import Transform
-from pipeline.errors import DataError, PipelineError
-from pipeline.rng import numpy_stream
+from pipeline.errors import DataError
 
 OnBadSample = Literal["fail", "skip"]
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Pictures of one rank: ``image_BCHW`` uint8, ``label_B`` classes of the index, ``sample_B``
-    numbers within the data set; ``wait_s`` is how long the consumer had to wait for it."""
-
-    image_BCHW: torch.Tensor
-    label_B: torch.Tensor
-    sample_B: torch.Tensor
-    wait_s: float = 0.0
+# What a worker needs and is slow to import: loaded once, in the process that workers fork from.
+_PRELOADED = ["torch.utils.data", "webdataset", "PIL.Image"]
 
 
 @dataclass(frozen=True)
@@ -50,112 +47,143 @@ class SkippedSample:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """One batch to be made; ``seed_path`` names the augmentation, empty where nothing is random."""
+class Agenda:
+    """The requests of one stream, made when they are looked at: rows of ``selection``, by batch."""
 
-    samples: Samples
+    selection: Selection
+    batches: Sequence[np.ndarray]
     transform: Transform
     seed_path: tuple[int | str, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.batches)
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What became of a request: a batch whose ``bad`` rows (row → reason) are blank, or an error."""
+    def __getitem__(self, number: int) -> Request:
+        samples = self.selection.take(self.batches[number])
+        return Request(samples, self.transform, self.seed_path)
 
-    batch: Batch | None = None
-    bad: dict[int, str] = field(default_factory=dict)
-    error: PipelineError | None = None
+    def __iter__(self) -> Iterator[Request]:
+        return map(self.__getitem__, range(len(self)))
 
 
 class ShardSource:
     """One process's way to the samples of an index: a reader, its loader workers, what was skipped.
 
-    ``bad_sample_budget`` is how many distinct samples may be skipped before the run fails.
+    ``cache`` holds what remote shards give; local ones need none. ``bad_sample_budget`` is how many
+    distinct samples this process may skip. No sample of ``closed_splits`` can be read through it.
+
+    Raises:
+        StorageError: the cache has no room, or its folder cannot be written.
     """
 
     def __init__(
         self,
         index: ShardIndex,
         *,
+        cache: SegmentCache | None = None,
         on_bad_sample: OnBadSample = "fail",
         bad_sample_budget: int = 0,
-        closed_splits: Iterable[str] = (),
+        closed_splits: Collection[str] = (),
     ) -> None:
         self.index = index
         self.skipped: dict[int, SkippedSample] = {}
-        self._maker = _BatchMaker(ShardReader(index, closed_splits=tuple(closed_splits)))
         self._budget = bad_sample_budget if on_bad_sample == "skip" else -1
+        if cache and storage.is_local(index.url):
+            cache = None
+        if cache:
+            cache.folder.check(sum(shard.bytes for shard in index.shards))
+        self._reader = ShardReader(index, cache=cache, closed_splits=closed_splits)
+        self._maker = BatchMaker(self._reader)
+        self._prefetcher = Prefetcher(cache) if cache else None
         self._feed = _Feed()
         self._loaders: dict[int, DataLoader[Answer]] = {}
+        self._streams = 0
 
     def batches(
-        self, requests: Iterable[Request], *, workers: int, refill: Selection | None
+        self,
+        agenda: Agenda,
+        *,
+        workers: int,
+        replace_bad: bool,
+        upcoming: Sequence[Selection] = (),
     ) -> Iterator[Batch]:
-        """The batch of each request, in order.
+        """The batches of ``agenda`` in order; meanwhile ``upcoming`` is fetched into the cache.
 
-        A sample that may be skipped is replaced by the next of its class in ``refill``, or left out
-        where ``refill`` is ``None``. Starting a new stream ends the one before.
+        A sample that may be skipped is replaced by the next of its class, or else left out.
+        Starting a stream ends the one before.
 
         Raises:
             DataError: a sample cannot be used and the budget for such is spent.
             StorageError: a shard cannot be read.
         """
-        sent: list[Request] = []
-        answers = iter(self._answers(_remember(requests, sent), workers))
-        while True:
-            asked = time.perf_counter()
-            answer = next(answers, None)
-            if answer is None:
-                return
-            batch = self._mend(answer, sent.pop(0), refill)
-            yield dataclasses.replace(batch, wait_s=time.perf_counter() - asked)
+        self._streams += 1
+        if self._prefetcher:
+            self._prefetcher.follow(_needs(self._reader.shards, agenda, upcoming))
+        return self._run(agenda, self._answers(agenda, workers), replace_bad, self._streams)
 
     def close(self) -> None:
-        """End the loader workers."""
+        """End the loader workers and the fetching ahead."""
         self._loaders.clear()
+        if self._prefetcher:
+            self._prefetcher.close()
 
-    def _answers(self, requests: Iterator[Request], workers: int) -> Iterable[Answer]:
+    def _run(
+        self, agenda: Agenda, answers: Iterator[Answer], replace_bad: bool, stream: int
+    ) -> Iterator[Batch]:
+        for number in range(len(agenda)):
+            if self._streams != stream:
+                raise RuntimeError("a newer stream has taken over the loader workers of this one")
+            asked = time.perf_counter()
+            answer = next(answers)
+            if answer.error:
+                raise answer.error
+            batch = answer.batch
+            if answer.bad:
+                refill = agenda.selection if replace_bad else None
+                batch = self._mend(answer, agenda[number], refill)
+            if self._prefetcher:
+                self._prefetcher.advance(number + 1)
+            yield dataclasses.replace(batch, wait_s=time.perf_counter() - asked)
+
+    def _answers(self, agenda: Agenda, workers: int) -> Iterator[Answer]:
         if not workers:
-            return map(self._maker.__getitem__, requests)
+            return map(self._maker.__getitem__, agenda)
+        if self.index.url.startswith("memory:"):
+            raise DataError(f"{self.index.url} exists in one process only; set data.workers to 0")
         if workers not in self._loaders:
             self._loaders[workers] = _build_loader(self._maker, self._feed, workers)
-        self._feed.requests = requests
-        return self._loaders[workers]
+        self._feed.requests = agenda
+        return iter(self._loaders[workers])
 
     def _mend(self, answer: Answer, request: Request, refill: Selection | None) -> Batch:
-        if answer.error:
-            raise answer.error
         for row, reason in answer.bad.items():
             self._note_bad(request.samples, row, reason)
-        if not answer.bad:
-            return answer.batch
         if refill is None:
-            return _without(answer.batch, answer.bad)
+            return answer.batch.without(set(answer.bad))
         for row in answer.bad:
             self._replace(answer.batch, row, request, refill)
         return answer.batch
 
     def _note_bad(self, samples: Samples, row: int, reason: str) -> None:
-        shard = self._maker.reader.shard_name(int(samples.shard_S[row]))
-        key = samples.keys[row]
-        self.skipped[int(samples.sample_S[row])] = SkippedSample(shard, key, reason)
-        if len(self.skipped) > self._budget:
-            remedy = (
-                "mend the data set, or set data.on_bad_sample to skip"
-                if self._budget < 0
-                else f"{len(self.skipped)} bad samples exceed data.bad_sample_budget = {self._budget}"
-            )
-            raise DataError(f"{shard}: sample {key} {reason}; {remedy}")
+        place, key = self._reader.place(int(samples.shard_S[row])), samples.keys[row]
+        self.skipped[int(samples.sample_S[row])] = SkippedSample(place, key, reason)
+        if self._budget < 0:
+            remedy = "mend the data set, or set data.on_bad_sample to skip"
+        elif len(self.skipped) > self._budget:
+            remedy = f"{len(self.skipped)} bad samples exceed data.bad_sample_budget"
+        else:
+            return
+        raise DataError(f"{place}: sample {key} {reason}; {remedy}")
 
     def _replace(self, batch: Batch, row: int, request: Request, refill: Selection) -> None:
         """Fill a bad row with the next usable sample of its class: the same one on every layout."""
-        start = int(np.searchsorted(refill.sample_S, request.samples.sample_S[row]))
-        same_class = np.flatnonzero(refill.label_S == request.samples.label_S[row])
-        candidates = np.roll(same_class, -int(np.searchsorted(same_class, start, side="right")))
-        for candidate in candidates:
-            if int(refill.sample_S[candidate]) in self.skipped:
+        bad, label = int(request.samples.sample_S[row]), int(request.samples.label_S[row])
+        peers = np.flatnonzero(refill.label_S == label)
+        after = np.searchsorted(refill.sample_S[peers], bad, side="right")
+        for position in np.roll(peers, -after):
+            if int(refill.sample_S[position]) in self.skipped:
                 continue
-            samples = refill.take(np.array([candidate]))
+            samples = refill.take(np.array([position]))
             answer = self._maker[dataclasses.replace(request, samples=samples)]
             if answer.error:
                 raise answer.error
@@ -164,7 +192,8 @@ class ShardSource:
                 batch.sample_B[row] = answer.batch.sample_B[0]
                 return
             self._note_bad(samples, 0, answer.bad[0])
-        raise DataError(f"no usable sample is left of class {int(request.samples.label_S[row])}")
+        place, name = storage.redact(self.index.url), self.index.class_names[label]
+        raise DataError(f"{place}: no usable {refill.split} sample is left of class {name}")
 
 
 def train_stream(
@@ -181,6 +210,7 @@ def train_stream(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
     """This rank's slices of the global batches ``start_step``, ``start_step + 1``, … of one epoch.
 
@@ -190,12 +220,12 @@ def train_stream(
     """
     order = epoch_order(selection, seed=seed, task=task, epoch=epoch)
     batches = global_batches(order, global_batch=global_batch, tail=tail)[start_step:]
+    shares = [rank_slice(batch, rank, world_size) for batch in batches]
     seed_path = ("augment", seed, task, epoch) if transform.is_random else ()
-    requests = (
-        Request(selection.take(rank_slice(batch, rank, world_size)), transform, seed_path)
-        for batch in batches
-    )
-    return source.batches(requests, workers=workers, refill=selection)
+    agenda = Agenda(selection, shares, transform, seed_path)
+    # The rest of the selection first: the next epoch of this rank will want it.
+    upcoming = (selection, *upcoming)
+    return source.batches(agenda, workers=workers, replace_bad=True, upcoming=upcoming)
 
 
 def eval_stream(
@@ -207,6 +237,7 @@ def eval_stream(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
     """This rank's samples in canonical order; over all ranks each sample comes exactly once.
 
@@ -218,58 +249,24 @@ def eval_stream(
         StorageError: a shard cannot be read.
     """
     share = np.array_split(np.arange(len(selection)), world_size)[rank]
-    requests = (
-        Request(selection.take(share[start : start + batch_size]), transform)
-        for start in range(0, len(share), batch_size)
-    )
-    return source.batches(requests, workers=workers, refill=None)
-
-
-class _BatchMaker(Dataset[Answer]):
-    """Answers requests; the part of a source that lives in the loader workers."""
-
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
-
-    def __getitem__(self, request: Request) -> Answer:
-        samples, size = request.samples, request.transform.image_size
-        try:
-            records = self.reader.read(samples)
-        except PipelineError as error:  # as a value: the loader would wrap it in a traceback's text
-            return Answer(error=error)
-        image_BCHW = torch.zeros(len(samples), 3, size, size, dtype=torch.uint8)
-        bad: dict[int, str] = {}
-        for row, record in enumerate(records):
-            try:
-                image_BCHW[row] = _make_image(request, row, record)
-            except SampleError as error:
-                bad[row] = str(error)
-        label_B, sample_B = torch.from_numpy(samples.label_S), torch.from_numpy(samples.sample_S)
-        return Answer(Batch(image_BCHW, label_B, sample_B), bad)
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    agenda = Agenda(selection, batches, transform)
+    return source.batches(agenda, workers=workers, replace_bad=False, upcoming=upcoming)
 
 
 class _Feed:
-    """Hands the requests of the current stream to a loader that outlives many streams."""
+    """Hands the requests of the present stream to a loader that outlives many streams."""
 
-    def __init__(self) -> None:
-        self.requests: Iterator[Request] = iter(())
+    requests: Iterable[Request] = ()
 
     def __iter__(self) -> Iterator[Request]:
-        return self.requests
-
-    def __len__(self) -> int:
-        raise TypeError("a feed has no length")
+        return iter(self.requests)
 
 
-def _make_image(request: Request, row: int, record: bytes) -> torch.Tensor:
-    samples = request.samples
-    image = decode_sample(record, key=samples.keys[row], label=int(samples.label_S[row]))
-    if not request.seed_path:
-        return request.transform(image)
-    return request.transform(image, numpy_stream(*request.seed_path, int(samples.sample_S[row])))
-
-
-def _build_loader(maker: _BatchMaker, feed: _Feed, workers: int) -> DataLoader[Answer]:
+def _build_loader(maker: BatchMaker, feed: _Feed, workers: int) -> DataLoader[Answer]:
+    # fork is unsafe beside threads and s3fs; forkserver starts each worker from a clean process
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
     return DataLoader(
         maker,
         sampler=feed,
@@ -278,23 +275,32 @@ def _build_loader(maker: _BatchMaker, feed: _Feed, workers: int) -> DataLoader[A
         num_workers=workers,
         prefetch_factor=2,
         persistent_workers=True,
-        # fork is unsafe beside threads and s3fs; forkserver starts each worker from a clean process
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
+        worker_init_fn=partial(_adopt, dict(os.environ)),
         # its own, so that starting a stream draws nothing from the global generator
         generator=torch.Generator(),
     )
+
+
+def _adopt(environment: dict[str, str], worker: int) -> None:
+    """Give a worker the environment of its consumer, not that of the process it was forked from."""
+    os.environ.update(environment)
 
 
 def _as_is(answer: Answer) -> Answer:
     return answer
 
 
-def _remember(requests: Iterable[Request], sent: list[Request]) -> Iterator[Request]:
-    for request in requests:
-        sent.append(request)
-        yield request
-
-
-def _without(batch: Batch, rows: dict[int, Any]) -> Batch:
-    kept = torch.tensor([row for row in range(len(batch.label_B)) if row not in rows], dtype=torch.long)
-    return Batch(batch.image_BCHW[kept], batch.label_B[kept], batch.sample_B[kept])
+def _needs(
+    shards: Sequence[RemoteShard], agenda: Agenda, upcoming: Sequence[Selection]
+) -> list[Need]:
+    """Every segment once, with the batch that reads it first; ``upcoming`` after the last batch."""
+    parts = [(agenda.selection, number, rows) for number, rows in enumerate(agenda.batches)]
+    parts += [(selection, len(agenda), np.arange(len(selection))) for selection in upcoming]
+    seen: dict[tuple[int, int], Need] = {}
+    for selection, batch, rows in parts:
+        pairs = np.stack([selection.shard_S[rows], selection.segment_S[rows]], axis=1)
+        for shard, segment in np.unique(pairs, axis=0).tolist():
+            if (shard, segment) not in seen:
+                seen[shard, segment] = Need(batch, shards[shard], shards[shard].segments[segment])
+    return list(seen.values())

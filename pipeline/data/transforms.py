@@ -42,8 +42,8 @@ class Transform:
 def build_transform(name: str, image_size: int) -> Transform:
     """``clip``, ``squash`` or ``random_crop`` at ``image_size`` pixels a side.
 
-    - ``clip``: short side to ``image_size``, bicubic, centre crop; before normalisation bit-equal to
-      open_clip's evaluation transform of an RGB picture.
+    - ``clip``: short side to ``image_size``, bicubic, centre crop; bit-equal to open_clip's
+      evaluation transform of an RGB picture before normalisation.
     - ``squash``: both sides to ``image_size``, bicubic; the aspect is not kept.
     - ``random_crop``: a random 40 to 100 % of the area (aspect 3:4 to 4:3), bicubic, random flip.
 

@@ -1,0 +1,212 @@
+"""One copy per node of the segments that its ranks and loader workers read.
+
+Decisions, with their cost:
+
+- The unit is the segment (a run of one class, a few MiB), named by URL and sha256: equal names of
+  shards in two data sets never meet, and a changed shard is another file.
+- Who downloads a segment holds its lock, so it is downloaded once per node; the lock falls with its
+  process, so a killed one blocks nobody. Locks are tried, never waited for while holding others.
+- Room is reserved before the download, so a full disk or a full cache shows before any traffic;
+  bytes that do not match the index never get a name.
+- Neighbouring segments come in one request. A gap that costs less to read than a further request
+  is read too, and its segments kept: a task that needs most of a shard reads it whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.data.folder import POLL_S, BoundedFolder
+from pipeline.data.index import Segment
+from pipeline.errors import DataError, StorageError
+
+log = logging.getLogger(__name__)
+
+GAP_BYTES = 1 << 20  # about what a further request costs: 20 ms at 50 MB/s
+SPAN_BYTES = 32 << 20  # the most that one request asks for, and that a thread holds in memory
+_THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteShard:
+    """A shard that must be fetched: where it is, and all segments it has."""
+
+    url: str
+    segments: tuple[Segment, ...]
+
+
+class SegmentCache:
+    """Segments in a local folder of at most ``limit_bytes``; small to pickle.
+
+    ``deadline_s`` bounds each wait: for the storage, for another process's download, for room.
+    """
+
+    def __init__(self, folder: str | Path, *, limit_bytes: int, deadline_s: float = 300.0) -> None:
+        self.folder = BoundedFolder(folder, limit_bytes=limit_bytes, deadline_s=deadline_s)
+        self._deadline_s = deadline_s
+
+    @contextmanager
+    def opened(self, shard: RemoteShard, segment: Segment) -> Iterator[int]:
+        """A file descriptor of the segment's bytes, fetched if need be, not evicted while open.
+
+        Raises:
+            StorageError: it cannot be fetched, or there is no room for it.
+            DataError: the bytes at its URL are not those in the index.
+        """
+        give_up = time.monotonic() + self._deadline_s
+        while (file := self.folder.pin(_name(shard, segment))) is None:
+            if time.monotonic() > give_up:
+                raise StorageError(
+                    f"{self.folder.path}: segments are evicted before they can be read; "
+                    "raise data.cache.limit"
+                )
+            if not self.fetch(shard, [segment]):
+                time.sleep(POLL_S)  # it is just being named, or just being evicted
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def fetch(self, shard: RemoteShard, segments: Sequence[Segment], *, wait: bool = True) -> int:
+        """Have ``segments`` in the cache, marked as used now; the bytes downloaded here.
+
+        What another process is downloading is waited for, or left to it where ``wait`` is false.
+
+        Raises:
+            StorageError: they cannot be fetched, or there is no room for them.
+            DataError: the bytes at the URL are not those in the index.
+        """
+        missing = [s for s in segments if not self.folder.touch(_name(shard, s))]
+        if not missing:
+            return 0
+        # A small cache must not be filled by one request.
+        span_bytes = min(SPAN_BYTES, self.folder.limit_bytes // 4)
+        spans = plan_spans(shard.segments, missing, span_bytes=span_bytes)
+        if len(spans) == 1:
+            return self._fetch_span(shard, spans[0], missing, wait)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch") as threads:
+            jobs = [threads.submit(self._fetch_span, shard, s, missing, wait) for s in spans]
+            return sum(job.result() for job in jobs)
+
+    def holds(self, shard: RemoteShard, segment: Segment) -> bool:
+        """Whether the segment is in the cache now."""
+        return self.folder.holds(_name(shard, segment))
+
+    def discard(self, shard: RemoteShard, segment: Segment) -> None:
+        """Forget a segment whose bytes went bad on the disk."""
+        self.folder.remove(_name(shard, segment))
+
+    def _fetch_span(
+        self, shard: RemoteShard, span: Sequence[Segment], wanted: Sequence[Segment], wait: bool
+    ) -> int:
+        """Download what nobody else is downloading, then wait for the rest; bytes fetched here."""
+        fetched = self._fetch_unclaimed(shard, span, wanted)
+        give_up = time.monotonic() + self._deadline_s
+        while wait and (left := [s for s in span if s in wanted and not self.holds(shard, s)]):
+            if time.monotonic() > give_up:
+                raise StorageError(
+                    f"{storage.redact(shard.url)}: another process has been downloading a part "
+                    f"of it for {self._deadline_s:.0f} s; raise data.retry.deadline_s"
+                )
+            time.sleep(POLL_S)
+            fetched += self._fetch_unclaimed(shard, left, left)
+        return fetched
+
+    def _fetch_unclaimed(
+        self, shard: RemoteShard, span: Sequence[Segment], wanted: Sequence[Segment]
+    ) -> int:
+        with ExitStack() as claims:
+            mine = [segment for segment in span if self._claim(claims, shard, segment)]
+            while mine and mine[-1] not in wanted:
+                mine.pop()
+            while mine and mine[0] not in wanted:
+                mine.pop(0)
+            if not mine:
+                return 0
+            with self.folder.reserved([(_name(shard, s), s.bytes) for s in mine]) as files:
+                start = mine[0].offset
+                data = memoryview(self._download(shard, mine))
+                for file, segment in zip(files, mine, strict=True):
+                    offset = segment.offset - start
+                    _write_all(file, data[offset : offset + segment.bytes])
+                    self.folder.complete(_name(shard, segment), file)
+            return len(data)
+
+    def _claim(self, claims: ExitStack, shard: RemoteShard, segment: Segment) -> bool:
+        """Whether it is now ours to download the segment; what says so joins ``claims``."""
+        file = self.folder.claim(_name(shard, segment))
+        if file is None:
+            return False
+        claims.callback(os.close, file)
+        return not self.holds(shard, segment)
+
+    def _download(self, shard: RemoteShard, segments: Sequence[Segment]) -> bytes:
+        """The bytes from the first segment to the end of the last.
+
+        What does not match the index is fetched once more, then refused.
+        """
+        start, stop = segments[0].offset, segments[-1].offset + segments[-1].bytes
+        place = storage.redact(shard.url)
+        for fault_before in (False, True):
+            data = storage.read_range(shard.url, start, stop, deadline_s=self._deadline_s)
+            wrong = next((s for s in segments if _sha256(data, s, start) != s.sha256), None)
+            if wrong is None:
+                return data
+            span = f"bytes {wrong.offset:,} to {wrong.offset + wrong.bytes:,}"
+            if not fault_before:
+                log.warning("%s: %s do not match the index; fetching them again", place, span)
+        raise DataError(
+            f"{place}: {span} do not have the sha256 in the index, fetched twice; "
+            "copy the shard again or prepare the data set anew"
+        )
+
+
+def plan_spans(
+    stored: Sequence[Segment],
+    wanted: Sequence[Segment],
+    *,
+    gap_bytes: int = GAP_BYTES,
+    span_bytes: int = SPAN_BYTES,
+) -> list[list[Segment]]:
+    """The segments of each request: ``wanted`` joined over small gaps, gaps included, in order."""
+    chosen = {segment.offset for segment in wanted}
+    spans: list[list[Segment]] = []
+    gap: list[Segment] = []
+    for segment in stored:
+        if segment.offset not in chosen:
+            gap.append(segment)
+            continue
+        near = _bytes(gap) <= gap_bytes
+        if spans and near and _bytes([*spans[-1], *gap, segment]) <= span_bytes:
+            spans[-1] += [*gap, segment]
+        else:
+            spans.append([segment])
+        gap = []
+    return spans
+
+
+def _bytes(segments: Sequence[Segment]) -> int:
+    return sum(segment.bytes for segment in segments)
+
+
+def _name(shard: RemoteShard, segment: Segment) -> str:
+    return hashlib.sha256(f"{shard.url}\n{segment.sha256}".encode()).hexdigest()[:40]
+
+
+def _sha256(data: bytes, segment: Segment, start: int) -> str:
+    offset = segment.offset - start
+    return hashlib.sha256(memoryview(data)[offset : offset + segment.bytes]).hexdigest()
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(file, data) :]

@@ -1,0 +1,107 @@
+"""Fetches ahead of the loader, in the order of the plan, in one background thread.
+
+The thread keeps at most half of the cache ahead of the consumer, so it never evicts what is about
+to be read. Several ranks of a node follow nearly the same plan: each takes what no other has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.data.cache import RemoteShard, SegmentCache
+from pipeline.data.index import Segment
+from pipeline.errors import PipelineError
+
+log = logging.getLogger(__name__)
+
+GROUP_BYTES = 64 << 20  # asked for at once, so that neighbours in a shard meet in one request
+
+
+@dataclass(frozen=True)
+class Need:
+    """A segment and the first batch that reads it."""
+
+    batch: int
+    shard: RemoteShard
+    segment: Segment
+
+
+class Prefetcher:
+    """Follows one plan at a time; a new plan replaces the old one."""
+
+    def __init__(self, cache: SegmentCache) -> None:
+        self._cache = cache
+        self._ahead_bytes = cache.folder.limit_bytes // 2
+        self._news = threading.Condition()
+        self._needs: Sequence[Need] = ()
+        self._plan = 0  # counts plans, so that the thread notices a new one in mid-group
+        self._next = 0  # the first need that has not been asked for
+        self._batch = 0  # the batch that the consumer is at
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def follow(self, needs: Sequence[Need]) -> None:
+        """Begin to fetch ``needs``, which come in the order of their batches."""
+        with self._news:
+            self._needs, self._next, self._batch = needs, 0, 0
+            self._plan += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+                self._thread.start()
+            self._news.notify()
+
+    def advance(self, batch: int) -> None:
+        """Say that the consumer has reached ``batch``."""
+        with self._news:
+            self._batch = batch
+            self._news.notify()
+
+    def close(self) -> None:
+        """End the thread once its present download is over."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+
+    def _run(self) -> None:
+        while (group := self._next_group()) is not None:
+            plan, needs = group
+            try:
+                for shard in dict.fromkeys(need.shard for need in needs):
+                    segments = [need.segment for need in needs if need.shard == shard]
+                    self._cache.fetch(shard, segments, wait=False)
+            except PipelineError as error:
+                # The loader will meet the same fault when it needs the segment, and report it.
+                log.warning("fetching ahead stopped: %s", error)
+                with self._news:
+                    if plan == self._plan:
+                        self._next = len(self._needs)
+
+    def _next_group(self) -> tuple[int, list[Need]] | None:
+        """The plan's number and its next needs, waited for; ``None`` once closed."""
+        with self._news:
+            while not self._closed:
+                group = self._within_reach()
+                if group:
+                    return self._plan, group
+                self._news.wait()
+        return None
+
+    def _within_reach(self) -> list[Need]:
+        """The next needs that may be held ahead of the consumer; from now on they are taken."""
+        ahead = group_bytes = 0
+        group: list[Need] = []
+        for number, need in enumerate(self._needs):
+            if need.batch < self._batch:  # the consumer is past it
+                continue
+            ahead += need.segment.bytes
+            if number < self._next:
+                continue
+            if ahead > self._ahead_bytes or group_bytes > GROUP_BYTES:
+                break
+            group.append(need)
+            group_bytes += need.segment.bytes
+            self._next = number + 1
+        return group
