@@ -12,7 +12,13 @@ def derive_seed(*path: int | str) -> int:
     """A 63-bit seed for the stream named by ``path``, the same in every process and for ever.
 
     Parts are told apart by type and position: ``("a", 1)``, ``("a", "1")`` and ``("a1",)`` differ.
+
+    Raises:
+        TypeError: a part is neither an ``int`` nor a ``str``; numpy's own numbers print differently
+            from version to version.
     """
+    if not all(type(part) in (int, str) for part in path):
+        raise TypeError(f"a stream is named by int and str only, found {path!r}")
     digest = hashlib.blake2b(repr(path).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
