@@ -1,0 +1,54 @@
+"""Continual-learning figures against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.metrics import backward_transfer, forgetting, macro_accuracy, micro_accuracy
+
+# Four tasks. Task 0 peaks before the last stage, task 1 at its own, task 2 gains at the end.
+MATRIX = [
+    [0.5, None, None, None],
+    [0.9, 0.8, None, None],
+    [0.6, 0.7, 0.4, None],
+    [0.3, 0.6, 0.5, 1.0],
+]
+
+
+def test_micro_weighs_images_and_macro_weighs_tasks():
+    assert micro_accuracy([1, 30], [10, 30]) == 31 / 40
+    assert macro_accuracy([1, 30], [10, 30]) == (0.1 + 1.0) / 2
+
+
+def test_forgetting_is_the_drop_from_the_best_earlier_stage():
+    """must count all T-1 old tasks, leave the last row out of the best, and keep its sign"""
+    assert forgetting(MATRIX) == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6) + (0.4 - 0.5)) / 3)
+    assert forgetting(MATRIX[:3]) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
+    assert forgetting(MATRIX[:2]) == pytest.approx(0.5 - 0.9)
+
+
+def test_forgetting_is_not_one_of_the_wrong_formulas_in_use():
+    """must differ from the two that PyPI's continuum 1.2.7 and the L2P family compute"""
+    best_of_all_rows = ((0.9 - 0.3) + (0.8 - 0.6) + 0.0) / 3  # never negative
+    two_tasks_too_few = ((0.9 - 0.3) + 0.0) / 3  # sums over T-2 tasks, divides by T-1
+    assert forgetting(MATRIX) != pytest.approx(best_of_all_rows)
+    assert forgetting(MATRIX) != pytest.approx(two_tasks_too_few)
+
+
+def test_backward_transfer_compares_with_the_stage_that_learned_the_task():
+    expected = ((0.3 - 0.5) + (0.6 - 0.8) + (0.5 - 0.4)) / 3
+    assert backward_transfer(MATRIX) == pytest.approx(expected)
+    assert backward_transfer(MATRIX[:2]) == pytest.approx(0.9 - 0.5)
+
+
+@pytest.mark.parametrize("figure", [forgetting, backward_transfer])
+def test_nothing_can_be_forgotten_before_two_tasks(figure):
+    assert figure([]) is None
+    assert figure(MATRIX[:1]) is None
+
+
+@pytest.mark.parametrize("figure", [forgetting, backward_transfer])
+def test_entries_above_the_diagonal_are_never_read(figure):
+    filled = [[0.123 if value is None else value for value in row] for row in MATRIX]
+    ragged = [row[: index + 1] for index, row in enumerate(MATRIX)]
+    assert figure(filled) == figure(ragged) == figure(MATRIX)

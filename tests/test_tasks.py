@@ -1,0 +1,91 @@
+"""Class orders as other projects draw them, and every way to cut one into tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.tasks import class_order, split_classes
+
+
+def split(n_classes: int, **rule: int) -> list[int]:
+    """The sizes of the tasks of ``n_classes`` classes."""
+    tasks = split_classes(
+        range(n_classes), [f"c{label}" for label in range(n_classes)], **rule
+    )
+    return [len(task.labels) for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "first"),
+    [
+        (100, [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]),
+        (200, [168, 136, 51, 9, 183, 101, 171, 99, 42, 159]),
+        (300, [169, 221, 146, 296, 92, 229, 49, 70, 126, 77]),
+    ],
+)
+def test_lamda_order_is_the_one_that_others_train_in(n_classes, first):
+    """must give the published first classes of seed 1993, whatever numpy version"""
+    order = class_order("lamda", n_classes, 1993)
+    assert list(order[:10]) == first
+    assert sorted(order) == list(range(n_classes))
+
+
+def test_lamda_order_leaves_the_global_numpy_stream_alone():
+    np.random.seed(7)
+    expected = np.random.rand()
+    np.random.seed(7)
+    class_order("lamda", 100, 1993)
+    assert np.random.rand() == expected
+
+
+def test_natural_and_listed_orders_are_taken_as_they_are():
+    assert class_order("natural", 4, 1993) == (0, 1, 2, 3)
+    assert class_order([2, 0, 3, 1], 4, 1993) == (2, 0, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("lambda", "'lambda' is not 'natural', 'lamda' or a list"),
+        ([0, 1, 1], "each of 0..2 once, found 3 entries, 2 of them different"),
+        ([0, 1], "each of 0..2 once, found 2 entries"),
+        ([0, 1, 3], "each of 0..2 once"),
+    ],
+)
+def test_orders_that_are_none_are_refused(rule, words):
+    with pytest.raises(ConfigError, match=words):
+        class_order(rule, 3, 1993)
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "rule", "sizes"),
+    [
+        (100, {"classes_per_task": 10}, [10] * 10),
+        (100, {"classes_per_task": 10, "initial_classes": 50}, [50] + [10] * 5),
+        (300, {"classes_per_task": 30, "initial_classes": 150}, [150] + [30] * 5),
+        (100, {"classes_per_task": 20, "initial_classes": 50}, [50, 20, 20, 10]),
+        (7, {"classes_per_task": 3}, [3, 3, 1]),
+        (7, {"classes_per_task": 7}, [7]),
+        (7, {"classes_per_task": 9, "initial_classes": 7}, [7]),
+        (7, {"classes_per_task": 3, "limit": 2}, [3, 3]),
+        (7, {"classes_per_task": 3, "limit": 9}, [3, 3, 1]),
+    ],
+)
+def test_sizes_of_tasks(n_classes, rule, sizes):
+    assert split(n_classes, **rule) == sizes
+
+
+def test_tasks_cover_the_order_and_number_the_classes_in_it():
+    names = ["a", "b", "c", "d", "e"]
+    first, second, third = split_classes([3, 1, 4, 0, 2], names, classes_per_task=2)
+    assert [task.labels for task in (first, second, third)] == [(3, 1), (4, 0), (2,)]
+    assert [task.names for task in (first, second, third)] == [("d", "b"), ("e", "a"), ("c",)]
+    assert [(task.first, task.last) for task in (first, second, third)] == [(0, 2), (2, 4), (4, 5)]
+    assert [task.index for task in (first, second, third)] == [0, 1, 2]
+
+
+def test_first_task_larger_than_the_data_is_refused():
+    with pytest.raises(ConfigError, match="the first task wants 8 classes and there are 7"):
+        split(7, classes_per_task=2, initial_classes=8)
