@@ -6,6 +6,8 @@ Embeddings and anchors have unit norm. Source: arXiv 2505.20680.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,7 +59,7 @@ def dispersion(anchor_CE: Tensor, temperature: float) -> Tensor:
     cosine_CC = anchor_CE @ anchor_CE.T / temperature
     own_CC = torch.eye(n_classes, dtype=torch.bool, device=anchor_CE.device)
     others_C = cosine_CC.masked_fill(own_CC, float("-inf")).logsumexp(dim=1)
-    return (others_C - torch.log(torch.tensor(n_classes - 1.0))).mean()
+    return (others_C - math.log(n_classes - 1)).mean()
 
 
 def relation_matching(anchor_CE: Tensor, reference_CE: Tensor) -> Tensor:
