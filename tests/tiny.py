@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline import prepare
 from pipeline.comm import World, process_group, read_world
 from pipeline.config import Config, parse_section
 from pipeline.methods.base import Setting
@@ -164,6 +163,8 @@ def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same pictures as shards, several to a split; a path of them."""
+    from pipeline import prepare
+
     out = str(tmp_path_factory.mktemp("shards"))
     names = str(tiny_pictures / "names.json")
     prepare.shard(str(tiny_pictures), out, names=names, shard_bytes=60_000)
