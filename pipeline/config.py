@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,10 @@ from pipeline.errors import ConfigError
 class Section(BaseModel):
     """A frozen group of settings that refuses what it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CacheConfig(Section):
@@ -65,7 +68,7 @@ class TasksConfig(Section):
     """How classes become tasks."""
 
     class_order: Literal["natural", "lamda"] | list[int] = "natural"
-    order_seed: int = Field(1993, ge=0)  # of the 'lamda' rule only
+    order_seed: int = Field(1993, ge=0, lt=2**32)  # of the 'lamda' rule only
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0 = classes_per_task
     classes_per_task: int = Field(gt=0)
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a search does
@@ -97,7 +100,7 @@ class OptimConfig(Section):
     """How the learned tensors are updated, anew in each task."""
 
     learning_rate: float = Field(1e-3, gt=0)  # peak, for the global batch
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     epochs: int = Field(10, gt=0)  # passes over a task's images
     warmup_steps: int = Field(0, ge=0)  # linear, per task
@@ -123,8 +126,8 @@ class Config(Section):
     """One run."""
 
     name: str = "run"
-    output: str = "runs/run"  # folder or URL
-    seed: int = Field(1, ge=0)  # initialisation, order of samples, augmentation
+    output: str = Field("runs/run", min_length=1)  # folder or URL
+    seed: int = Field(1, ge=0, lt=2**63)  # initialisation, order of samples, augmentation
     data: DataConfig
     tasks: TasksConfig
     model: ModelConfig
@@ -194,21 +197,37 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base` leads back to this file; remove the circle")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
     except yaml.YAMLError as error:
-        place = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {place}") from None
+        what = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise ConfigError(f"{path}: not valid YAML: {what}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold `key: value` lines, found {type(tree).__name__}")
     bases = tree.pop("base", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: `base` must name a file or a list of files, found {bases!r}")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve())))
     return _merge(merged, tree)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice: the first of two sections would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is written twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -237,8 +256,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[Section], error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    errors = error.errors()
+    path = _path_of(errors[0])
+    within = (each for each in errors if path == _path_of(each)[: len(path)])
+    first = max(within, key=lambda each: len(_path_of(each)))  # the innermost tells the most
+    path = _path_of(first)
     place = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
@@ -249,8 +271,17 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
         return f"{place} is missing; it must be given"
     if first["type"] == "value_error":
         return f"{first['ctx']['error']}"
-    wanted = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{place}: must hold `key: value` lines, found {first['input']!r}"
+    # of a setting that may be of several kinds, each kind has its own complaint
+    complaints = [each["msg"] for each in errors if _path_of(each) == path]
+    wanted = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(complaints))
     return f"{place}: {wanted}, found {first['input']!r}"
+
+
+def _path_of(error: Any) -> list[str]:
+    """The keys that lead to the fault; pydantic adds the kinds it tried, as in ``list[int]``."""
+    return [str(part) for part in error["loc"] if "[" not in str(part)]
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

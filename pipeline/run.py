@@ -159,7 +159,7 @@ def trainable_parameters(method: Method, tasks: tuple[Task, ...]) -> list[int]:
 
 def class_prompts(text: TextConfig, name: str) -> list[str]:
     """The prompts of one class, the one that training uses first."""
-    return [template.format(name) for template in text.templates]
+    return [template.replace("{}", name) for template in text.templates]
 
 
 def _setting(config: Config, clip: FrozenClip) -> Setting:
