@@ -1,188 +1,223 @@
-"""Command: pictures into shards (``python -m pipeline.prepare shard --source PATH --out URL``)."""
+"""Command: prepare, check, count and copy data sets of shards.
+
+python -m pipeline.prepare shard  --source PATH --out URL   pictures into shards and an index
+python -m pipeline.prepare verify URL                       read everything again, compare
+python -m pipeline.prepare stats  URL                       classes, counts, sizes, duplicates
+python -m pipeline.prepare copy   URL URL                   mirror, with verification
+"""
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
-from pathlib import PurePosixPath
-from urllib.parse import quote
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pipeline import storage
-from pipeline.data.decoding import SampleError, open_image
-from pipeline.data.index import INDEX_NAME, Shard, format_index
-from pipeline.data.pictures import SPLITS, Picture, PictureSource, open_source
-from pipeline.data.writer import Sample, build_shards
+from pipeline.data.audit import Statistics, find_faults, gather_statistics
+from pipeline.data.index import read_index
+from pipeline.data.mirror import copy_data_set
+from pipeline.data.processes import usable_cores
+from pipeline.data.sharding import Recipe, shard_pictures
 from pipeline.errors import ConfigError, DataError, PipelineError
 
-log = logging.getLogger(__name__)
+_SHARD_EXAMPLES = """\
+sources:
+  a folder, .tar or .zip   train/<class>/*.jpg and test/<class>/*.jpg (also val/)
+  .csv, .jsonl             path, label, split; paths are relative to the file
+  Parquet                  a file or a folder of <split>-*.parquet with image and label columns
+  CIFAR                    cifar-100-binary, cifar-100-python, cifar-10-batches-bin, -py
 
-_JPEG_QUALITY = 95
-_LONGEST_KEY = 90  # what a tar header holds, less the suffix
+examples:
+  python -m pipeline.prepare shard --source imagenet-r.tar --out s3://data/imagenet-r --resize 256
+  python -m pipeline.prepare shard --source cifar-100-binary --out shards/cifar100
+  python -m pipeline.prepare shard --source birds.csv --out shards/cub --names classes.json
+
+The same command goes on where an interrupted one stopped. Keys, endpoints and profiles come from
+the environment: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true for a public
+bucket.
+"""
+_MOST_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 on success, 2 with one sentence on stderr for a fault of the input."""
-    parser = _build_parser()
-    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    options = _build_parser().parse_args(arguments)
     try:
-        shards = shard(
-            options.source,
-            options.out,
-            names=options.names,
-            shard_bytes=_parse_size(options.shard_size),
-            resize=options.resize,
-            overwrite=options.overwrite,
-        )
+        options.run(options)
     except PipelineError as error:
-        print(error, file=sys.stderr)
+        print(f"prepare {options.command}: {error}", file=sys.stderr)
         return 2
-    samples = sum(entry.samples for entry in shards)
-    print(f"{storage.redact(options.out)}: {samples:,} pictures in {len(shards)} shards")
     return 0
 
 
-def shard(
-    source_url: str,
-    out_url: str,
-    *,
-    names: str | None = None,
-    shard_bytes: int = 64 << 20,
-    resize: int | None = None,
-    overwrite: bool = False,
-) -> list[Shard]:
-    """Write the pictures of ``source_url`` as shards and an index below ``out_url``.
-
-    ``names`` is a JSON list of ``{"name", "folder"}``: readable class names, in the index's order.
-    ``resize`` shrinks the short side to that many pixels; smaller pictures keep their bytes.
-
-    Raises:
-        PipelineError: the source or the target cannot be used.
-    """
-    index_url = storage.join(out_url, INDEX_NAME)
-    if storage.exists(index_url) and not overwrite:
-        raise ConfigError(
-            f"{storage.redact(index_url)} exists already; give another --out, or --overwrite"
+def _run_shard(options: argparse.Namespace) -> None:
+    recipe = Recipe(_parse_size(options.shard_size), options.resize, options.on_bad)
+    if recipe.resize is not None and recipe.resize < 1:
+        raise ConfigError(f"--resize {recipe.resize} is no size; give pixels of the short side")
+    with _progress_display("pictures") as progress:
+        outcome = shard_pictures(
+            options.source,
+            options.out,
+            recipe,
+            names_url=options.names,
+            overwrite=options.overwrite,
+            jobs=options.jobs,
+            progress=progress,
         )
-    source = open_source(source_url)
-    pictures = source.list()
-    class_names, class_folders = _read_classes(names, pictures)
-    ordered = _sorted_pictures(pictures, class_folders)
-    storage.remove(index_url)
-    shards = []
-    for built in build_shards(_samples(source, ordered, resize), shard_bytes=shard_bytes):
-        storage.write_atomically(storage.join(out_url, built.shard.name), built.tar)
-        storage.write_atomically(storage.join(out_url, built.shard.table_name), built.table)
-        shards.append(built.shard)
-    storage.write_atomically(index_url, format_index(class_names, class_folders, shards))
-    return shards
-
-
-def _read_classes(
-    names_url: str | None, pictures: Iterable[Picture]
-) -> tuple[list[str], list[str]]:
-    """Readable names and folders of the classes, in the order of the index."""
-    found = sorted({picture.folder for picture in pictures})
-    if names_url is None:
-        return [folder.replace("_", " ") for folder in found], found
-    place = storage.redact(names_url)
-    try:
-        entries = json.loads(storage.read_text(names_url))
-        names = [str(entry["name"]) for entry in entries]
-        folders = [str(entry["folder"]) for entry in entries]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f'{place}: is not a JSON list of {{"name": …, "folder": …}}') from None
-    if len(set(folders)) != len(folders):
-        raise DataError(f"{place}: lists a folder twice")
-    unknown, absent = set(found) - set(folders), set(folders) - set(found)
-    if unknown:
-        raise DataError(f"{place}: does not list class {min(unknown)}, which the source has")
-    if absent:
-        raise DataError(f"{place}: lists class {min(absent)}, of which the source has no picture")
-    return names, folders
-
-
-def _sorted_pictures(
-    pictures: Iterable[Picture], folders: Sequence[str]
-) -> list[tuple[Picture, int, str]]:
-    """(picture, label, key) by split, class and key; keys are unique within a split."""
-    labels = {folder: label for label, folder in enumerate(folders)}
-    rows = []
-    taken: set[tuple[str, str]] = set()
-    for picture in sorted(pictures):
-        key = _key(picture, with_suffix=False)
-        if (picture.split, key) in taken:
-            key = _key(picture, with_suffix=True)
-        if (picture.split, key) in taken:
-            raise DataError(f"{picture.split}/{picture.folder}/{picture.path} is listed twice")
-        taken.add((picture.split, key))
-        rows.append((picture, labels[picture.folder], key))
-    return sorted(rows, key=lambda row: (SPLITS.index(row[0].split), row[1], row[2]))
-
-
-def _key(picture: Picture, *, with_suffix: bool) -> str:
-    """A name that every tar tool keeps: WebDataset ends a key at the first dot."""
-    path = picture.path if with_suffix else str(PurePosixPath(picture.path).with_suffix(""))
-    key = quote(f"{picture.folder}/{path.lstrip('/')}").replace(".", "%2E")
-    if len(key) > _LONGEST_KEY:
-        digest = blake2b(key.encode(), digest_size=8).hexdigest()
-        key = f"{key[: _LONGEST_KEY - 17]}-{digest}"
-    return key
-
-
-def _samples(
-    source: PictureSource, rows: Iterable[tuple[Picture, int, str]], resize: int | None
-) -> Iterator[Sample]:
-    for picture, label, key in rows:
-        try:
-            suffix, data = _encode(source.read(picture), picture.suffix, resize)
-        except SampleError as error:
-            raise DataError(f"{picture.split}/{picture.folder}/{picture.path} {error}") from error
-        yield Sample(picture.split, label, key, suffix, data)
-
-
-def _encode(data: bytes, suffix: str, resize: int | None) -> tuple[str, bytes]:
-    """The image file to store; decoding it here is what keeps broken pictures out of the shards."""
-    image = open_image(data)
-    width, height = image.size
-    if resize is None or min(width, height) <= resize:
-        return suffix, data
-    scale = resize / min(width, height)
-    size = (max(resize, round(width * scale)), max(resize, round(height * scale)))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC, reducing_gap=None).save(
-        buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0
+    shards = outcome.index.shards
+    pictures, size = sum(s.samples for s in shards), sum(s.bytes for s in shards)
+    print(
+        f"{storage.redact(options.out)}: {pictures:,} pictures of "
+        f"{len(outcome.index.class_names)} classes in {len(shards)} shards, {_size(size)}"
+        + (f", {outcome.resumed} of them from an earlier attempt" if outcome.resumed else "")
     )
-    return "jpg", buffer.getvalue()
+    if outcome.skipped:
+        print(f"left out {len(outcome.skipped)} pictures that cannot be used:")
+        _print_some(outcome.skipped)
+
+
+def _run_verify(options: argparse.Namespace) -> None:
+    index = read_index(options.url)
+    with _progress_display("shards") as progress:
+        faults = list(find_faults(index, jobs=options.jobs, progress=progress))
+    place = storage.redact(index.url)
+    if faults:
+        _print_some(faults)
+        raise DataError(f"{place}: {len(faults)} faults; copy or prepare the data set again")
+    samples = sum(shard.samples for shard in index.shards)
+    print(f"{place}: {samples:,} samples in {len(index.shards)} shards are as the index says")
+
+
+def _run_stats(options: argparse.Namespace) -> None:
+    index = read_index(options.url)
+    _print_statistics(index.url, gather_statistics(index))
+
+
+def _run_copy(options: argparse.Namespace) -> None:
+    with _progress_display("files") as progress:
+        index = copy_data_set(
+            options.source, options.target, overwrite=options.overwrite, progress=progress
+        )
+    size = sum(shard.bytes for shard in index.shards)
+    print(f"{storage.redact(options.target)}: {len(index.shards)} shards, {_size(size)}, verified")
+
+
+def _print_statistics(url: str, statistics: Statistics) -> None:
+    width = max(len("class"), *(len(entry.name) for entry in statistics.classes))
+    print(f"{'class':<{width}} {'train':>8} {'test':>8} {'stored':>12}")
+    for entry in statistics.classes:
+        print(f"{entry.name:<{width}} {entry.train:>8,} {entry.test:>8,} {_size(entry.bytes):>12}")
+    train = sum(entry.train for entry in statistics.classes)
+    test = sum(entry.test for entry in statistics.classes)
+    print(f"{'all':<{width}} {train:>8,} {test:>8,} {_size(statistics.bytes):>12}")
+    print(f"{storage.redact(url)}: {len(statistics.classes)} classes in {statistics.shards} shards")
+    for split, copies in statistics.repeats.items():
+        print(f"copies within {split}: {copies:,}")
+    print(f"test pictures that are also in train: {len(statistics.leaks):,}")
+    _print_some([f"{test_key} = {train_key}" for test_key, train_key in statistics.leaks])
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:_MOST_SHOWN]:
+        print(f"  {line}")
+    if len(lines) > _MOST_SHOWN:
+        print(f"  … and {len(lines) - _MOST_SHOWN} more")
+
+
+@contextmanager
+def _progress_display(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing in a log file."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+        bar = display.add_task(what, total=None)
+        yield lambda done, total: display.update(bar, completed=done, total=total)
 
 
 def _parse_size(text: str) -> int:
     """Bytes from ``64MB``, ``1GiB`` or a plain number."""
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
     found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", text.strip().upper())
-    if not found:
+    if not found or not int(found[1]):
         raise ConfigError(f"--shard-size {text!r} is not a size; write 64MB or 1GiB")
     return int(found[1]) * units[found[2] or ""]
 
 
+def _size(size: int) -> str:
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size / 1000:,.1f} kB"
+
+
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("shard", help="write shards and their index")
-    command.add_argument("--source", required=True, help="ImageFolder, .tar of one, or .csv")
-    command.add_argument("--out", required=True, help="folder or URL that receives the shards")
-    command.add_argument("--names", help='JSON list of {"name", "folder"}: names and class order')
-    command.add_argument("--shard-size", default="64MB", help="upper limit per shard (64MB)")
-    command.add_argument("--resize", type=int, help="shrink the short side to so many pixels")
-    command.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+    _add_shard(commands)
+    verify = commands.add_parser("verify", help="read everything again and compare with the index")
+    verify.add_argument("url", help="the prepared folder")
+    _add_jobs(verify)
+    verify.set_defaults(run=_run_verify)
+    stats = commands.add_parser("stats", help="classes, counts, sizes, duplicates")
+    stats.add_argument("url", help="the prepared folder")
+    stats.set_defaults(run=_run_stats)
+    copy = commands.add_parser("copy", help="mirror a data set, with verification")
+    copy.add_argument("source", help="the prepared folder")
+    copy.add_argument("target", help="the folder that becomes its copy")
+    copy.add_argument("--overwrite", action="store_true", help="replace another data set there")
+    copy.set_defaults(run=_run_copy)
     return parser
+
+
+def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shard = commands.add_parser(
+        "shard",
+        help="write shards and their index",
+        epilog=_SHARD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shard.add_argument("--source", required=True, help="where the pictures are, see below")
+    shard.add_argument("--out", required=True, help="folder or URL that receives the shards")
+    shard.add_argument("--names", help='JSON list of {"name", "folder"}: names and class order')
+    shard.add_argument("--shard-size", default="64MB", help="most bytes per shard (default: 64MB)")
+    shard.add_argument("--resize", type=int, metavar="PIXELS", help="shrink the short side to it")
+    shard.add_argument(
+        "--on-bad", choices=("fail", "skip"), default="fail", help="pictures that do not decode"
+    )
+    shard.add_argument(
+        "--overwrite", action="store_true", help="replace the data set that is there"
+    )
+    _add_jobs(shard)
+    shard.set_defaults(run=_run_shard)
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    cores = usable_cores()
+    parser.add_argument("--jobs", type=int, default=cores, help=f"processes (default: {cores})")
 
 
 if __name__ == "__main__":

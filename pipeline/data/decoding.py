@@ -19,7 +19,16 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from pipeline.errors import DataError
 
 IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SUFFIX_OF_FORMAT = {
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with further pictures behind it, as some cameras write it
+    "PNG": "png",
+    "PPM": "ppm",
+    "TIFF": "tif",
+    "WEBP": "webp",
+}
 MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB unpacked
 
 
@@ -56,7 +65,7 @@ def open_image(data: bytes) -> Image.Image:
         SampleError: it is no image of a known format, is damaged, or is absurdly large.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=tuple(_SUFFIX_OF_FORMAT))
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise SampleError(f"has {width} × {height} pixels, more than {MAX_PIXELS:,}")
@@ -65,6 +74,12 @@ def open_image(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def image_suffix(data: bytes) -> str:
+    """The file suffix that belongs to what ``data`` is, whatever its file was called."""
+    with Image.open(io.BytesIO(data), formats=tuple(_SUFFIX_OF_FORMAT)) as image:
+        return _SUFFIX_OF_FORMAT[image.format]
 
 
 def _picture(sample: dict[str, Any], label: int) -> Image.Image:

@@ -223,7 +223,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             schema=SCHEMA,
             class_names=tuple(str(entry["name"]) for entry in content["classes"]),
             class_folders=tuple(str(entry["folder"]) for entry in content["classes"]),
-            shards=tuple(_parse_shard(entry) for entry in content["shards"]),
+            shards=tuple(parse_shard(entry) for entry in content["shards"]),
             sha256=hashlib.sha256(data).hexdigest(),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -245,12 +245,17 @@ def format_index(
             {"name": name, "folder": folder}
             for name, folder in zip(class_names, class_folders, strict=True)
         ],
-        "shards": [_format_shard(shard) for shard in shards],
+        "shards": [format_shard(shard) for shard in shards],
     }
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _parse_shard(entry: dict[str, Any]) -> Shard:
+def parse_shard(entry: dict[str, Any]) -> Shard:
+    """The shard that ``format_shard`` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError: it did not.
+    """
     if "/" in entry["name"] or "\\" in entry["name"] or entry["name"].startswith("."):
         raise ValueError(f"shard name {entry['name']!r} leaves the folder")
     if entry["split"] not in ("train", "test"):
@@ -270,7 +275,8 @@ def _parse_shard(entry: dict[str, Any]) -> Shard:
     )
 
 
-def _format_shard(shard: Shard) -> dict[str, Any]:
+def format_shard(shard: Shard) -> dict[str, Any]:
+    """The entry of one shard in ``index.json``."""
     return {
         "name": shard.name,
         "split": shard.split,

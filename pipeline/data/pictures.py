@@ -2,24 +2,39 @@
 
 Each kind of source lists ``Picture`` rows (split, class folder, path) and reads one's bytes. An
 archive is never unpacked: its members are read in place, so no member can leave a target folder.
+Sources are small to pickle; what they keep open belongs to the process that opened it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import tarfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.data.decoding import IMAGE_SUFFIXES
 from pipeline.errors import DataError
 
 SPLITS = ("train", "test")
-_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "val": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "test",
+    "valid": "test",
+    "validation": "test",
+}
+MAX_FILE_BYTES = 256 << 20
+
+LAYOUT = "train/<class>/* and test/<class>/*"
 
 
 @dataclass(frozen=True, order=True)
@@ -29,141 +44,191 @@ class Picture:
     split: str
     folder: str
     path: str
-    location: str = ""
+    location: str = ""  # how its source finds it again
 
-    @property
-    def suffix(self) -> str:
-        """The lower-case file suffix without its dot."""
-        return PurePosixPath(self.path).suffix.lower().removeprefix(".")
+    def __str__(self) -> str:
+        return f"{self.split}/{self.folder}/{self.path}"
 
 
 class PictureSource(Protocol):
     """A collection of labelled pictures."""
 
     def list(self) -> list[Picture]:
-        """Every picture, in no particular order."""
+        """Every picture, in no particular order.
+
+        Raises:
+            PipelineError: the source is not what its name says.
+        """
 
     def read(self, picture: Picture) -> bytes:
         """The bytes of its image file."""
 
 
-def open_source(url: str) -> PictureSource:
-    """The source at ``url``, of the kind that its name tells.
-
-    Raises:
-        DataError: there is nothing, or nothing of a known kind.
-    """
-    suffix = PurePosixPath(url).suffix.lower()
-    if suffix == ".csv":
-        return TableSource(url)
-    if suffix == ".tar":
-        return TarSource(url)
-    if not storage.list_files(url):
-        raise DataError(f"{storage.redact(url)}: is no source; give a folder, .tar or .csv")
-    return FolderSource(url)
-
-
+@dataclass(frozen=True)
 class FolderSource:
-    """``train/<class>/*`` and ``test/<class>/*`` below a folder."""
+    """``train/<class>/*`` and ``test/<class>/*`` below a folder, perhaps within one more folder."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    url: str
 
     def list(self) -> list[Picture]:
         """Every picture below the folder."""
-        files = storage.list_files(self._url)
-        root = len(storage.join(_common_root(files, self._url), ""))
-        return _require(_sorted_out((url[root:], url) for url in files), self._url)
+        files = storage.list_files(self.url)
+        # A relative path is listed as an absolute URL: what all files share must be cut off.
+        root = _listed_form(self.url)
+        return _sorted_out(
+            ((file.removeprefix(root).lstrip("/"), file) for file in files), self.url
+        )
 
     def read(self, picture: Picture) -> bytes:
         """The bytes of one file."""
         return storage.read_bytes(picture.location)
 
 
+@dataclass(frozen=True)
 class TarSource:
-    """A tar of ``train/<class>/*`` and ``test/<class>/*``, perhaps within one more folder."""
+    """A plain tar of a folder as ``FolderSource`` wants it."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    url: str
 
     def list(self) -> list[Picture]:
         """Every picture in the archive; links and devices are not followed."""
+        place = storage.redact(self.url)
         try:
-            with storage.open_file(self._url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            with storage.open_file(self.url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 members = [
-                    (member.name, f"{member.offset_data}+{member.size}")
+                    (
+                        _member(member.name, member.size, place),
+                        f"{member.offset_data}+{member.size}",
+                    )
                     for member in tar
                     if member.isreg()
                 ]
         except tarfile.TarError as error:
-            raise DataError(f"{storage.redact(self._url)}: is not a tar ({error})") from error
-        return _require(_sorted_out(members), self._url)
+            raise DataError(f"{place}: is not a plain tar ({error})") from error
+        return _sorted_out(members, self.url)
 
     def read(self, picture: Picture) -> bytes:
         """The bytes of one member."""
         offset, size = map(int, picture.location.split("+"))
-        return storage.read_range(self._url, offset, offset + size)
+        return storage.read_range(self.url, offset, offset + size)
 
 
+@dataclass(frozen=True)
+class ZipSource:
+    """A zip of a folder as ``FolderSource`` wants it."""
+
+    url: str
+
+    def list(self) -> list[Picture]:
+        """Every picture in the archive."""
+        place = storage.redact(self.url)
+        try:
+            members = [
+                (_member(entry.filename, entry.file_size, place), entry.filename)
+                for entry in _open_zip(self.url).infolist()
+                if not entry.is_dir()
+            ]
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{place}: is not a zip ({error})") from error
+        return _sorted_out(members, self.url)
+
+    def read(self, picture: Picture) -> bytes:
+        """The bytes of one member."""
+        try:
+            return _open_zip(self.url).read(picture.location)
+        except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # damaged, or encrypted
+            raise DataError(f"{storage.redact(self.url)}: {picture.location}: {error}") from error
+
+
+@dataclass(frozen=True)
 class TableSource:
-    """A CSV with the columns path, label and split; paths are relative to the table's folder."""
+    """A CSV with the columns path, label and split, or a JSONL with those fields.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._folder = url.rpartition("/")[0] or "."
+    Paths are relative to the table's folder.
+    """
+
+    url: str
 
     def list(self) -> list[Picture]:
         """One picture per row."""
-        place = storage.redact(self._url)
-        rows = csv.DictReader(io.StringIO(storage.read_text(self._url)))
-        missing = {"path", "label", "split"} - set(rows.fieldnames or ())
-        if missing:
-            raise DataError(f"{place}: has no column {', '.join(sorted(missing))}")
-        return [self._picture(row, f"{place}, line {rows.line_num}") for row in rows]
+        place, text = storage.redact(self.url), storage.read_text(self.url)
+        rows = _csv_rows(text, place) if self.url.endswith(".csv") else _json_rows(text, place)
+        return [self._picture(row, f"{place}, line {line}") for line, row in rows]
 
     def read(self, picture: Picture) -> bytes:
         """The bytes of the file that one row names."""
         return storage.read_bytes(picture.location)
 
-    def _picture(self, row: dict[str, str], place: str) -> Picture:
-        path, label, split = (str(row[name] or "") for name in ("path", "label", "split"))
-        if split not in _SPLIT_NAMES:
-            raise DataError(f"{place}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
-        if not path or not label:
-            raise DataError(f"{place}: path and label must not be empty")
+    def _picture(self, row: dict[str, Any], place: str) -> Picture:
+        missing = [name for name in ("path", "label", "split") if row.get(name) in (None, "")]
+        if missing:
+            raise DataError(f"{place}: has no {missing[0]}; wanted path, label and split")
+        path, label, split = (str(row[name]) for name in ("path", "label", "split"))
+        if split not in SPLIT_NAMES:
+            raise DataError(f"{place}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
+        folder = self.url.rpartition("/")[0] or "."
         absolute = "://" in path or path.startswith("/")
-        location = path if absolute else storage.join(self._folder, path)
-        return Picture(_SPLIT_NAMES[split], label, path, location)
+        location = path if absolute else storage.join(folder, path)
+        return Picture(SPLIT_NAMES[split], label, path, location)
 
 
-def _sorted_out(files: Iterable[tuple[str, str]]) -> list[Picture]:
+def _csv_rows(text: str, place: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    rows = csv.DictReader(io.StringIO(text))
+    missing = {"path", "label", "split"} - set(rows.fieldnames or ())
+    if missing:
+        raise DataError(f"{place}: has no column {', '.join(sorted(missing))}")
+    for row in rows:
+        yield rows.line_num, row
+
+
+def _json_rows(text: str, place: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place}, line {number}: is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place}, line {number}: is not a JSON object")
+        yield number, row
+
+
+def _sorted_out(files: Iterable[tuple[str, str]], url: str) -> list[Picture]:
     """The (path, location) pairs that are ``[folder/]<split>/<class>/…<image>``."""
     pictures = []
     for path, location in files:
-        parts = [part for part in PurePosixPath(path).parts if part != "."]
-        if ".." in parts or path.startswith("/"):
-            raise DataError(f"{path!r}: leads out of the archive; refuse or repack it")
-        for depth in (0, 1):
-            if len(parts) >= depth + 3 and parts[depth] in _SPLIT_NAMES:
-                split, folder = _SPLIT_NAMES[parts[depth]], parts[depth + 1]
-                inner = "/".join(parts[depth + 2 :])
-                picture = Picture(split, folder, inner, location)
-                if picture.suffix in IMAGE_SUFFIXES and not parts[-1].startswith("."):
-                    pictures.append(picture)
-                break
-    return pictures
-
-
-def _require(pictures: list[Picture], url: str) -> list[Picture]:
+        parts = PurePosixPath(path).parts
+        if path.startswith("/") or ".." in parts:
+            raise DataError(f"{storage.redact(url)}: member {path!r} leads out of the archive")
+        depth = next((depth for depth in (0, 1) if parts[depth : depth + 1] and
+                      parts[depth] in SPLIT_NAMES), None)  # fmt: skip
+        suffix = PurePosixPath(path).suffix.lower().removeprefix(".")
+        if depth is None or len(parts) < depth + 3 or parts[-1].startswith("."):
+            continue
+        if suffix in IMAGE_SUFFIXES:
+            split, folder, *inner = parts[depth:]
+            pictures.append(Picture(SPLIT_NAMES[split], folder, "/".join(inner), location))
     if not pictures:
         raise DataError(
-            f"{storage.redact(url)}: holds no picture; wanted train/<class>/* and test/<class>/*"
+            f"{storage.redact(url)}: holds no picture as {LAYOUT}; "
+            "rearrange it, or list its pictures in a CSV with path, label and split"
         )
     return pictures
 
 
-def _common_root(files: list[str], url: str) -> str:
-    """The listed URLs' form of ``url``: a relative path is listed as an absolute one."""
-    if not files or files[0].startswith(url):
-        return url
+def _member(name: str, size: int, place: str) -> str:
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{place}: member {name!r} has {size:,} bytes, too many for a picture")
+    return name
+
+
+def _listed_form(url: str) -> str:
+    """How the URLs of the files below ``url`` begin when they are listed."""
     return "file://" + storage.local_path(url) if storage.is_local(url) else url
+
+
+@lru_cache(maxsize=2)
+def _open_zip(url: str) -> zipfile.ZipFile:
+    """One handle per process: reading the table of contents costs seconds in a large archive."""
+    return zipfile.ZipFile(storage.open_file(url))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,32 +54,35 @@ class BuiltShard:
     shard: Shard
     tar: bytes = field(repr=False)
     table: bytes = field(repr=False)
+    last_key: str
 
 
-def build_shards(samples: Iterable[Sample], *, shard_bytes: int) -> Iterator[BuiltShard]:
+def build_shards(
+    samples: Iterable[Sample], *, shard_bytes: int, numbers: Mapping[str, int] | None = None
+) -> Iterator[BuiltShard]:
     """Shards of at most ``shard_bytes``, in order, each within one split.
 
     A single sample longer than ``shard_bytes`` gets a shard of its own. The samples must come
-    sorted by split and label.
+    sorted by split and label. ``numbers`` is how many shards each split already has.
     """
-    numbers: dict[str, int] = {}
+    counters = Counter(numbers)
     pending: list[Sample] = []
     pending_bytes = _TAR_END
     for sample in samples:
         full = pending_bytes + sample.stored_bytes > shard_bytes
         if pending and (full or sample.split != pending[0].split):
-            yield _build(pending, numbers)
+            yield _build(pending, counters)
             pending, pending_bytes = [], _TAR_END
         pending.append(sample)
         pending_bytes += sample.stored_bytes
     if pending:
-        yield _build(pending, numbers)
+        yield _build(pending, counters)
 
 
-def _build(samples: list[Sample], numbers: dict[str, int]) -> BuiltShard:
+def _build(samples: list[Sample], counters: Counter[str]) -> BuiltShard:
     split = samples[0].split
-    number = numbers.get(split, 0)
-    numbers[split] = number + 1
+    number = counters[split]
+    counters[split] += 1
     tar, offset_S = _write_tar(samples)
     size_S = np.array([sample.stored_bytes for sample in samples], dtype=np.int64)
     spans = [tar[o : o + n] for o, n in zip(offset_S, size_S, strict=True)]
@@ -101,7 +105,7 @@ def _build(samples: list[Sample], numbers: dict[str, int]) -> BuiltShard:
         table_sha256=hashlib.sha256(table).hexdigest(),
         segments=tuple(_segments(samples, offset_S, size_S, tar)),
     )
-    return BuiltShard(shard, tar, table)
+    return BuiltShard(shard, tar, table, samples[-1].key)
 
 
 def _write_tar(samples: list[Sample]) -> tuple[bytes, np.ndarray]:
