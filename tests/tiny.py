@@ -163,11 +163,12 @@ def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same pictures as shards, several to a split; a path of them."""
-    from pipeline import prepare
+    from pipeline.data.sharding import Recipe, shard_pictures
 
     out = str(tmp_path_factory.mktemp("shards"))
     names = str(tiny_pictures / "names.json")
-    prepare.shard(str(tiny_pictures), out, names=names, shard_bytes=60_000)
+    recipe = Recipe(shard_bytes=60_000)
+    shard_pictures(str(tiny_pictures), out, recipe, names_url=names)
     return out
 
 
