@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import prepare, storage
+from pipeline import storage
+from pipeline.data.sharding import Recipe, shard_pictures
 from pipeline.demo.pictures import write_pictures
 from pipeline.errors import PipelineError
 from pipeline.results import read_results
@@ -80,7 +81,7 @@ def _prepare(folder: Path) -> None:
         return
     _say(f"drawing pictures into {folder / 'pictures'}")
     write_pictures(folder / "pictures")
-    prepare.shard(str(folder / "pictures"), str(shards))
+    shard_pictures(str(folder / "pictures"), str(shards), Recipe())
 
 
 def _train(method: str, folder: Path) -> int:
