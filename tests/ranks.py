@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
@@ -23,15 +23,19 @@ _PRELOADED = ["torch", "deepspeed", "open_clip", "webdataset", "pydantic", "rich
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0
+    function: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    timeout_s: float = 120.0,
+    collective_s: float = 60.0,
 ) -> list[Any]:
     """What ``function(world, *arguments)`` returns on each of ``world_size`` ranks, in rank order.
 
     ``function`` is named at the top of a module, so that another process finds it; arguments and
-    results are pickled. The first rank that fails ends the others.
+    results are pickled. A collective may take ``collective_s``.
 
     Raises:
-        RuntimeError: a rank failed, with its traceback, or none answered within ``timeout_s``.
+        RuntimeError: ranks failed, with their tracebacks, or gave no answer within ``timeout_s``.
     """
     context = _context()
     # The store lives here and picks a free port itself: no rank can find it taken.
@@ -39,7 +43,8 @@ def run_ranks(
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     ranks = [
         context.Process(
-            target=_be_rank, args=(rank, world_size, store.port, pipes[rank][1], function, arguments)
+            target=_be_rank,
+            args=(rank, world_size, store.port, collective_s, pipes[rank][1], function, arguments),
         )
         for rank in range(world_size)
     ]
@@ -68,33 +73,38 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 def _collect(receivers: list[Connection], timeout_s: float) -> list[Any]:
     deadline = time.monotonic() + timeout_s
-    values: dict[int, Any] = {}
-    while len(values) < len(receivers):
-        waiting = [r for number, r in enumerate(receivers) if number not in values]
-        left = deadline - time.monotonic()
-        ready = multiprocessing.connection.wait(waiting, timeout=max(0.0, left))
+    answers: dict[int, tuple[Any, str | None]] = {}
+    while len(answers) < len(receivers):
+        waiting = [r for number, r in enumerate(receivers) if number not in answers]
+        ready = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise RuntimeError(f"{len(waiting)} of {len(receivers)} ranks gave no answer in time")
+            break
         for receiver in ready:
-            number = receivers.index(receiver)
-            values[number] = _receive(receiver, number)
-    return [values[number] for number in range(len(receivers))]
+            answers[receivers.index(receiver)] = _receive(receiver)
+        if any(failure for _, failure in answers.values()):
+            deadline = min(deadline, time.monotonic() + 5)  # for what the others have to say
+    failures = [
+        f"rank {number}: {answers[number][1] if number in answers else 'no answer in time'}"
+        for number in range(len(receivers))
+        if number not in answers or answers[number][1]
+    ]
+    if failures:
+        raise RuntimeError("\n".join(failures))
+    return [answers[number][0] for number in range(len(receivers))]
 
 
-def _receive(receiver: Connection, rank: int) -> Any:
+def _receive(receiver: Connection) -> tuple[Any, str | None]:
     try:
-        value, failure = pickle.loads(receiver.recv_bytes())
+        return pickle.loads(receiver.recv_bytes())
     except EOFError:
-        raise RuntimeError(f"rank {rank} ended without an answer") from None
-    if failure:
-        raise RuntimeError(f"rank {rank} failed:\n{failure}")
-    return value
+        return None, "ended without an answer"
 
 
 def _be_rank(
     rank: int,
     world_size: int,
     port: int,
+    collective_s: float,
     sender: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -114,7 +124,7 @@ def _be_rank(
     torch.set_num_threads(1)
     world = read_world(os.environ)
     try:
-        with process_group(world, timeout_s=60):
+        with process_group(world, timeout_s=collective_s):
             answer = (function(world, *arguments), None)
     except BaseException:
         answer = (None, traceback.format_exc())

@@ -51,7 +51,8 @@ def test_image_to_text_is_the_formula(embeddings):
     for z_E, y in zip(image_NE, label_N, strict=True):
         share_C = [math.exp(SCALE * z_E @ w_E) for w_E in anchor_CE]
         expected -= math.log(share_C[y] / sum(share_C)) / len(image_NE)
-    assert float(image_to_text(image_NE, anchor_CE, label_N, SCALE)) == pytest.approx(expected, 1e-12)
+    found = float(image_to_text(image_NE, anchor_CE, label_N, SCALE))
+    assert found == pytest.approx(expected, 1e-12)
 
 
 def test_text_to_image_is_soft_target_cross_entropy_on_the_mask(embeddings):
@@ -69,9 +70,8 @@ def test_text_to_image_is_the_formula_with_its_gradients(embeddings, rule):
     found = text_to_image(*pair, label_N, SCALE, normalisation=rule)
     expected = naive_text_to_image(*pair, label_N, rule)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, pair), torch.autograd.grad(expected, pair), rtol=1e-10, atol=1e-14
-    )
+    slopes = torch.autograd.grad(found, pair), torch.autograd.grad(expected, pair)
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-14)
 
 
 def test_text_to_image_passes_gradcheck(embeddings):

@@ -11,9 +11,7 @@ from pipeline.tasks import class_order, split_classes
 
 def split(n_classes: int, **rule: int) -> list[int]:
     """The sizes of the tasks of ``n_classes`` classes."""
-    tasks = split_classes(
-        range(n_classes), [f"c{label}" for label in range(n_classes)], **rule
-    )
+    tasks = split_classes(range(n_classes), [f"c{label}" for label in range(n_classes)], **rule)
     return [len(task.labels) for task in tasks]
 
 

@@ -1,0 +1,126 @@
+"""Ranks find each other, agree, and pass gradients as one process would."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.comm import (
+    World,
+    gather,
+    gather_objects,
+    gather_with_gradient,
+    process_group,
+    read_world,
+    sum_over_ranks,
+)
+from pipeline.errors import ConfigError
+from tests.ranks import run_ranks
+
+
+def test_world_is_read_from_what_a_launcher_sets():
+    world = read_world({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    assert (world.rank, world.world_size, world.local_rank) == (3, 8, 1)
+    assert not world.is_main
+
+
+def test_no_launcher_means_alone():
+    world = read_world({"PATH": "/bin"})
+    assert (world.rank, world.world_size, world.local_rank, world.is_main) == (0, 1, 0, True)
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "0"}, {"WORLD_SIZE": "2"}])
+def test_half_a_launcher_is_refused(environment):
+    with pytest.raises(ConfigError, match="set only one of RANK and WORLD_SIZE; start with"):
+        read_world(environment)
+
+
+def test_group_of_one_needs_no_launcher_and_leaves_none_behind():
+    for _ in range(2):
+        with process_group(read_world({}), timeout_s=30):
+            assert dist.get_world_size() == 1
+            assert gather_objects({"a": 1}) == [{"a": 1}]
+        assert not dist.is_initialized()
+
+
+def test_group_is_left_when_the_block_fails():
+    with pytest.raises(ZeroDivisionError), process_group(read_world({}), timeout_s=30):
+        raise ZeroDivisionError
+    assert not dist.is_initialized()
+
+
+def rows_of(rank: int, n_rows: int) -> Tensor:
+    return torch.arange(rank * n_rows, (rank + 1) * n_rows).float()[:, None] * torch.tensor([1, 10])
+
+
+def exchange(world: World) -> dict[str, Any]:
+    value = torch.tensor([float(world.rank), 1.0])
+    return {
+        "sum": sum_over_ranks(value),
+        "value": value,
+        "gathered": gather(rows_of(world.rank, 2)),
+        "transposed": gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T + world.rank),
+        "objects": gather_objects(("r", world.rank)),
+    }
+
+
+def test_every_rank_gets_the_same_in_rank_order():
+    answers = run_ranks(exchange, 3)
+    for rank, answer in enumerate(answers):
+        assert torch.equal(answer["sum"], torch.tensor([3.0, 3.0]))
+        assert torch.equal(answer["value"], torch.tensor([float(rank), 1.0]))  # left as it was
+        assert torch.equal(answer["gathered"], torch.cat([rows_of(r, 2) for r in range(3)]))
+        assert torch.equal(answer["transposed"][2:4], torch.tensor([[2.0, 4.0], [3.0, 5.0]]))
+        assert answer["objects"] == [("r", 0), ("r", 1), ("r", 2)]
+
+
+def averaged_gradient(world: World, n_rows: int) -> Tensor:
+    """The gradient that an engine, which averages over ranks, sees of a loss of all rows.
+
+    The loss is no sum over rows, so a gather without its gradient, or one scaled wrongly, shows.
+    """
+    weight = torch.tensor([0.3, -0.2], requires_grad=True)
+    bias = torch.tensor(0.1, requires_grad=True)
+    own = torch.tanh(rows_of(world.rank, n_rows // world.world_size) / 20 * weight)
+    rows = gather_with_gradient(own)
+    loss = (rows.sum(dim=1) + bias).logsumexp(dim=0).square()
+    slopes = torch.autograd.grad(loss, (weight, bias))
+    return sum_over_ranks(torch.cat([slope.flatten() for slope in slopes])) / world.world_size
+
+
+def test_average_of_gradients_is_that_of_one_process(alone):
+    expected = averaged_gradient(alone, 8)
+    for world_size in (2, 4):
+        for found in run_ranks(averaged_gradient, world_size, 8):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def wait_in_vain(world: World) -> str:
+    if world.rank == 1:
+        time.sleep(4)
+        return "came too late"
+    with pytest.raises(RuntimeError) as caught:
+        sum_over_ranks(torch.zeros(1))
+    return str(caught.value)
+
+
+def test_collective_without_a_partner_ends_in_time():
+    """must raise on the rank that waits instead of hanging for ever"""
+    waiting, late = run_ranks(wait_in_vain, 2, collective_s=2)
+    assert "imed out" in waiting and late == "came too late"
+
+
+def fail_on_rank_one(world: World) -> None:
+    if world.rank == 1:
+        raise ValueError("no such luck")
+    sum_over_ranks(torch.zeros(1))
+
+
+def test_rank_that_fails_is_heard():
+    with pytest.raises(RuntimeError, match="(?s)rank 1: .*no such luck"):
+        run_ranks(fail_on_rank_one, 2)
