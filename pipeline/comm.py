@@ -90,6 +90,13 @@ def gather(value_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank; for small things of plain types."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The value of every rank, in rank order; for small things of plain types."""
     values: list[Any] = [None] * dist.get_world_size()

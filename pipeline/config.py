@@ -59,6 +59,7 @@ class DataConfig(Section):
     tail: Literal["drop", "wrap"] = "wrap"  # what becomes of an epoch's last, partial batch
     validation_fraction: float = Field(0.0, ge=0, lt=1)  # of training images, by hash of the key
     on_bad_sample: Literal["fail", "skip"] = "fail"
+    feature_cache: str | None = None  # folder or URL for frozen features that runs may share
     bad_sample_budget: int = Field(0, ge=0)  # bad samples tolerated per run if they are skipped
     cache: CacheConfig = CacheConfig()
     retry: RetryConfig = RetryConfig()
@@ -185,7 +186,7 @@ def dump_config(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """SHA-256 of what decides the result: not where it goes, nor how the machine is used."""
-    machine = {"workers", "eval_batch", "cache", "retry"}
+    machine = {"workers", "eval_batch", "feature_cache", "cache", "retry"}
     content = config.model_dump(
         mode="json",
         exclude={"output": True, "name": True, "log_every": True, "engine": True, "data": machine},

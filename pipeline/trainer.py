@@ -21,10 +21,10 @@ from pipeline.config import Config, dump_config
 from pipeline.data.index import Selection, ShardIndex
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import Batch, ShardSource, eval_stream, train_stream
-from pipeline.data.transforms import build_transform
+from pipeline.data.transforms import Transform, build_transform
 from pipeline.engine import Engine
 from pipeline.errors import DivergenceError
-from pipeline.frozen import FrozenFeatures, frozen_features
+from pipeline.frozen import FrozenFeatures, FrozenStore
 from pipeline.log import MetricsWriter
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
@@ -72,7 +72,7 @@ class Trainer:
         self._train_transform = build_transform(config.data.train_transform, size)
         self._eval_transform = build_transform(config.data.eval_transform, size)
         self._class_of_label = torch.full((len(index.class_names),), -1)
-        self._frozen_tests: dict[int, list[tuple[ImageFeatures, Tensor]]] = {}
+        self._frozen = FrozenStore(method.clip, world, config.data.feature_cache)
         self._learned_means: dict[int, Tensor] = {}
         self._steps_done = 0
 
@@ -121,7 +121,7 @@ class Trainer:
         for epoch in range(config.optim.epochs):
             for batch in self._train_batches(selection, task, epoch):
                 features = self._frozen_of(batch, frozen)
-                losses = engine.step(step, batch.image_BCHW, self._classes(batch), features)
+                losses = engine.step(step, batch.image_BCHW, self._classes(batch.label_B), features)
                 clock.count(batch.wait_s)
                 self._steps_done += 1
                 if step % config.log_every == 0 or step == n_steps - 1:
@@ -185,34 +185,35 @@ class Trainer:
 
     def _score(self, task: Task) -> TaskScore:
         selection = self._select(self._config.evaluation.split, task)
-        embedded = self._embedded(task, selection)
-        score = score_task(self._method, embedded, classes=range(task.first, task.last))
-        skipped = sum_over_ranks(torch.tensor(len({*selection.sample_S} & {*self._source.skipped})))
-        assert score.images + int(skipped) == len(selection), (
-            f"task {task.index + 1}: {score.images} images were tested, {int(skipped)} skipped, "
-            f"and there are {len(selection)}"
+        classes = range(task.first, task.last)
+        score = score_task(self._method, self._embedded(selection), classes=classes)
+        wanted = len(selection) - self._n_unusable(selection)
+        assert score.images == wanted, (
+            f"task {task.index + 1}: {score.images} images were tested and {wanted} should have been"
         )
         return score
 
     @torch.no_grad()
-    def _embedded(self, task: Task, selection: Selection) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of a task's test as ``(image_BE, label_B)``.
-
-        The frozen features of test images are computed at their first test and kept.
-        """
-        method, kept = self._method, self._frozen_tests.get(task.index)
-        if kept is not None and not method.reads_images:
-            yield from ((method.embed(None, frozen), label_B) for frozen, label_B in kept)
+    def _embedded(self, selection: Selection) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of a test as ``(image_BE, label_B)``."""
+        method, frozen = self._method, None
+        if method.reads_frozen:
+            frozen = self._frozen_features(selection, self._eval_transform)
+        if not method.reads_images:
+            features, label_B = frozen.share(self._world.rank, self._world.world_size)
+            yield method.embed(None, features), self._classes(label_B)
             return
-        fresh: list[tuple[ImageFeatures, Tensor]] = []
-        for number, batch in enumerate(self._eval_batches(selection)):
-            label_B = self._classes(batch)
-            frozen = None
-            if method.reads_frozen:
-                frozen = kept[number][0] if kept else frozen_features(method.clip, batch)
-                fresh.append((frozen, label_B))
-            yield method.embed(batch.image_BCHW, frozen), label_B
-        self._frozen_tests[task.index] = fresh
+        for batch in self._whole(selection, self._eval_transform):
+            features = frozen.of(batch.sample_B) if frozen else None
+            yield method.embed(batch.image_BCHW, features), self._classes(batch.label_B)
+
+    def _n_unusable(self, selection: Selection) -> int:
+        """How many samples of a test were skipped, over all ranks."""
+        if not self._method.reads_images:
+            frozen = self._frozen_features(selection, self._eval_transform)
+            return len(selection) - len(frozen.sample_S)
+        skipped = {*selection.sample_S.tolist()} & self._source.skipped.keys()
+        return int(sum_over_ranks(torch.tensor(len(skipped))))
 
     def _drift(self, old_scores: list[TaskScore]) -> float | None:
         if not old_scores:
@@ -222,23 +223,21 @@ class Trainer:
         return feature_drift(now_CE, torch.cat(learned))
 
     def _freeze_train(self, selection: Selection) -> FrozenFeatures | None:
+        """Frozen features of a task's images, unless augmentation makes them new each time."""
         if not self._method.reads_frozen or self._train_transform.is_random:
             return None
-        share = eval_stream(
-            self._source,
-            selection,
-            batch_size=self._config.data.eval_batch,
-            transform=self._train_transform,
-            rank=self._world.rank,
-            world_size=self._world.world_size,
-            workers=self._config.data.workers,
-        )
-        return FrozenFeatures(self._method.clip, selection, share)
+        return self._frozen_features(selection, self._train_transform)
 
     def _frozen_of(self, batch: Batch, frozen: FrozenFeatures | None) -> ImageFeatures | None:
+        if frozen:
+            return frozen.of(batch.sample_B)
         if not self._method.reads_frozen:
             return None
-        return frozen.of(batch) if frozen else frozen_features(self._method.clip, batch)
+        with torch.no_grad():
+            return self._method.clip.encode_image(batch.image_BCHW)
+
+    def _frozen_features(self, selection: Selection, transform: Transform) -> FrozenFeatures:
+        return self._frozen.get(selection, transform, lambda: self._whole(selection, transform))
 
     def _train_batches(self, selection: Selection, task: Task, epoch: int) -> Iterator[Batch]:
         data = self._config.data
@@ -256,13 +255,14 @@ class Trainer:
             workers=data.workers,
         )
 
-    def _eval_batches(self, selection: Selection) -> Iterator[Batch]:
+    def _whole(self, selection: Selection, transform: Transform) -> Iterator[Batch]:
+        """This rank's share of a selection, each sample once."""
         data = self._config.data
         return eval_stream(
             self._source,
             selection,
             batch_size=data.eval_batch,
-            transform=self._eval_transform,
+            transform=transform,
             rank=self._world.rank,
             world_size=self._world.world_size,
             workers=data.workers,
@@ -280,9 +280,9 @@ class Trainer:
         per_epoch = steps_per_epoch(len(self._select_train(task)), data.global_batch, data.tail)
         return per_epoch * self._config.optim.epochs
 
-    def _classes(self, batch: Batch) -> Tensor:
-        """Class numbers of a batch, in class order, on the device."""
-        return self._class_of_label[batch.label_B].to(self._world.device)
+    def _classes(self, label_B: Tensor) -> Tensor:
+        """Class numbers, in class order and on the device, of the index's labels."""
+        return self._class_of_label[label_B].to(self._world.device)
 
     def _write(self, name: str, data: bytes) -> None:
         storage.write_atomically(storage.join(self._config.output, name), data)
