@@ -57,7 +57,8 @@ apt_install() {
 find_python() {
     local candidate known
     known=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null) || known=
-    for candidate in ${PYTHON:-$known python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+    for candidate in ${PYTHON:-$known python3 python3.14 python3.13 python3.12 python3.11 \
+        python3.10}; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             command -v "$candidate"
             return
@@ -88,7 +89,7 @@ make_venv() {
     fi
 }
 
-# Succeeds if environment $1 has a working pip, this Python, and was made here: scripts hold its path.
+# Succeeds if environment $1 works and was made here (its scripts hold the path) by this Python.
 is_whole() {
     [ "$("$1/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] &&
         head -n 3 "$1/bin/pip" 2>/dev/null | grep -qF "$PWD/$1/bin/python" &&

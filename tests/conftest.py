@@ -1,0 +1,63 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from tests.services.fault_proxy import FaultProxy
+from tests.services.object_store import Bucket, ObjectStore, why_unavailable
+
+pytest_plugins = ["tests.tiny"]
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """The S3 server of this test run; a test that breaks it must leave it running."""
+    folder = Path(tempfile.mkdtemp(prefix="object-store-"))
+    try:
+        if reason := why_unavailable(folder):
+            # Where everything should be installed, as in CI, a skip would hide a gap.
+            stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
+            stop(reason)
+        with ObjectStore(folder) as store:
+            yield store
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket; the environment leads this process and its children to its store."""
+    made = Bucket(name=f"test-{uuid.uuid4().hex[:12]}", access=object_store.access)
+    object_store.client.mkdir(made.name)
+    for name, value in made.access.environment().items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps connected clients by their arguments, blind to a change of the environment.
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield made
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def shared_fault_proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
+    """The one proxy before the store, so that its port, and a client's connections, last."""
+    with FaultProxy(object_store.ports["proxy"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def fault_proxy(shared_fault_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """A proxy before the store, harmless until a test sets its ``schedule``.
+
+    Use it by ``access.through(fault_proxy.port)``.
+    """
+    yield shared_fault_proxy
+    shared_fault_proxy.forget()

@@ -1,0 +1,129 @@
+"""Each fault that the proxy injects is really what an S3 client meets."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import pytest
+import s3fs
+from botocore.exceptions import BotoCoreError, EndpointConnectionError
+
+from tests.services.fault_proxy import Exchange, Fault, FaultProxy, at_random, in_turn
+from tests.services.object_store import Bucket, ObjectStore
+
+# What s3fs lets through, of its own and of the two libraries below it.
+CLIENT_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
+CONTENT = bytes(range(256)) * 1000
+
+
+@pytest.fixture(scope="module")
+def client(object_store: ObjectStore, shared_fault_proxy: FaultProxy) -> s3fs.S3FileSystem:
+    """A client behind the proxy that gives up at the first fault."""
+    return object_store.access.through(shared_fault_proxy.port).file_system(timeout_s=1)
+
+
+@pytest.fixture
+def store(
+    client: s3fs.S3FileSystem, object_store: ObjectStore, bucket: Bucket, fault_proxy: FaultProxy
+) -> s3fs.S3FileSystem:
+    """That client, with one object to read and pauses that are longer than its patience."""
+    object_store.client.pipe_file(f"{bucket.name}/object", CONTENT)
+    fault_proxy.pause_s = 1.5
+    return client
+
+
+def test_healthy_proxy_changes_nothing(store, bucket: Bucket, fault_proxy: FaultProxy):
+    with store.open(f"{bucket.name}/large", "wb", block_size=5 << 20) as file:
+        file.write(CONTENT * 30)
+    assert store.cat_file(f"{bucket.name}/large") == CONTENT * 30
+    assert len(store.ls(bucket.name, refresh=True)) == 2
+    assert fault_proxy.exchanges > 4 and not fault_proxy.injected
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.CUT, Fault.STALL, Fault.ERROR_500, Fault.ERROR_503, Fault.LATENCY]
+)
+def test_fault_breaks_one_read_and_not_the_next(store, bucket, fault_proxy, fault):
+    fault_proxy.schedule = in_turn(fault, method="GET", path="/object")
+    with pytest.raises(CLIENT_ERRORS):
+        store.cat_file(f"{bucket.name}/object")
+    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+    assert fault_proxy.injected == {fault: 1}
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.STALL, Fault.ERROR_503])
+def test_patient_client_reads_through_a_fault(store, bucket, fault_proxy, fault, monkeypatch):
+    monkeypatch.setattr(store, "retries", 3)
+    fault_proxy.schedule = in_turn(fault, method="GET", path="/object")
+    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+
+
+def test_reset_breaks_a_read_that_meets_it_twice(store, bucket: Bucket, fault_proxy: FaultProxy):
+    """must be injected twice, since aiohttp repeats a GET or PUT by itself after the first."""
+    fault_proxy.schedule = in_turn(Fault.RESET, Fault.RESET, method="GET", path="/object")
+    with pytest.raises(BotoCoreError):
+        store.cat_file(f"{bucket.name}/object")
+    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+    assert fault_proxy.injected == {Fault.RESET: 2}
+
+
+def test_latency_within_the_limit_is_only_late(store, bucket: Bucket, fault_proxy: FaultProxy):
+    fault_proxy.pause_s = 0.2
+    fault_proxy.schedule = in_turn(Fault.LATENCY, method="GET", path="/object")
+    start = time.monotonic()
+    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+    assert time.monotonic() - start >= 0.2
+
+
+def test_corruption_changes_one_byte_and_no_status(store, bucket, fault_proxy):
+    fault_proxy.schedule = in_turn(Fault.CORRUPT, method="GET", path="/object")
+    received = store.cat_file(f"{bucket.name}/object")
+    assert len(received) == len(CONTENT)
+    assert sum(a != b for a, b in zip(received, CONTENT, strict=True)) == 1
+
+
+def test_refused_lasts_and_then_the_port_is_open_again(store, bucket, fault_proxy):
+    fault_proxy.schedule = in_turn(Fault.REFUSED, method="GET", path="/object")
+    for _ in range(2):
+        with pytest.raises(EndpointConnectionError):
+            store.cat_file(f"{bucket.name}/object")
+    time.sleep(2)
+    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+
+
+def test_writes_meet_faults_too(store, bucket: Bucket, fault_proxy: FaultProxy):
+    fault_proxy.schedule = in_turn(Fault.ERROR_503, Fault.RESET, Fault.RESET, method="PUT")
+    for _ in range(2):
+        with pytest.raises(CLIENT_ERRORS):
+            store.pipe_file(f"{bucket.name}/written", b"x")
+    store.pipe_file(f"{bucket.name}/written", b"x")
+    assert store.cat_file(f"{bucket.name}/written") == b"x"
+
+
+def test_schedule_is_the_same_for_the_same_seed():
+    rates = {Fault.RESET: 0.2, Fault.CUT: 0.3}
+    exchanges = [Exchange(number, "GET", "/") for number in range(1000)]
+    chosen = [at_random(7, rates)(exchange) for exchange in exchanges]
+    assert chosen == [at_random(7, rates)(exchange) for exchange in exchanges]
+    assert chosen != [at_random(8, rates)(exchange) for exchange in exchanges]
+    assert 150 < chosen.count(Fault.RESET) < 250 and 250 < chosen.count(Fault.CUT) < 350
+
+
+def test_many_readers_get_through_every_kind_of_fault(store, bucket, fault_proxy):
+    fault_proxy.pause_s = 0.05
+    fault_proxy.schedule = at_random(3, {fault: 0.04 for fault in Fault})
+
+    def read(_: int) -> bool:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(*CLIENT_ERRORS):
+                if store.cat_file(f"{bucket.name}/object") == CONTENT:
+                    return True
+        return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(150)))
+    assert set(fault_proxy.injected) == set(Fault)
