@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from pipeline import storage
+from pipeline.compare import comparison
 from pipeline.data.sharding import Recipe, shard_pictures
 from pipeline.demo.pictures import write_pictures
 from pipeline.errors import PipelineError
-from pipeline.results import read_results
 
 METHODS = ("zeroshot", "finetune", "tppt_vt")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -48,30 +47,11 @@ def main() -> int:
             status = _train(method, folder)
             if status:
                 return status
-        compare(folder)
+        Console().print(comparison([str(folder / method) for method in METHODS]))
     except PipelineError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
-
-
-def compare(folder: Path) -> None:
-    """Print the accuracies of the finished runs in ``folder`` side by side."""
-    results = {method: read_results(str(folder / method)) for method in METHODS}
-    table = Table(title="accuracy over all classes seen so far (%)", title_justify="left")
-    for title in ("after task", *results):
-        table.add_column(title, justify="right")
-    stages = zip(*(result["stage_accuracy"]["micro"] for result in results.values()), strict=True)
-    for index, accuracies in enumerate(stages):
-        table.add_row(str(index + 1), *(f"{100 * accuracy:.1f}" for accuracy in accuracies))
-    table.add_section()
-    for title, key in (
-        ("average", "average_incremental_accuracy"),
-        ("last", "last_accuracy"),
-        ("forgetting", "forgetting"),
-    ):
-        table.add_row(title, *(f"{100 * result[key]:.1f}" for result in results.values()))
-    Console().print(table)
 
 
 def _prepare(folder: Path) -> None:
