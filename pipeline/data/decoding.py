@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from webdataset import DataPipeline
 from webdataset import filters as stages
 from webdataset.autodecode import Decoder, DecodingError
@@ -18,6 +18,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.errors import DataError
 
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 _SUFFIX_OF_FORMAT = {
     "BMP": "bmp",
@@ -65,20 +66,22 @@ def open_image(data: bytes) -> Image.Image:
         SampleError: it is no image of a known format, is damaged, or is absurdly large.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(_SUFFIX_OF_FORMAT))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise SampleError(f"has {width} × {height} pixels, more than {MAX_PIXELS:,}")
         return image.convert("RGB")
     except SampleError:
         raise
+    except UnidentifiedImageError as error:
+        raise SampleError("cannot be decoded (no image of a known format)") from error
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def image_suffix(data: bytes) -> str:
     """The file suffix that belongs to what ``data`` is, whatever its file was called."""
-    with Image.open(io.BytesIO(data), formats=tuple(_SUFFIX_OF_FORMAT)) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _SUFFIX_OF_FORMAT[image.format]
 
 

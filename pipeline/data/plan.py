@@ -5,6 +5,8 @@ layout trains on the same global batches, and a run may resume at any step on an
 
 A selection larger than ``block_bytes`` is shuffled in blocks of segments drawn at random over all
 classes: batches stay mixed while only about two blocks need to be in the cache at a time.
+
+S samples, G segments.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ def epoch_order(
     """Every position of ``selection`` once, shuffled anew for each (seed, task, epoch)."""
     # random_raw is the bare counter-based generator: its bits never change with numpy's version.
     draw = numpy_stream(seed, "order", task, epoch).bit_generator.random_raw
-    block_S = _blocks(selection, draw(len(selection.segments)), block_bytes)
-    return np.lexsort((draw(len(selection)), block_S))
+    priority_S, priority_G = draw(len(selection)), draw(len(selection.segments))
+    return np.lexsort((priority_S, _blocks(selection, priority_G, block_bytes)))
 
 
 def steps_per_epoch(samples: int, global_batch: int, tail: Tail) -> int:
