@@ -54,7 +54,8 @@ def layout_problem(config: Config, world_size: int) -> str | None:
         )
     if micro and (batch // world_size) % min(micro, batch // world_size):
         return (
-            f"engine.micro_batch: {micro} does not divide the {batch // world_size} images of a rank"
+            f"engine.micro_batch: {micro} does not divide the {batch // world_size} images "
+            "of a rank"
         )
     return None
 

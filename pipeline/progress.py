@@ -90,8 +90,8 @@ class Display:
         cells = [f"{100 * accuracy:.1f}" for accuracy in row]
         self._table.add_row(str(task + 1), f"{100 * micro:.1f}", *cells)
         if self._shown and not self._live:
-            each = " ".join(cells)
-            log.info("task %d learned: %.1f %% of all seen; by task: %s", task + 1, 100 * micro, each)
+            line = "task %d learned: %.1f %% of all seen; by task: %s"
+            log.info(line, task + 1, 100 * micro, " ".join(cells))
 
 
 def _clock(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Independent random streams, each named by a path, so that no draw depends on another's history."""
+"""Independent random streams, each named by a path: no draw depends on another's history."""
 
 from __future__ import annotations
 

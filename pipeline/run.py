@@ -9,7 +9,7 @@ import torch
 
 from pipeline.comm import World, process_group
 from pipeline.config import Config, TextConfig, config_hash
-from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.index import Selection, ShardIndex, read_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import ShardSource
 from pipeline.engine import layout_problem, passes_per_step
@@ -140,7 +140,7 @@ def describe(run: Run) -> str:
     lines += [
         "",
         f"steps      {total_steps:,} in all",
-        f"trainable  {sum(trainable):,} parameters learned in all, {_megabytes(4 * sum(trainable))}",
+        f"trainable  {sum(trainable):,} parameters in all, {_megabytes(4 * sum(trainable))}",
         f"to fetch   {_megabytes(total_bytes)} in all",
         f"memory     {_memory_estimate(run, clip, max(trainable))}",
     ]
@@ -169,7 +169,7 @@ def _setting(config: Config, clip: FrozenClip) -> Setting:
     return Setting(clip, describe_class, config.text.ensemble, config.seed)
 
 
-def _select(run: Run, split: str, task: Task):
+def _select(run: Run, split: str, task: Task) -> Selection:
     fraction = run.config.data.validation_fraction
     return run.index.select(split, task.labels, validation_fraction=fraction)
 

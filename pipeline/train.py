@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-if not __package__:  # started as a file, as `deepspeed` does: import from the checkout, not from here
+if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(p for p in sys.path if Path(p or ".").resolve() != _here)]
 

@@ -189,7 +189,7 @@ class Trainer:
         score = score_task(self._method, self._embedded(selection), classes=classes)
         wanted = len(selection) - self._n_unusable(selection)
         assert score.images == wanted, (
-            f"task {task.index + 1}: {score.images} images were tested and {wanted} should have been"
+            f"task {task.index + 1}: {score.images} images were tested instead of {wanted}"
         )
         return score
 

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "trainer",
         "run",
         # Commands, and what only the demo needs.
-        "train prepare demo.nouns demo.renditions",
+        "train prepare compare demo.nouns demo.renditions",
         "demo.pictures",
         "demo.measure demo.pretrain demo.__main__",
     )

@@ -26,8 +26,8 @@ from pipeline.model.losses import (
 class TextToImageOptions(Section):
     """The textual prototypical contrastive loss."""
 
-    weight: float = Field(1.0, ge=0)  # λ_t, against an image→text weight of 1
-    normalisation: Literal["sum", "mean", "batch"] = "sum"  # over one anchor's images
+    weight: float = Field(0.3, ge=0)  # λ_t, against an image→text weight of 1
+    normalisation: Literal["sum", "mean", "batch"] = "mean"  # over one anchor's images
     scale: float | None = Field(None, gt=0)  # of the cosines; None = CLIP's own
 
 
@@ -35,7 +35,7 @@ class DiversityOptions(Section):
     """What keeps moving anchors apart."""
 
     form: Literal["none", "dispersion", "relation_matching", "decorrelation"] = "none"
-    weight: float = Field(0.1, ge=0)  # λ_d
+    weight: float = Field(10.0, ge=0)  # λ_d
     temperature: float = Field(0.1, gt=0)  # τ_d of 'dispersion' only
 
 

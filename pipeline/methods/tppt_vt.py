@@ -15,6 +15,7 @@ class TpptVTOptions(TpptVOptions):
     """TPPT-VT: TPPT-V, and what moves the anchors."""
 
     textual_prompts: TextualPromptOptions = TextualPromptOptions()
+    anchor_residuals: bool = True
     old_anchors: OldAnchors = "reencoded"  # with today's context, or 'frozen' as learned
     diversity: DiversityOptions = DiversityOptions(form="relation_matching")
 

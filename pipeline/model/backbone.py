@@ -218,9 +218,9 @@ class FrozenClip:
         if n_tokens <= self.context_length:
             return n_tokens
         raise WeightsError(
-            f"{self.name}: the longest class prompt has {n_tokens} tokens, {context_tokens} of them "
-            f"learned context, and the text tower takes {self.context_length}; shorten the class "
-            "names or method.options.textual_prompts.length"
+            f"{self.name}: the longest class prompt has {n_tokens} tokens, {context_tokens} of "
+            f"them learned context, and the text tower takes {self.context_length}; shorten the "
+            "class names or the textual_prompts.length of the method"
         )
 
 
@@ -247,17 +247,24 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     ``local-dir:`` folder, which brings its own.
 
     Raises:
-        WeightsError: no such architecture, tag or file, or an activation that does not fit.
+        WeightsError: no such architecture, tag or file, one that cannot be fetched or read, or an
+            activation that does not fit.
     """
     problem = weights_problem(arch, weights)
     if problem:
         raise WeightsError(problem)
     pretrained = None if weights == "random" else weights
     torch.manual_seed(seed)
-    with _quiet_open_clip():
-        clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
+    try:
+        with _quiet_open_clip():
+            clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
+            tokenizer = open_clip.get_tokenizer(arch)
+    except Exception as error:  # whatever a download, a file or an absent package makes of it
+        reason = " ".join(str(error).split())[:300]
+        what = "its own weights" if weights is None else repr(weights)
+        raise WeightsError(f"model.weights: {what} cannot be loaded into {arch}: {reason}") from error
     name = arch if weights is None else f"{arch}/{weights}"
-    return FrozenClip(clip, open_clip.get_tokenizer(arch), name=name, device=device)
+    return FrozenClip(clip, tokenizer, name=name, device=device)
 
 
 def weights_problem(arch: str, weights: str | None) -> str | None:
@@ -311,12 +318,15 @@ def _nearest(arch: str) -> str:
 
 def _checked_visual(clip: nn.Module, name: str) -> VisionTransformer:
     visual = clip.visual
-    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-        raise WeightsError(
-            f"{name}: the image tower is a {type(visual).__name__}; visual prompts need a plain "
-            "vision transformer with a class token, such as ViT-L-14"
-        )
-    return visual
+    what = f"is a {type(visual).__name__}"
+    if isinstance(visual, VisionTransformer):
+        if visual.attn_pool is None:
+            return visual
+        what = "pools by attention"
+    raise WeightsError(
+        f"{name}: the image tower {what}; visual prompts need a plain vision transformer with a "
+        "class token, such as ViT-L-14"
+    )
 
 
 def _checked_text(clip: nn.Module, name: str) -> _TextTower:
