@@ -134,9 +134,7 @@ class FrozenClip:
         pixel_BCHW = image_BCHW.to(self.device, non_blocking=True).float().div(255)
         return pixel_BCHW.sub(self._mean_111).div_(self._std_111).to(self.dtype)
 
-    def encode_image(
-        self, image_BCHW: Tensor, prompt_DBLV: Tensor | None = None
-    ) -> ImageFeatures:
+    def encode_image(self, image_BCHW: Tensor, prompt_DBLV: Tensor | None = None) -> ImageFeatures:
         """Features of pixels ``image_BCHW``, uint8.
 
         ``prompt_DBLV[l]`` are the tokens that follow CLS in block ``l``; each prompted block
@@ -262,7 +260,9 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     except Exception as error:  # whatever a download, a file or an absent package makes of it
         reason = " ".join(str(error).split())[:300]
         what = "its own weights" if weights is None else repr(weights)
-        raise WeightsError(f"model.weights: {what} cannot be loaded into {arch}: {reason}") from error
+        raise WeightsError(
+            f"model.weights: {what} cannot be loaded into {arch}: {reason}"
+        ) from error
     name = arch if weights is None else f"{arch}/{weights}"
     return FrozenClip(clip, tokenizer, name=name, device=device)
 
