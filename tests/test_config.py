@@ -157,7 +157,7 @@ def test_hash_tells_what_decides_the_result(file):
     expected = config_hash(load_config(file))
     for override in (
         "output=x", "name=x", "log_every=3", "engine.zero_stage=1", "data.workers=0",
-        "data.eval_batch=3", "data.retry.deadline_s=9", "data.cache.limit_gb=1",
+        "data.eval_batch=3", "data.cache.deadline_s=9", "data.cache.limit_gb=1",
     ):  # fmt: skip
         assert config_hash(load_config(file, [override])) == expected, override
     for override in (

@@ -28,6 +28,7 @@ IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens
 VISION_WIDTH, TEXT_WIDTH, JOINT_WIDTH = 26, 22, 19
 VISION_LAYERS, TEXT_LAYERS = 3, 2
 CONTEXT_LENGTH = 24
+MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]  # of the pixels, by colour
 
 # Names in the order of the index; their folders sort otherwise, and one holds an underscore.
 CLASSES = {
@@ -43,12 +44,9 @@ TRAIN_IMAGES = (7, 5, 6, 8, 5, 7, 6)  # of each class, uneven on purpose
 TEST_IMAGES = (3, 4, 2, 5, 3, 4, 2)
 
 
-def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str:
-    """A ViT CLIP with random weights in open_clip's folder layout, as ``model.arch`` names it.
-
-    ``custom_text`` gives the other of open_clip's two layouts, whose text tower is a module.
-    """
-    model = {
+def model_config() -> dict[str, Any]:
+    """A tiny ViT CLIP as open_clip describes one."""
+    return {
         "embed_dim": JOINT_WIDTH,
         "vision_cfg": {
             "image_size": IMAGE_SIZE,
@@ -65,6 +63,14 @@ def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str
             "layers": TEXT_LAYERS,
         },
     }
+
+
+def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str:
+    """A ViT CLIP with random weights in open_clip's folder layout, as ``model.arch`` names it.
+
+    ``custom_text`` gives the other of open_clip's two layouts, whose text tower is a module.
+    """
+    model = model_config()
     torch.manual_seed(seed)
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     clip = kind(model["embed_dim"], model["vision_cfg"], model["text_cfg"])
@@ -75,7 +81,7 @@ def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str
     folder.mkdir(parents=True)
     save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
     content = {"model_cfg": model | ({"custom_text": True} if custom_text else {})}
-    content["preprocess_cfg"] = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    content["preprocess_cfg"] = {"mean": MEAN, "std": STD}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     return f"local-dir:{folder}"
 
@@ -150,6 +156,12 @@ def tiny_custom_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_clip(tiny_arch: str) -> FrozenClip:
     """A tiny CLIP, loaded."""
     return load_clip(tiny_arch, None, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_custom_clip(tiny_custom_arch: str) -> FrozenClip:
+    """The one of the other layout, loaded."""
+    return load_clip(tiny_custom_arch, None, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
