@@ -31,20 +31,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CacheConfig(Section):
-    """Where shards of object storage are kept on each node."""
+    """Where bytes of object storage are kept on each node; local data needs no cache."""
 
-    folder: str = "~/.cache/tppt-shards"  # one per node, shared by its ranks and loader workers
-    limit_gb: float = Field(200.0, gt=0)  # 1e9 bytes, per node; least recently used leaves first
-    prefetch_shards: int = Field(4, ge=0)  # fetched ahead of the plan, per node
-
-
-class RetryConfig(Section):
-    """How long a transient fault of the storage is borne."""
-
-    deadline_s: float = Field(300.0, gt=0)  # per fetch, all attempts together
-    first_wait_s: float = Field(0.5, gt=0)  # doubled after each attempt, with jitter
-    longest_wait_s: float = Field(20.0, gt=0)
-    attempt_s: float = Field(60.0, gt=0)  # an attempt that shows no progress so long is given up
+    folder: str = "~/.cache/tppt-shards"  # shared by the node's ranks and loader workers
+    limit_gb: float = Field(200.0, gt=0)  # of 1e9 bytes, per node; the least recently used leaves
+    deadline_s: float = Field(300.0, gt=0)  # how long faults of the storage are borne, per fetch
 
 
 class DataConfig(Section):
@@ -62,7 +53,6 @@ class DataConfig(Section):
     feature_cache: str | None = None  # folder or URL for frozen features that runs may share
     bad_sample_budget: int = Field(0, ge=0)  # bad samples tolerated per run if they are skipped
     cache: CacheConfig = CacheConfig()
-    retry: RetryConfig = RetryConfig()
 
 
 class TasksConfig(Section):
@@ -186,7 +176,7 @@ def dump_config(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """SHA-256 of what decides the result: not where it goes, nor how the machine is used."""
-    machine = {"workers", "eval_batch", "feature_cache", "cache", "retry"}
+    machine = {"workers", "eval_batch", "feature_cache", "cache"}
     content = config.model_dump(
         mode="json",
         exclude={"output": True, "name": True, "log_every": True, "engine": True, "data": machine},

@@ -80,14 +80,10 @@ class FrozenStore:
             return None
         stored = from_safetensors(storage.read_bytes(url))
         pooled_SV, joint_SE = (stored[name].to(self._clip.device) for name in ("pooled", "joint"))
-        return FrozenFeatures(
-            stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE)
-        )
+        return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE))
 
     @torch.no_grad()
-    def _compute(
-        self, key: str, selection: Selection, share: Iterable[Batch]
-    ) -> FrozenFeatures:
+    def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
         device = self._clip.device
         sample_S = torch.from_numpy(selection.sample_S)
         seen_S = torch.zeros(len(selection), device=device)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from pipeline.comm import World, process_group
-from pipeline.config import Config, TextConfig, config_hash
+from pipeline.config import CacheConfig, Config, TextConfig, config_hash
+from pipeline.data.cache import SegmentCache
 from pipeline.data.index import Selection, ShardIndex, read_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import ShardSource
@@ -99,6 +101,7 @@ def execute(run: Run, world: World) -> Results:
         results = Results(method=config.method.name, tasks=run.tasks, manifest=manifest)
         source = ShardSource(
             run.index,
+            cache=_build_cache(config.data.cache),
             on_bad_sample=config.data.on_bad_sample,
             bad_sample_budget=config.data.bad_sample_budget,
         )
@@ -167,6 +170,14 @@ def _setting(config: Config, clip: FrozenClip) -> Setting:
         return class_prompts(config.text, name)
 
     return Setting(clip, describe_class, config.text.ensemble, config.seed)
+
+
+def _build_cache(cache: CacheConfig) -> SegmentCache:
+    return SegmentCache(
+        Path(cache.folder).expanduser(),
+        limit_bytes=int(cache.limit_gb * 1e9),
+        deadline_s=cache.deadline_s,
+    )
 
 
 def _select(run: Run, split: str, task: Task) -> Selection:

@@ -253,7 +253,14 @@ class Trainer:
             rank=self._world.rank,
             world_size=self._world.world_size,
             workers=data.workers,
+            upcoming=self._upcoming(task),
         )
+
+    def _upcoming(self, task: Task) -> list[Selection]:
+        """What will be read after a task's training: its test, then the next task's images."""
+        following = self._tasks[task.index + 1 : task.index + 2]
+        test = self._select(self._config.evaluation.split, task)
+        return [test, *(self._select_train(after) for after in following)]
 
     def _whole(self, selection: Selection, transform: Transform) -> Iterator[Batch]:
         """This rank's share of a selection, each sample once."""
