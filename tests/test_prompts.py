@@ -1,0 +1,173 @@
+"""Prompt tokens against naive loops, and what each task adds to them.
+
+B = 3 images, D = 2 prompted layers, M = 5 components of a chunk, L = 4 tokens, V = 7.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.model.prompts import (
+    TextualPromptOptions,
+    TextualPrompts,
+    VisualPromptOptions,
+    VisualPrompts,
+    component_weights,
+    unit,
+)
+
+B, D, M, L, V = 3, 2, 5, 4, 7
+WEIGHTED = VisualPromptOptions(components=M, length=L, depth=D)
+SHARED = VisualPromptOptions(generator="shared", length=L, depth=D)
+
+
+def build(options: VisualPromptOptions, n_tasks: int, seed: int = 1) -> VisualPrompts:
+    """Prompts in the midst of task ``n_tasks - 1``, every chunk filled with numbers."""
+    prompts = VisualPrompts(options, width=V, layers=3, seed=seed)
+    for _ in range(n_tasks):
+        prompts.begin_task()
+    for number, parameter in enumerate(prompts.parameters()):
+        with torch.no_grad():
+            parameter.copy_(draw(*parameter.shape, seed=number))
+    return prompts
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_component_weights_are_cosines_of_the_attended_query():
+    query_BV, attention_MV, key_MV = draw(B, V, seed=1), draw(M, V, seed=2), draw(M, V, seed=3)
+    found_BM = component_weights(query_BV, attention_MV, key_MV)
+    for b in range(B):
+        for m in range(M):
+            attended_V = query_BV[b] * attention_MV[m]
+            norms = attended_V.norm() * key_MV[m].norm()
+            torch.testing.assert_close(found_BM[b, m], attended_V @ key_MV[m] / norms)
+
+
+def test_component_weights_do_not_depend_on_the_size_of_query_or_key():
+    query_BV, attention_MV, key_MV = draw(B, V, seed=1), draw(M, V, seed=2), draw(M, V, seed=3)
+    expected_BM = component_weights(query_BV, attention_MV, key_MV)
+    torch.testing.assert_close(
+        component_weights(9 * query_BV, attention_MV, 3 * key_MV), expected_BM
+    )
+
+
+@pytest.mark.parametrize("degenerate", ["query", "attention", "key"])
+def test_component_weights_of_nothing_are_finite_with_finite_gradients(degenerate):
+    tensors = {"query": draw(B, V), "attention": draw(M, V), "key": draw(M, V)}
+    tensors[degenerate] = torch.zeros_like(tensors[degenerate])
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    weight_BM = component_weights(*leaves)
+    slopes = torch.autograd.grad(weight_BM.sum(), leaves)
+    assert all(torch.isfinite(value).all() for value in (weight_BM, *slopes))
+
+
+def test_weighted_prompts_are_the_formula_over_all_chunks():
+    """must hold with old chunks in the sum: P_l(x) = Σ_m a_m(x) P_l^m"""
+    prompts, query_BV = build(WEIGHTED, 2), draw(B, V, seed=9)
+    found_DBLV = prompts(query_BV, B)
+    expected_DBLV = torch.zeros(D, B, L, V)
+    for chunk in prompts.chunks:
+        weight_BM = component_weights(query_BV, chunk.attention_MV, chunk.key_MV)
+        for d in range(D):
+            for b in range(B):
+                for m in range(M):
+                    expected_DBLV[d, b] += weight_BM[b, m] * chunk.prompt_DMLV[d, m]
+    torch.testing.assert_close(found_DBLV, expected_DBLV, rtol=1e-5, atol=1e-5)
+
+
+def test_shared_prompts_are_the_same_for_every_image():
+    prompts = build(SHARED, 2)
+    found_DBLV = prompts(None, B)
+    assert found_DBLV.shape == (D, B, L, V)
+    expected_DLV = sum(chunk.prompt_DMLV[:, 0] for chunk in prompts.chunks)
+    for b in range(B):
+        torch.testing.assert_close(found_DBLV[:, b], expected_DLV)
+
+
+@pytest.mark.parametrize("options", [WEIGHTED, SHARED], ids=["weighted", "shared"])
+def test_new_chunk_changes_nothing_until_it_is_trained(options):
+    prompts, query_BV = build(options, 1), draw(B, V, seed=9)
+    query = query_BV if prompts.needs_query else None
+    before_DBLV = prompts(query, B)
+    prompts.begin_task()
+    torch.testing.assert_close(prompts(query, B), before_DBLV, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [WEIGHTED, SHARED], ids=["weighted", "shared"])
+def test_chunks_of_earlier_tasks_are_frozen(options):
+    prompts = build(options, 3)
+    assert len(prompts.chunks) == 3
+    for chunk in prompts.chunks[:2]:
+        assert not any(parameter.requires_grad for parameter in chunk.parameters())
+    assert all(parameter.requires_grad for parameter in prompts.chunks[2].parameters())
+
+
+@pytest.mark.parametrize("options", [WEIGHTED, SHARED], ids=["weighted", "shared"])
+def test_tuned_prompts_are_one_chunk_for_ever(options):
+    prompts = build(options.model_copy(update={"growth": "tuned"}), 3)
+    assert len(prompts.chunks) == 1
+    assert all(parameter.requires_grad for parameter in prompts.parameters())
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(None, 3), (1, 1), (3, 3), (99, 3)])
+def test_depth_ends_at_the_last_layer(depth, expected):
+    prompts = VisualPrompts(VisualPromptOptions(depth=depth), width=V, layers=3, seed=1)
+    prompts.begin_task()
+    assert prompts(draw(B, V), B).shape == (expected, B, 8, V)
+
+
+def test_initial_values_come_from_the_seed_and_the_chunk():
+    def state(seed: int) -> dict[str, Tensor]:
+        prompts = VisualPrompts(WEIGHTED, width=V, layers=3, seed=seed)
+        prompts.begin_task()
+        prompts.begin_task()
+        return prompts.state_dict()
+
+    torch.manual_seed(5)
+    first = state(1)
+    torch.manual_seed(6)
+    again, other = state(1), state(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    key = "chunks.0.key_MV"
+    assert not torch.equal(first[key], other[key])
+    assert not torch.equal(first[key], first["chunks.1.key_MV"])
+
+
+def textual(options: TextualPromptOptions, n_words: int = 3) -> TextualPrompts:
+    prompts = TextualPrompts(options, draw(n_words, V, seed=4), layers=3, seed=1)
+    prompts.begin_task()
+    return prompts
+
+
+@pytest.mark.parametrize(("length", "n_words"), [(3, 3), (5, 3), (2, 3), (4, 0)])
+def test_context_starts_at_the_words_it_was_given(length, n_words):
+    context_DLW = textual(TextualPromptOptions(length=length), n_words).context(0)
+    assert context_DLW.shape == (1, length, V)
+    kept = min(length, n_words)
+    assert torch.equal(context_DLW[0, :kept], draw(n_words, V, seed=4)[:kept])
+    assert torch.all(context_DLW[0, kept:].abs() < 0.2)
+
+
+def test_deeper_layers_have_contexts_of_their_own():
+    context_DLW = textual(TextualPromptOptions(length=2, depth=9)).context(0)
+    assert context_DLW.shape == (3, 2, V)
+    assert not torch.equal(context_DLW[1], context_DLW[2])
+
+
+def test_one_context_serves_all_tasks_or_each_its_own():
+    tuned = textual(TextualPromptOptions(growth="tuned"))
+    each = textual(TextualPromptOptions(growth="per_task"))
+    for prompts in (tuned, each):
+        prompts.begin_task()
+    assert tuned.context(0) is tuned.context(1) and tuned.context(1).requires_grad
+    assert each.context(0) is not each.context(1)
+    assert not each.context(0).requires_grad and each.context(1).requires_grad
+
+
+def test_unit_vectors_have_length_one():
+    torch.testing.assert_close(unit(draw(B, V)).norm(dim=-1), torch.ones(B))
