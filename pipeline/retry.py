@@ -80,9 +80,11 @@ def call_patiently(
         pause = state.next_action.sleep
         log.warning("%s; attempt %d, again in %.1f s", describe(cause), state.attempt_number, pause)
 
+    jitter = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_LONGEST_PAUSE_S)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_LONGEST_PAUSE_S),
+        # the last attempt begins when the deadline ends, not a long pause after it
+        wait=lambda state: min(jitter(state), max(0.0, deadline_s - state.seconds_since_start)),
         stop=tenacity.stop_after_delay(deadline_s),
         before_sleep=say,
     )

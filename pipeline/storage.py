@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
 
 # One attempt may take this long, and as much more as its bytes need on a very slow line.
@@ -187,14 +188,16 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         )
     root = "/".join(url.split("/")[:3]) if found else "file://"
     try:
-        filesystem = _instance(root, os.getpid())
+        filesystem = _instance(root, os.getpid(), tuple(map(os.environ.get, _SETTINGS)))
     except (ValueError, ImportError) as error:  # no such protocol, or its plugin is not installed
         raise StorageError(f"{redact(url)}: {error}") from error
     return filesystem, filesystem._strip_protocol(url)
 
 
 @lru_cache(maxsize=32)
-def _instance(root: str, process: int) -> fsspec.AbstractFileSystem:
+def _instance(
+    root: str, process: int, settings: tuple[str | None, ...]
+) -> fsspec.AbstractFileSystem:
     """One filesystem per host and process; fsspec's own cache would make one per thread."""
     protocol = root.partition("://")[0].lower()
     filesystem, _ = url_to_fs(root, **_OPTIONS.get(protocol, {}), skip_instance_cache=True)
