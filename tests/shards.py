@@ -1,0 +1,71 @@
+"""Data sets of a few tiny pictures, stored without the care of the prepare command.
+
+What that command would refuse (damaged pictures, wrong labels, missing members) can be stored here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from PIL import Image
+
+from pipeline import storage
+from pipeline.data.index import INDEX_NAME, ShardIndex, format_index, parse_index
+from pipeline.data.writer import Sample, build_shards
+
+CLASSES = ("ant", "bee", "cat", "dog", "elk")
+TRAIN = (11, 7, 13, 5, 9)  # pictures per class: 45
+TEST = (3, 2, 5, 1, 4)  # 15
+
+
+def draw_picture(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "JPEG") -> bytes:
+    """A picture of noise, another one for each seed, as an image file."""
+    pixel_HWC = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixel_HWC).save(file, kind)
+    return file.getvalue()
+
+
+def draw_samples(*, data_seed: int = 0) -> list[Sample]:
+    """A small data set, sorted as it must be."""
+    return [
+        Sample(
+            split,
+            label,
+            f"{CLASSES[label]}/{number:03d}",
+            "jpg",
+            draw_picture(data_seed, split == "test", label, number),
+        )  # fmt: skip
+        for split, counts in (("train", TRAIN), ("test", TEST))
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
+
+
+def store(
+    url: str,
+    samples: Iterable[Sample],
+    *,
+    shard_bytes: int = 40_000,
+    spoil: Mapping[str, bytes] | None = None,
+) -> ShardIndex:
+    """Store ``samples`` as a data set at ``url``, with the images in ``spoil`` (key → bytes)."""
+    spoil = spoil or {}
+    spoilt = [Sample(s.split, s.label, s.key, s.suffix, spoil.get(s.key, s.data)) for s in samples]
+    shards = []
+    for built in build_shards(spoilt, shard_bytes=shard_bytes):
+        storage.write_atomically(storage.join(url, built.shard.name), built.tar)
+        storage.write_atomically(storage.join(url, built.shard.table_name), built.table)
+        shards.append(built.shard)
+    content = format_index(CLASSES, CLASSES, shards)
+    storage.write_atomically(storage.join(url, INDEX_NAME), content)
+    return parse_index(url, content)
+
+
+def overwrite_byte(url: str, position: int) -> None:
+    """Change one byte of the file at ``url``."""
+    data = bytearray(storage.read_bytes(url))
+    data[position] ^= 0x55
+    storage.write_atomically(url, bytes(data))

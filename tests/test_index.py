@@ -1,0 +1,119 @@
+"""The index addresses every sample once and refuses what it cannot be."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.data.index import INDEX_NAME, format_index, parse_index, read_index
+from pipeline.errors import DataError, StorageError
+from tests.shards import CLASSES, TEST, TRAIN, draw_samples, overwrite_byte, store
+
+
+@pytest.fixture(scope="module")
+def url():
+    place = f"memory://{uuid.uuid4().hex}"
+    store(place, draw_samples())
+    return place
+
+
+def test_an_index_is_read_as_it_was_written(url):
+    index = read_index(url)
+    assert read_index(storage.join(url, INDEX_NAME)) == index
+    again = format_index(index.class_names, index.class_folders, index.shards)
+    assert again == storage.read_bytes(storage.join(url, INDEX_NAME))
+    assert len(index.shards) > 3
+    assert index.count("train") == dict(enumerate(TRAIN))
+    assert index.count("test") == dict(enumerate(TEST))
+
+
+def test_a_selection_holds_its_classes_in_canonical_order(url):
+    index = read_index(url)
+    selection = index.select("train", [3, 0])
+    assert len(selection) == TRAIN[0] + TRAIN[3]
+    assert np.all(np.diff(selection.sample_S) > 0)
+    assert set(selection.label_S.tolist()) == {0, 3}
+    assert all(key.startswith(("ant/", "dog/")) for key in selection.keys)
+    everything = index.select("train", range(5))
+    assert everything.sample_S.tolist() == list(range(sum(TRAIN)))
+    rows = np.flatnonzero(np.isin(everything.label_S, [0, 3]))
+    assert np.array_equal(everything.sample_S[rows], selection.sample_S)
+    test = index.select("test", range(5))
+    assert test.sample_S.tolist() == list(range(sum(TRAIN), sum(TRAIN) + sum(TEST)))
+
+
+def test_a_task_needs_only_its_own_bytes(url):
+    index = read_index(url)
+    parts = [index.select("train", [label]).bytes for label in range(5)]
+    assert sum(parts) == index.select("train", range(5)).bytes
+    assert sum(parts) < sum(shard.bytes for shard in index.shards if shard.split == "train")
+    assert len(index.select("train", [3]).shards) < len(index.select("train", range(5)).shards)
+
+
+def test_addresses_are_where_the_tar_has_the_samples(url):
+    index = read_index(url)
+    selection = index.select("test", range(5))
+    for row, key in enumerate(selection.keys):
+        place = storage.join(url, index.shards[selection.shard_S[row]].name)
+        start = int(selection.offset_S[row])
+        record = storage.read_range(place, start, start + int(selection.size_S[row]))
+        assert record[: len(key) + 4] == f"{key}.cls".encode()
+
+
+def test_validation_is_a_fixed_part_of_train(url):
+    index = read_index(url)
+    held = index.select("validation", range(5), validation_fraction=0.3)
+    fit = index.select("fit", range(5), validation_fraction=0.3)
+    assert sorted([*held.sample_S, *fit.sample_S]) == list(range(sum(TRAIN)))
+    assert 3 < len(held) < 25
+    alone = index.select("validation", [2], validation_fraction=0.3)
+    assert set(alone.keys) == {key for key in held.keys if key.startswith("cat/")}
+    more = index.select("validation", range(5), validation_fraction=0.6)
+    assert set(held.keys) < set(more.keys)
+
+
+def test_what_is_not_there_is_said(url):
+    index = read_index(url)
+    with pytest.raises(DataError, match=r"classes 5, 9 are not in the index, which has 5"):
+        index.select("train", [1, 9, 5])
+    with pytest.raises(DataError, match="no validation sample of classes 0"):
+        index.select("validation", [0], validation_fraction=0.0)
+
+
+def test_a_table_that_is_not_the_indexs_is_refused(url):
+    place = f"memory://{uuid.uuid4().hex}"
+    index = store(place, draw_samples())
+    overwrite_byte(storage.join(place, index.shards[0].table_name), 9)
+    with pytest.raises(DataError, match=r"train-000000.json: its sha256 is not the one"):
+        index.select("train", [0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(schema=99), "has schema 99, this version reads"),
+        (lambda content: content.pop("classes"), "is not an index of shards .KeyError"),
+        (lambda content: content["shards"][0].update(name="../../etc/x.tar"), "leaves the folder"),
+        (lambda content: content["shards"][0].update(split="dev"), "split 'dev'"),
+        (lambda content: content["classes"].pop(), f"holds classes {len(CLASSES) - 1}"),
+        (lambda content: content["shards"][0].update(samples=1), "do not add up"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(url, change, message):
+    content = json.loads(storage.read_bytes(storage.join(url, INDEX_NAME)))
+    change(content)
+    with pytest.raises(DataError, match=message):
+        parse_index(url, json.dumps(content).encode())
+
+
+def test_a_folder_without_an_index_is_named(tmp_path):
+    with pytest.raises(StorageError, match=r"index.json: there is no such file"):
+        read_index(str(tmp_path))
+
+
+def test_no_class_of_the_test_module_is_misspelt(url):
+    assert read_index(url).class_names == CLASSES

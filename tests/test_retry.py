@@ -1,0 +1,88 @@
+"""Which failures are tried again, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from pipeline.retry import OutOfPatience, call_patiently, is_transient
+
+
+class ClientPayloadError(Exception):
+    """As aiohttp names a body that ends early."""
+
+
+class EndpointConnectionError(Exception):
+    """As botocore names a refused connection."""
+
+
+class ClientError(Exception):
+    """As botocore reports an answer of the server."""
+
+    def __init__(self, status: int) -> None:
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(),
+        ConnectionResetError(),
+        TimeoutError(),
+        socket.gaierror("name resolution"),
+        OSError(errno.EBUSY, "reduce your request rate"),
+        ClientPayloadError(),
+        EndpointConnectionError(),
+        ClientError(500),
+        ClientError(503),
+        caused_by(OSError(errno.EIO, "internal"), ClientError(500)),
+    ],
+)
+def test_passing_failures_are_tried_again(error):
+    assert is_transient(error)
+    attempts = []
+
+    def act(seconds_left: float) -> str:
+        attempts.append(seconds_left)
+        if len(attempts) < 3:
+            raise error
+        return "done"
+
+    assert call_patiently(act, deadline_s=20, describe=str) == "done"
+    assert len(attempts) == 3 and attempts == sorted(attempts, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(),
+        PermissionError(),
+        IsADirectoryError(),
+        ValueError("no such protocol"),
+        ClientError(403),
+        caused_by(PermissionError(), ClientError(403)),
+        OSError(errno.ENOSPC, "full"),
+    ],
+)
+def test_lasting_failures_end_at_once(error):
+    assert not is_transient(error)
+    with pytest.raises(type(error)):
+        call_patiently(lambda left: (_ for _ in ()).throw(error), deadline_s=20, describe=str)
+
+
+def test_the_deadline_ends_it_with_attempts_and_cause():
+    def act(seconds_left: float) -> None:
+        raise ConnectionRefusedError("nobody there")
+
+    with pytest.raises(OutOfPatience) as caught:
+        call_patiently(act, deadline_s=0.5, describe=str)
+    assert caught.value.attempts > 1
+    assert 0.3 < caught.value.elapsed_s < 3
+    assert "nobody there" in str(caught.value.cause)
