@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pipeline.config import Section
@@ -59,12 +60,12 @@ class Finetune(Method):
 
     def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
         """Image→text cross-entropy."""
-        anchor_CE, position_N = self.competing(label_N)
+        anchor_CE, position_N = self.competing(self.anchors.current(), label_N)
         loss = image_to_text(image_NE, anchor_CE, position_N, self.clip.logit_scale)
         return Losses(loss, {"image_to_text": loss})
 
-    def competing(self, label_N: Tensor) -> tuple[Tensor, Tensor]:
+    def competing(self, current_CE: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """The anchors ``anchor_CE`` that compete in the loss, and the labels' positions there."""
         if self.options.loss_classes == "seen":
-            return self.anchors.seen(), label_N
-        return self.anchors.current(), label_N - self.task.first
+            return torch.cat([self.anchors.old(), current_CE]), label_N
+        return current_CE, label_N - self.task.first

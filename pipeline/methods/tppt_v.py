@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -66,7 +67,8 @@ class TpptV(Finetune):
 
     def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
         """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""
-        anchor_CE, position_N = self.competing(label_N)
+        current_CE = self.anchors.current()  # once: moving anchors run through the text tower
+        anchor_CE, position_N = self.competing(current_CE, label_N)
         scale, backwards = self.clip.logit_scale, self.options.text_to_image
         terms = {"image_to_text": image_to_text(image_NE, anchor_CE, position_N, scale)}
         if backwards.weight:
@@ -78,12 +80,12 @@ class TpptV(Finetune):
                 normalisation=backwards.normalisation,
             )
         if self.options.diversity.form != "none":
-            terms["diversity"] = self.options.diversity.weight * self._diversity()
+            terms["diversity"] = self.options.diversity.weight * self._diversity(current_CE)
         return Losses(sum(terms.values()), terms)
 
-    def _diversity(self) -> Tensor:
+    def _diversity(self, current_CE: Tensor) -> Tensor:
         """The chosen regulariser over the anchors of all classes seen so far."""
-        options, anchor_CE = self.options.diversity, self.anchors.seen()
+        options, anchor_CE = self.options.diversity, torch.cat([self.anchors.old(), current_CE])
         if options.form == "dispersion":
             return dispersion(anchor_CE, options.temperature)
         if options.form == "relation_matching":

@@ -57,9 +57,9 @@ class FixedAnchors(nn.Module):
         """``anchor_CE`` of the newest task's classes, as training sees them."""
         return self._first[-1]
 
-    def seen(self) -> Tensor:
-        """``anchor_CE`` of every class so far, as training sees them."""
-        return torch.cat(self._first)
+    def old(self) -> Tensor:
+        """``anchor_CE`` of the classes of earlier tasks, as training sees them."""
+        return torch.cat([self._first[0][:0], *self._first[:-1]])
 
     def unprompted(self) -> Tensor:
         """``anchor_CE`` of every class so far without anything learned."""
@@ -126,12 +126,15 @@ class LearnedAnchors(nn.Module):
             self.kept.append(nn.Parameter(self.current().clone(), requires_grad=False))
 
     def current(self) -> Tensor:
-        """``anchor_CE`` of the newest task's classes; the only ones with a gradient."""
+        """``anchor_CE`` of the newest task's classes, the only ones with a gradient.
+
+        Each call runs them through the text tower.
+        """
         return self._encode(len(self._names) - 1)
 
-    def seen(self) -> Tensor:
-        """``anchor_CE`` of every class so far, the earlier ones as at the start of the task."""
-        return torch.cat([self._old_CE, self.current()])
+    def old(self) -> Tensor:
+        """``anchor_CE`` of the classes of earlier tasks, as at the start of this one."""
+        return self._old_CE
 
     def unprompted(self) -> Tensor:
         """``anchor_CE`` of every class so far without anything learned."""
