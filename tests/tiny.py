@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from pipeline.comm import World, process_group, read_world
 from pipeline.config import Config, parse_section
 from pipeline.methods.base import Setting
-from pipeline.model.backbone import FrozenClip, load_clip
+from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
 from pipeline.tasks import Task, split_classes
 
 IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens
@@ -131,6 +131,16 @@ def build_setting(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) ->
 def tiny_tasks() -> tuple[Task, ...]:
     """The tasks of :func:`build_config`."""
     return split_classes([4, 0, 6, 2, 5, 1, 3], list(CLASSES), classes_per_task=3)
+
+
+@torch.no_grad()
+def draw_batch(
+    clip: FrozenClip, task: Task, n_images: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, ImageFeatures]:
+    """Random ``image_BCHW``, ``label_B`` of the task's classes in turn, and frozen features."""
+    image_BCHW = draw_images(n_images, seed)
+    label_B = task.first + torch.arange(n_images) % len(task.labels)
+    return image_BCHW, label_B, clip.encode_image(image_BCHW)
 
 
 def draw_images(n_images: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""The methods, and what of their options changes how they compute; tests run over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import MethodConfig
+from pipeline.methods import METHODS, build_method
+from pipeline.methods.base import Method
+from tests.tiny import build_setting
+
+_SMALL = {"components": 3, "length": 5}
+
+# A method that is added to METHODS is tested with its own defaults, without a line here.
+VARIANTS: dict[str, MethodConfig] = {name: MethodConfig(name=name) for name in METHODS}
+
+
+def _add(label: str, name: str, **options: Any) -> None:
+    VARIANTS[label] = MethodConfig(name=name, options={name: options})
+
+
+_add("shared and tuned", "finetune", visual_prompts={"generator": "shared", "growth": "tuned"})
+_add("all seen classes", "finetune", visual_prompts=_SMALL | {"depth": 1}, loss_classes="seen")
+_add(
+    "moving residuals",
+    "tppt_v",
+    visual_prompts=_SMALL | {"growth": "tuned"},
+    anchor_residuals=True,
+    loss_classes="seen",
+    text_to_image={"normalisation": "sum", "weight": 0.7, "scale": 5.0},
+    diversity={"form": "dispersion", "weight": 0.1},
+)
+_add(
+    "contexts per task",
+    "tppt_vt",
+    visual_prompts={"generator": "shared"},
+    textual_prompts={"length": 2, "depth": 2, "growth": "per_task"},
+    text_to_image={"normalisation": "batch"},
+    diversity={"form": "decorrelation", "weight": 1.0},
+)
+_add(
+    "anchors kept as learned",
+    "tppt_vt",
+    visual_prompts=_SMALL,
+    old_anchors="frozen",
+    anchor_residuals=True,
+    loss_classes="seen",
+    diversity={"form": "relation_matching", "weight": 3.0},
+)
+
+LEARNING = [label for label, method in VARIANTS.items() if method.name != "zeroshot"]
+
+
+def build_variant(label: str, clip, *, seed: int = 1, ensemble: bool = False) -> Method:
+    """The method of a variant, before its first task."""
+    return build_method(VARIANTS[label], build_setting(clip, seed=seed, ensemble=ensemble))
