@@ -54,7 +54,6 @@ class FrozenStore:
         self._clip = clip
         self._world = world
         self._folder = folder
-        self._backbone = clip.sha256() if folder else ""
         self._kept: dict[str, FrozenFeatures] = {}
 
     def get(
@@ -68,8 +67,8 @@ class FrozenStore:
 
     def _key(self, selection: Selection, transform: Transform) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S))
-        place = (self._backbone, selection.index.sha256, transform.name, transform.image_size)
-        digest.update(repr(place).encode())
+        origin = (self._clip.sha256, str(self._clip.dtype), selection.index.sha256, transform)
+        digest.update(repr(origin).encode())
         return digest.hexdigest()
 
     def _fetch(self, key: str) -> FrozenFeatures | None:

@@ -95,7 +95,7 @@ def execute(run: Run, world: World) -> Results:
             config,
             tasks=run.tasks,
             index_sha256=run.index.sha256,
-            backbone_sha256=clip.sha256() if world.is_main else "",
+            backbone_sha256=clip.sha256,
             ranks=world.world_size,
         )
         results = Results(method=config.method.name, tasks=run.tasks, manifest=manifest)

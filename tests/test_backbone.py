@@ -204,9 +204,9 @@ def test_no_graph_is_built_where_nothing_is_learned(clip):
 
 def test_hash_names_the_weights_and_not_the_file(tiny_arch, tiny_clip, tmp_path):
     again = load_clip(write_clip(tmp_path / "again"), None, device=CPU)
-    assert again.sha256() == tiny_clip.sha256()
+    assert again.sha256 == tiny_clip.sha256
     other = load_clip(write_clip(tmp_path / "other", seed=2), None, device=CPU)
-    assert other.sha256() != tiny_clip.sha256()
+    assert other.sha256 != tiny_clip.sha256
 
 
 # Names that open_clip knows, with: V, W, E, image and text layers, image tokens, image size.
@@ -313,14 +313,14 @@ def named_arch(tmp_path: Path) -> str:
 
 
 def test_random_weights_come_from_their_seed(named_arch):
-    hashes = [load_clip(named_arch, "random", device=CPU, seed=s).sha256() for s in (3, 3, 4)]
+    hashes = [load_clip(named_arch, "random", device=CPU, seed=s).sha256 for s in (3, 3, 4)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_weights_are_read_from_a_file(named_arch, tiny_clip, tmp_path):
     save_file(tiny_clip.clip.state_dict(), tmp_path / "weights.safetensors")
     loaded = load_clip(named_arch, str(tmp_path / "weights.safetensors"), device=CPU)
-    assert loaded.sha256() == tiny_clip.sha256()
+    assert loaded.sha256 == tiny_clip.sha256
 
 
 def test_file_that_holds_no_such_weights_is_refused(named_arch, tmp_path):

@@ -56,19 +56,27 @@ class FrozenClip:
     """A CLIP whose parameters never change.
 
     Deliberately not an ``nn.Module``: a method that holds one does not register it, so that the
-    engine neither broadcasts, casts, nor saves the backbone.
+    engine neither broadcasts, casts, nor saves the backbone. ``sha256`` names its weights.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: object, *, name: str, device: torch.device):
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenizer: object,
+        *,
+        name: str,
+        device: torch.device,
+        sha256: str = "",
+    ) -> None:
         self.name = name
         self.device = device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.clip = clip.requires_grad_(False).eval()
         self.logit_scale = float(clip.logit_scale.detach().float().exp())
+        self.sha256 = sha256
+        self.clip = clip.requires_grad_(False).eval().to(device=device, dtype=self.dtype)
         self._visual: VisionTransformer = _checked_visual(clip, name)
         self._text = _checked_text(clip, name)
         self._tokenizer = tokenizer
-        self.clip.to(device=device, dtype=self.dtype)
         self._pools_cls = self._visual.pool_type == "tok" and all(
             type(block) is ResidualAttentionBlock for block in self._visual.transformer.resblocks
         )
@@ -120,14 +128,6 @@ class FrozenClip:
     def n_parameters(self) -> int:
         """Number of frozen scalars."""
         return sum(parameter.numel() for parameter in self.clip.parameters())
-
-    def sha256(self) -> str:
-        """Hash of every frozen tensor by name, independent of the file it came from."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.clip.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
         """Pixels 0..255 as the towers want them: ``(pixel / 255 - mean) / std``."""
@@ -264,7 +264,8 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
             f"model.weights: {what} cannot be loaded into {arch}: {reason}"
         ) from error
     name = arch if weights is None else f"{arch}/{weights}"
-    return FrozenClip(clip, tokenizer, name=name, device=device)
+    # Hashed before the cast to the device's type: the same name on every kind of device.
+    return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
 
 
 def weights_problem(arch: str, weights: str | None) -> str | None:
@@ -309,6 +310,15 @@ def _local_problem(folder: Path, weights: str | None) -> str | None:
     if weights is None and not list(folder.glob("open_clip_*model*.safetensors")):
         return f"model.arch: {folder} has no open_clip_model.safetensors"
     return None
+
+
+def _hash_weights(clip: nn.Module) -> str:
+    """Hash of every tensor by name, independent of the file it came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _nearest(arch: str) -> str:
