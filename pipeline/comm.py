@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        _destroy_process_group()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -104,6 +105,23 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+@contextmanager
+def faults_shared() -> Iterator[None]:
+    """At the end of the block every rank raises the error that any rank met in it.
+
+    Without it the ranks that are well would wait for the one that is not until they time out.
+    """
+    fault = None
+    try:
+        yield
+    except PipelineError as error:
+        fault = error
+    if not int(sum_over_ranks(torch.tensor(int(fault is not None)))):
+        return
+    rank, first = next((r, error) for r, error in enumerate(gather_objects(fault)) if error)
+    raise type(first)(f"rank {rank}: {first}") from fault
+
+
 def gather_with_gradient(value_BE: Tensor) -> Tensor:
     """Rows of all ranks in rank order, through which gradients reach this rank's rows.
 
@@ -126,6 +144,16 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient_NE: Tensor) -> Tensor:
         world_size, rank = dist.get_world_size(), dist.get_rank()
         return gradient_NE.chunk(world_size)[rank] * world_size
+
+
+def _destroy_process_group() -> None:
+    """Leave the group, by way of DeepSpeed if it was loaded.
+
+    It keeps group handles of its own, with which the next group of this process would not work.
+    """
+    deepspeed = sys.modules.get("deepspeed.comm")
+    owner = deepspeed if deepspeed and deepspeed.is_initialized() else dist
+    owner.destroy_process_group()
 
 
 def _share_cores(world: World) -> None:

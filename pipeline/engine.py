@@ -160,4 +160,3 @@ def _import_deepspeed() -> Any:
     # minute at the first start, and leaves a lock behind if it is killed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-

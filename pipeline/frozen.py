@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.comm import World, broadcast_object, sum_over_ranks
+from pipeline.comm import World, broadcast_object, faults_shared, sum_over_ranks
 from pipeline.data.index import Selection
 from pipeline.data.stream import Batch
 from pipeline.data.transforms import Transform
@@ -88,10 +88,12 @@ class FrozenStore:
         seen_S = torch.zeros(len(selection), device=device)
         pooled_SV = torch.zeros(len(selection), self._clip.vision_width, device=device)
         joint_SE = torch.zeros(len(selection), self._clip.joint_width, device=device)
-        for batch in share:
-            position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
-            pooled_SV[position_B], joint_SE[position_B] = self._clip.encode_image(batch.image_BCHW)
-            seen_S[position_B] = 1.0
+        with faults_shared():
+            for batch in share:
+                position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
+                features = self._clip.encode_image(batch.image_BCHW)
+                pooled_SV[position_B], joint_SE[position_B] = features
+                seen_S[position_B] = 1.0
         usable_S = sum_over_ranks(seen_S).bool()
         columns = (sum_over_ranks(column)[usable_S] for column in (pooled_SV, joint_SE))
         usable_S = usable_S.cpu()

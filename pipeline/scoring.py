@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.comm import sum_over_ranks
+from pipeline.comm import faults_shared, sum_over_ranks
 from pipeline.methods.base import Method
 
 
@@ -46,12 +46,13 @@ def score_task(
     correct = torch.zeros((), dtype=torch.float64, device=device)
     class_sum_CE = torch.zeros(len(classes), width, dtype=torch.float64, device=device)
     class_count_C = torch.zeros(len(classes), dtype=torch.float64, device=device)
-    for image_BE, label_B in embedded:
-        predicted_B = method.logits(image_BE).argmax(dim=1)
-        correct += (predicted_B == label_B).sum()
-        position_B = label_B - classes.start
-        class_sum_CE.index_add_(0, position_B, image_BE.double())
-        class_count_C += torch.bincount(position_B, minlength=len(classes))
+    with faults_shared():
+        for image_BE, label_B in embedded:
+            predicted_B = method.logits(image_BE).argmax(dim=1)
+            correct += (predicted_B == label_B).sum()
+            position_B = label_B - classes.start
+            class_sum_CE.index_add_(0, position_B, image_BE.double())
+            class_count_C += torch.bincount(position_B, minlength=len(classes))
     packed = torch.cat([correct[None], class_count_C, class_sum_CE.flatten()])
     packed = sum_over_ranks(packed)
     count_C = packed[1 : 1 + len(classes)]

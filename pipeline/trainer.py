@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.comm import World, gather_objects, sum_over_ranks
+from pipeline.comm import World, faults_shared, gather_objects, sum_over_ranks
 from pipeline.config import Config, dump_config
 from pipeline.data.index import Selection, ShardIndex
 from pipeline.data.plan import steps_per_epoch
@@ -119,7 +119,7 @@ class Trainer:
         clock = _StepClock(config.data.global_batch)
         step = 0
         for epoch in range(config.optim.epochs):
-            for batch in self._train_batches(selection, task, epoch):
+            for batch in _in_step(self._train_batches(selection, task, epoch)):
                 features = self._frozen_of(batch, frozen)
                 losses = engine.step(step, batch.image_BCHW, self._classes(batch.label_B), features)
                 clock.count(batch.wait_s)
@@ -293,6 +293,16 @@ class Trainer:
 
     def _write(self, name: str, data: bytes) -> None:
         storage.write_atomically(storage.join(self._config.output, name), data)
+
+
+def _in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, one on every rank before any rank goes on; a fault of one ends all."""
+    while True:
+        with faults_shared():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class _StepClock:
