@@ -67,7 +67,7 @@ class SegmentCache:
             if time.monotonic() > give_up:
                 raise StorageError(
                     f"{self.folder.path}: segments are evicted before they can be read; "
-                    "raise data.cache.limit"
+                    "raise data.cache.limit_gb"
                 )
             if not self.fetch(shard, [segment]):
                 time.sleep(POLL_S)  # it is just being named, or just being evicted
@@ -115,7 +115,7 @@ class SegmentCache:
             if time.monotonic() > give_up:
                 raise StorageError(
                     f"{storage.redact(shard.url)}: another process has been downloading a part "
-                    f"of it for {self._deadline_s:.0f} s; raise data.retry.deadline_s"
+                    f"of it for {self._deadline_s:.0f} s; raise data.cache.deadline_s"
                 )
             time.sleep(POLL_S)
             fetched += self._fetch_unclaimed(shard, left, left)

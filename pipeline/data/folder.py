@@ -59,7 +59,7 @@ class BoundedFolder:
         if wanted > room:
             raise StorageError(
                 f"{self.path}: the cache wants {_mib(wanted)} and its disk has room for "
-                f"{_mib(room)}; lower data.cache.limit or choose another data.cache.folder"
+                f"{_mib(room)}; lower data.cache.limit_gb or choose another data.cache.folder"
             )
 
     def used_bytes(self) -> int:
@@ -102,7 +102,7 @@ class BoundedFolder:
         if needed > self.limit_bytes:
             raise StorageError(
                 f"{self.path}: {_mib(needed)} at once are more than the limit of "
-                f"{_mib(self.limit_bytes)}; raise data.cache.limit"
+                f"{_mib(self.limit_bytes)}; raise data.cache.limit_gb"
             )
         with self._room_for(sizes, needed) as files:
             yield files
@@ -119,7 +119,7 @@ class BoundedFolder:
             if time.monotonic() > give_up:
                 raise StorageError(
                     f"{self.path}: no room for {_mib(needed)} within the limit of "
-                    f"{_mib(self.limit_bytes)}, all of it in use; raise data.cache.limit"
+                    f"{_mib(self.limit_bytes)}, all of it in use; raise data.cache.limit_gb"
                 )
             time.sleep(POLL_S)
         stack, files = parts
@@ -142,7 +142,7 @@ class BoundedFolder:
                     return None
                 raise StorageError(
                     f"{self.path}: cannot take {_mib(needed)} more ({error.strerror}); "
-                    "free some of its disk or lower data.cache.limit"
+                    "free some of its disk or lower data.cache.limit_gb"
                 ) from error
             return stack.pop_all(), files
 

@@ -1,0 +1,1 @@
+"""Figures for the README; run by hand, not by the tests."""
