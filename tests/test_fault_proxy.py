@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 1000
 @pytest.fixture(scope="module")
 def client(object_store: ObjectStore, shared_fault_proxy: FaultProxy) -> s3fs.S3FileSystem:
     """A client behind the proxy that gives up at the first fault."""
-    return object_store.access.through(shared_fault_proxy.port).file_system(timeout_s=1)
+    return object_store.access.through(shared_fault_proxy.port).file_system(timeout_s=2.5)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def store(
 ) -> s3fs.S3FileSystem:
     """That client, with one object to read and pauses that are longer than its patience."""
     object_store.client.pipe_file(f"{bucket.name}/object", CONTENT)
-    fault_proxy.pause_s = 1.5
+    fault_proxy.pause_s = 5
     return client
 
 
@@ -86,6 +86,7 @@ def test_corruption_changes_one_byte_and_no_status(store, bucket, fault_proxy):
 
 
 def test_refused_lasts_and_then_the_port_is_open_again(store, bucket, fault_proxy):
+    fault_proxy.pause_s = 1.5
     fault_proxy.schedule = in_turn(Fault.REFUSED, method="GET", path="/object")
     for _ in range(2):
         with pytest.raises(EndpointConnectionError):
