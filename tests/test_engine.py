@@ -1,0 +1,284 @@
+"""A step is a plain AdamW step on the loss of the global batch, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.comm import World, sum_over_ranks
+from pipeline.config import Config
+from pipeline.engine import Engine, deepspeed_config, layout_problem, passes_per_step
+from pipeline.methods.base import Method
+from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
+from pipeline.schedule import learning_rate_factor
+from tests.ranks import run_ranks
+from tests.tiny import build_config, draw_batch, tiny_tasks
+from tests.variants import LEARNING, build_variant
+
+FIRST, SECOND, _ = tiny_tasks()
+GLOBAL_BATCH = 8
+
+
+def configure(*, global_batch: int = GLOBAL_BATCH, **sections: Any) -> Config:
+    return build_config("none", "none", data={"global_batch": global_batch}, **sections)
+
+
+@pytest.mark.parametrize("clipping", [0.0, 0.7])
+@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_deepspeed_is_told_everything_it_would_guess(clipping, zero_stage, world_size):
+    """must always write the clipping, which DeepSpeed sets to 1 by itself"""
+    config = configure(optim={"gradient_clipping": clipping}, engine={"zero_stage": zero_stage})
+    settings = deepspeed_config(config, world_size)
+    assert settings["gradient_clipping"] == clipping
+    assert settings["zero_optimization"] == {"stage": zero_stage}
+    assert settings["train_batch_size"] == GLOBAL_BATCH
+    assert settings["train_micro_batch_size_per_gpu"] == GLOBAL_BATCH // world_size
+    assert settings["gradient_accumulation_steps"] == 1
+    assert settings == deepspeed_config(config, world_size)  # pure
+
+
+def test_precision_is_never_left_to_deepspeed():
+    """must not hold a precision block: it would cast the learned tensors"""
+    settings = deepspeed_config(configure(), 2)
+    assert not {"bf16", "fp16", "torch_autocast", "amp", "optimizer", "scheduler"} & settings.keys()
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "world_size", "passes"),
+    [(None, 1, 1), (8, 1, 1), (99, 1, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2), (3, 8, 1)],
+)
+def test_batch_is_cut_into_passes(micro_batch, world_size, passes):
+    config = configure(engine={"micro_batch": micro_batch})
+    assert layout_problem(config, world_size) is None
+    assert passes_per_step(config, world_size) == passes
+    settings = deepspeed_config(config, world_size)
+    assert settings["gradient_accumulation_steps"] == passes
+    per_pass = settings["train_micro_batch_size_per_gpu"]
+    assert per_pass * passes * world_size == settings["train_batch_size"] == GLOBAL_BATCH
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "world_size", "words"),
+    [
+        (
+            8,
+            None,
+            3,
+            "data.global_batch: 8 images cannot be shared equally by 3 ranks; use a multi",
+        ),
+        (4, None, 8, "data.global_batch: 4 images cannot be shared equally by 8 ranks"),
+        (8, 3, 1, "engine.micro_batch: 3 does not divide the 8 images of a rank"),
+        (8, 3, 2, "engine.micro_batch: 3 does not divide the 4 images of a rank"),
+    ],
+)
+def test_layout_that_does_not_come_out_even_is_told(global_batch, micro_batch, world_size, words):
+    config = configure(global_batch=global_batch, engine={"micro_batch": micro_batch})
+    assert words in layout_problem(config, world_size)
+
+
+Rows = tuple[Tensor, Tensor, ImageFeatures | None]
+
+
+def share_of(world: World, method: Method, clip: FrozenClip, seed: int) -> Rows:
+    """This rank's rows of a global batch sorted by class: ranks see different classes."""
+    image_BCHW, label_B, frozen = draw_batch(clip, method.task, GLOBAL_BATCH, seed)
+    rows = label_B.argsort(stable=True).chunk(world.world_size)[world.rank]
+    features = ImageFeatures(*(column[rows] for column in frozen)) if method.reads_frozen else None
+    return image_BCHW[rows], label_B[rows], features
+
+
+def second_task(label: str, clip: FrozenClip) -> Method:
+    """A method at the start of its second task, so that there are old chunks and classes."""
+    method = build_variant(label, clip)
+    method.begin_task(FIRST)
+    method.end_task(FIRST)
+    method.begin_task(SECOND)
+    return method
+
+
+@contextmanager
+def engine_of(method: Method, config: Config, world: World, n_steps: int) -> Iterator[Engine]:
+    engine = Engine(method, config, world, n_steps)
+    yield engine
+    engine.close()
+
+
+def averaged_gradients(world: World, arch: str) -> dict[str, Any]:
+    """For each variant: the loss, and the gradients as an engine averages them over ranks."""
+    clip, answer = load_clip(arch, None, device=world.device), {}
+    for label in LEARNING:
+        method = second_task(label, clip)
+        losses = method(*share_of(world, method, clip, 0))
+        losses.total.backward()
+        answer[label] = {
+            "loss": losses.total.item(),
+            "gradients": {
+                name: sum_over_ranks(parameter.grad) / world.world_size
+                for name, parameter in method.named_parameters()
+                if parameter.requires_grad
+            },
+        }
+    return answer
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_gradient_does_not_depend_on_the_number_of_ranks(world_size, alone, tiny_arch):
+    """must hold with different classes on each rank: the losses see the global batch"""
+    expected = averaged_gradients(alone, tiny_arch)
+    for answer in run_ranks(averaged_gradients, world_size, tiny_arch):
+        for label in LEARNING:
+            assert answer[label]["loss"] == pytest.approx(expected[label]["loss"], 1e-5)
+            assert_same_tensors(answer[label]["gradients"], expected[label]["gradients"], 1e-5)
+
+
+def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float) -> None:
+    """Equal to ``rtol`` of each tensor's own size."""
+    assert found.keys() == expected.keys() and expected
+    for name in expected:
+        error = (found[name] - expected[name]).norm().item()
+        assert error <= rtol * expected[name].norm().item() + 1e-9, (name, error)
+
+
+def take_steps(
+    world: World, arch: str, label: str, layouts: list[dict[str, Any]], n_steps: int
+) -> list[dict[str, Any]]:
+    """For each layout: the losses, what the method has learned and what it has not.
+
+    ``gradients`` are the last that the optimizer was given, of ZeRO stage 0 only.
+    """
+    clip = load_clip(arch, None, device=world.device)
+    return [take_steps_in(world, clip, label, configure(**layout), n_steps) for layout in layouts]
+
+
+def take_steps_in(
+    world: World, clip: FrozenClip, label: str, config: Config, n_steps: int
+) -> dict[str, Any]:
+    method, gradients = second_task(label, clip), {}
+    active = {name: p for name, p in method.named_parameters() if p.requires_grad}
+
+    def keep(*_: Any) -> None:
+        gradients.update({n: p.grad.clone() for n, p in active.items() if p.grad is not None})
+
+    with engine_of(method, config, world, n_steps) as engine:
+        engine._optimizer.register_step_pre_hook(keep)
+        losses = [
+            engine.step(number, *share_of(world, method, clip, number)).total.item()
+            for number in range(n_steps)
+        ]
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    learned = {name: state[name] for name in active}
+    frozen = {name: state[name] for name in state.keys() - active.keys()}
+    return {"losses": losses, "gradients": gradients, "learned": learned, "frozen": frozen}
+
+
+@pytest.mark.parametrize("label", LEARNING)
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_gradient_caching_gives_the_gradient_of_the_whole_batch(
+    label, micro_batch, alone, tiny_clip
+):
+    unclipped = {"gradient_clipping": 0.0}
+    engine = {"micro_batch": micro_batch}
+    whole = take_steps_in(alone, tiny_clip, label, configure(optim=unclipped), 1)
+    parts = take_steps_in(alone, tiny_clip, label, configure(optim=unclipped, engine=engine), 1)
+    assert parts["losses"] == pytest.approx(whole["losses"], 1e-6)
+    assert_same_tensors(parts["gradients"], whole["gradients"], rtol=1e-5)
+
+
+def test_every_layout_learns_the_same(alone, tiny_arch):
+    """must hold for ranks, ZeRO stages and gradient caching, with clipping, decay and momentum"""
+    optim = {"gradient_clipping": 0.5, "weight_decay": 0.1, "learning_rate": 0.01}
+    label = "anchors kept as learned"  # the one with the most kinds of tensors
+    (expected,) = take_steps(alone, tiny_arch, label, [{"optim": optim}], 3)
+    layouts = [
+        {"optim": optim},
+        {"optim": optim, "engine": {"zero_stage": 1}},
+        {"optim": optim, "engine": {"zero_stage": 0, "micro_batch": 2}},
+        {"optim": optim, "engine": {"zero_stage": 1, "micro_batch": 2}},
+    ]
+    for answer in run_ranks(take_steps, 2, tiny_arch, label, layouts, 3):
+        assert_same_tensors(answer[0]["gradients"], expected["gradients"], rtol=1e-4)
+        for layout, found in zip(layouts, answer, strict=True):
+            assert found["losses"] == pytest.approx(expected["losses"], 1e-4), layout
+            assert_same_tensors(found["learned"], expected["learned"], rtol=2e-4)
+            assert found["frozen"].keys() == expected["frozen"].keys()
+            for name, value in expected["frozen"].items():
+                assert torch.equal(found["frozen"][name], value), (layout, name)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize("clipping", [0.0, 0.05])
+def test_step_is_plain_adamw_with_clipping(alone, tiny_clip, zero_stage, clipping):
+    optim = {
+        "gradient_clipping": clipping, "weight_decay": 0.1, "learning_rate": 0.01,
+        "betas": (0.8, 0.95), "warmup_steps": 2,
+    }  # fmt: skip
+    config = configure(optim=optim, engine={"zero_stage": zero_stage})
+    ours, plain = second_task("tppt_vt", tiny_clip), second_task("tppt_vt", tiny_clip)
+    with engine_of(ours, config, alone, 4) as engine:
+        for number in range(4):
+            engine.step(number, *share_of(alone, ours, tiny_clip, number))
+    active = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(active, betas=(0.8, 0.95), weight_decay=0.1)
+    for number in range(4):
+        factor = learning_rate_factor(number, 4, warmup_steps=2, kind="cosine")
+        optimizer.param_groups[0]["lr"] = 0.01 * factor
+        optimizer.zero_grad()
+        plain(*share_of(alone, plain, tiny_clip, number)).total.backward()
+        if clipping:
+            torch.nn.utils.clip_grad_norm_(active, clipping)
+        optimizer.step()
+    assert_same_tensors(dict(ours.named_parameters()), dict(plain.named_parameters()), rtol=1e-5)
+
+
+def test_learning_rate_follows_the_schedule(alone, tiny_clip):
+    config = configure(optim={"learning_rate": 0.5, "warmup_steps": 2})
+    with engine_of(second_task("finetune", tiny_clip), config, alone, 4) as engine:
+        assert [engine.learning_rate(step) for step in range(4)] == [0.25, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_tensor_that_is_not_learned_is_not_stepped(alone, tiny_clip, zero_stage):
+    """must hold with weight decay and momentum, which move whatever DeepSpeed was given"""
+    config = configure(
+        optim={"weight_decay": 0.3, "learning_rate": 0.1}, engine={"zero_stage": zero_stage}
+    )
+    method = second_task("anchors kept as learned", tiny_clip)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    active = {name for name, p in method.named_parameters() if p.requires_grad}
+    with engine_of(method, config, alone, 3) as engine:
+        for number in range(3):
+            engine.step(number, *share_of(alone, method, tiny_clip, number))
+    old = before.keys() - active
+    assert len(old) == 5  # the first task's chunk of three tensors, its residuals, its anchors
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]) == (name in old), name
+
+
+def test_deepspeed_builds_no_extension(alone, tiny_clip):
+    """must run on a machine without a compiler"""
+    import deepspeed
+
+    with engine_of(second_task("finetune", tiny_clip), configure(), alone, 1):
+        assert deepspeed.comm.comm.cdb.shm_comm_op is None
+
+
+def test_rebuilding_the_engine_for_each_task_keeps_memory_flat(alone, tiny_clip):
+    """must hold over many tasks: an engine that is closed leaves nothing behind"""
+    method, config = second_task("tppt_v", tiny_clip), configure()
+    rows = share_of(alone, method, tiny_clip, 0)
+
+    def rebuild(times: int) -> int:
+        for _ in range(times):
+            with engine_of(method, config, alone, 1) as engine:
+                engine.step(0, *rows)
+        return psutil.Process().memory_info().rss
+
+    settled = rebuild(5)
+    assert rebuild(25) - settled < 8 << 20
