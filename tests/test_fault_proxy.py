@@ -16,7 +16,7 @@ from tests.services.object_store import Bucket, ObjectStore
 
 # What s3fs lets through, of its own and of the two libraries below it.
 CLIENT_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
-CONTENT = bytes(range(256)) * 1000
+CONTENT = bytes(range(256)) * 250
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def store(
 
 def test_healthy_proxy_changes_nothing(store, bucket: Bucket, fault_proxy: FaultProxy):
     with store.open(f"{bucket.name}/large", "wb", block_size=5 << 20) as file:
-        file.write(CONTENT * 30)
-    assert store.cat_file(f"{bucket.name}/large") == CONTENT * 30
+        file.write(CONTENT * 120)
+    assert store.cat_file(f"{bucket.name}/large") == CONTENT * 120
     assert len(store.ls(bucket.name, refresh=True)) == 2
     assert fault_proxy.exchanges > 4 and not fault_proxy.injected
 
@@ -126,5 +126,5 @@ def test_many_readers_get_through_every_kind_of_fault(store, bucket, fault_proxy
         return False
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(read, range(150)))
+        assert all(pool.map(read, range(60)))
     assert set(fault_proxy.injected) == set(Fault)
