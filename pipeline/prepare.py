@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"prepare {options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"prepare {options.command}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -88,3 +90,14 @@ def test_no_message_shows_a_secret(monkeypatch):
     assert storage.scrub(text) == "GET https://host/a failed, key ***"
     assert storage.redact("s3://bucket/key?versionId=1") == "s3://bucket/key"
     assert storage.redact("/data/what?.tar") == "/data/what?.tar"
+
+
+def test_a_public_bucket_is_read_without_credentials():
+    """must pass on what the environment says to every way of opening"""
+    program = "from pipeline import storage; print(storage._filesystem('s3://bucket/key')[0].anon)"
+    for value, expected in (("true", True), (None, False)):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FSSPEC")}
+        environment |= {"FSSPEC_S3_ANON": value} if value else {}
+        command = [sys.executable, "-c", program]
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert (shown.stdout.strip().lower() == "true") is expected
