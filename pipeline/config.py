@@ -34,7 +34,7 @@ class CacheConfig(Section):
     """Where bytes of object storage are kept on each node; local data needs no cache."""
 
     folder: str = "~/.cache/tppt-shards"  # shared by the node's ranks and loader workers
-    limit_gb: float = Field(200.0, gt=0)  # of 1e9 bytes, per node; the least recently used leaves
+    limit_gb: float = Field(50.0, gt=0)  # of 1e9 bytes, per node; the least recently used leaves
     deadline_s: float = Field(300.0, gt=0)  # how long faults of the storage are borne, per fetch
 
 
