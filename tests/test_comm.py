@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.comm import (
     World,
+    faults_shared,
     gather,
     gather_objects,
     gather_with_gradient,
@@ -19,7 +20,7 @@ from pipeline.comm import (
     read_world,
     sum_over_ranks,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from tests.ranks import run_ranks
 
 
@@ -124,3 +125,19 @@ def fail_on_rank_one(world: World) -> None:
 def test_rank_that_fails_is_heard():
     with pytest.raises(RuntimeError, match="(?s)rank 1: .*no such luck"):
         run_ranks(fail_on_rank_one, 2)
+
+
+def share_a_fault(world: World, faulty: int | None) -> str:
+    try:
+        with faults_shared():
+            if world.rank == faulty:
+                raise DataError("shard a.tar is damaged")
+    except DataError as error:
+        return str(error)
+    return "well"
+
+
+def test_fault_of_one_rank_ends_all_with_its_words():
+    """must not leave the healthy ranks waiting: they would speak of a lost connection instead"""
+    assert run_ranks(share_a_fault, 3, 1) == ["rank 1: shard a.tar is damaged"] * 3
+    assert run_ranks(share_a_fault, 2, None) == ["well"] * 2

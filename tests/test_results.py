@@ -1,0 +1,111 @@
+"""``results.json`` holds every promised key, at every stage, and can be made again from itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import config_hash
+from pipeline.metrics import backward_transfer, forgetting
+from pipeline.results import Results, Stage, build_manifest, read_results
+from tests.tiny import build_config, tiny_tasks
+
+PROMISED = {
+    "schema", "status", "method", "tasks", "accuracy_matrix", "stage_accuracy",
+    "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
+    "diagnostics", "trainable_parameters", "images_per_second", "manifest",
+}  # fmt: skip
+MANIFEST = {
+    "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
+    "git_commit", "world_size",
+}  # fmt: skip
+
+
+def stage(correct: list[int], images: list[int], speed: float | None = 100.0) -> Stage:
+    return Stage(
+        correct=tuple(correct),
+        images=tuple(images),
+        anchor_cosine=0.5,
+        modality_gap=0.25,
+        feature_drift=None if len(correct) == 1 else 0.125,
+        trainable_parameters=7 * len(correct),
+        images_per_second=speed,
+        train_seconds=1.23456,
+        test_seconds=0.5,
+    )
+
+
+@pytest.fixture
+def results() -> Results:
+    """Two of three tasks are learned."""
+    config = build_config("local-dir:clip", "shards")
+    manifest = build_manifest(
+        config, tasks=tiny_tasks(), index_sha256="1" * 64, backbone_sha256="b" * 64, ranks=2
+    )
+    stages = [stage([3], [4]), stage([1, 9], [4, 12], speed=300.0)]
+    return Results(method="tppt_v", tasks=tiny_tasks(), manifest=manifest, stages=stages)
+
+
+def test_every_promised_key_is_there_before_during_and_after(results):
+    results.stages, stages = [], [*results.stages, stage([2, 6, 1], [4, 12, 2])]
+    for number in range(4):
+        results.stages = stages[:number]
+        content = results.as_dict()
+        assert content.keys() >= PROMISED and content["manifest"].keys() == MANIFEST
+        assert content["status"] == ("finished" if number == 3 else "running")
+        assert len(content["accuracy_matrix"]) == len(content["diagnostics"]) == number
+        json.dumps(content, allow_nan=False)
+
+
+def test_figures_are_fractions_of_the_counts(results):
+    content = results.as_dict()
+    assert content["schema"] == 1 and content["method"] == "tppt_v"
+    assert content["tasks"][0] == ["kite", "red fox", "bell"]
+    assert content["accuracy_matrix"] == [[0.75, None, None], [0.25, 0.75, None]]
+    assert content["stage_accuracy"] == {"micro": [0.75, 10 / 16], "macro": [0.75, 0.5]}
+    assert content["average_incremental_accuracy"] == pytest.approx((0.75 + 10 / 16) / 2)
+    assert content["last_accuracy"] == 10 / 16
+    assert content["forgetting"] == forgetting([[0.75], [0.25, 0.75]]) == 0.5
+    assert content["backward_transfer"] == backward_transfer([[0.75], [0.25, 0.75]]) == -0.5
+    assert content["trainable_parameters"] == [7, 14]
+    assert content["images_per_second"] == 200.0
+    assert content["diagnostics"][1] == {
+        "task": 1, "anchor_cosine": 0.5, "modality_gap": 0.25, "feature_drift": 0.125,
+        "train_seconds": 1.235, "test_seconds": 0.5,
+    }  # fmt: skip
+
+
+def test_method_that_trains_nothing_has_no_speed(results):
+    results.stages = [stage([3], [4], speed=None)]
+    assert results.as_dict()["images_per_second"] is None
+
+
+def test_manifest_is_enough_to_make_the_run_again(results):
+    config = build_config("local-dir:clip", "shards")
+    manifest = results.as_dict()["manifest"]
+    assert build_config(**_sections(manifest["config"])) == config
+    assert manifest["config_sha256"] == config_hash(config)
+    assert manifest["class_order"] == [4, 0, 6, 2, 5, 1, 3]
+    assert manifest["world_size"] == 2
+    assert {"torch", "deepspeed", "webdataset", "open_clip_torch"} <= manifest["packages"].keys()
+    commit = manifest["git_commit"]
+    assert commit is None or len(commit.removesuffix("+")) == 40
+
+
+def _sections(config: dict) -> dict:
+    return {"arch": config["model"]["arch"], "index": config["data"]["index"], **config}
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_results_are_read_back_as_written(results, tmp_path: Path, kind):
+    output = str(tmp_path / "run") if kind == "folder" else f"memory://{tmp_path.name}"
+    assert read_results(output) is None
+    results.write(output)
+    assert read_results(output) == json.loads(json.dumps(results.as_dict()))
+    results.stages = results.stages[:1]
+    results.write(output)
+    assert len(read_results(output)["accuracy_matrix"]) == 1
+    if kind == "folder":
+        assert [file.name for file in (tmp_path / "run").iterdir()] == ["results.json"]
