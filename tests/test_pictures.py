@@ -104,8 +104,7 @@ def test_contact_sheet_has_a_cell_for_each_noun_and_rendition():
     assert sheet.size == (3 * (IMAGE_SIZE + 4) + 4, 2 * (IMAGE_SIZE + 4) + 4)
 
 
-def test_pretraining_is_the_same_every_time_and_learns(tmp_path):
-    """must hold on one machine; the pool has two pictures of each noun and rendition."""
+def test_pretraining_gives_the_same_weights_every_time():
     config = pretrain.PretrainingConfig(pictures=1, steps=4, batch=8, warmup_steps=1)
     pool = pretrain.draw_pool(config)
     first, second = (pretrain.pretrain(config, *pool).state_dict() for _ in range(2))
@@ -137,7 +136,7 @@ def test_the_committed_clip_is_small_and_knows_what_it_was_shown():
     nouns = PRETRAINING_NOUNS[::2]
     features = clip.encode_pictures(nouns, PRETRAINING_RENDITIONS, 1, "test")
     accuracy = measure.score_zero_shot(features, clip.encode_nouns(nouns)).mean().item()
-    assert accuracy > 0.5  # chance is 1/28
+    assert accuracy > 0.85  # chance is 1/28
 
 
 def test_the_committed_clip_has_something_to_learn_in_the_demo():
@@ -145,5 +144,5 @@ def test_the_committed_clip_has_something_to_learn_in_the_demo():
     test = clip.encode_pictures(DEMO_NOUNS, DEMO_RENDITIONS, 4, "test")
     train = clip.encode_pictures(DEMO_NOUNS, DEMO_RENDITIONS, 4, "train")
     zero_shot = measure.score_zero_shot(test, clip.encode_nouns(DEMO_NOUNS)).mean().item()
-    assert 3 / 20 < zero_shot < 0.8
+    assert 0.3 < zero_shot < 0.8
     assert measure.score_class_means(train, test) > zero_shot

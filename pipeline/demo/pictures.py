@@ -154,12 +154,12 @@ def _densify(corners_P2: np.ndarray, *, closed: bool) -> np.ndarray:
 def _pose(parts: list[Part], rng: np.random.Generator) -> list[Part]:
     """Warp, mirror, stretch, turn and move all parts alike; a part may be missing."""
     phase_22, bend = rng.uniform(0, 2 * np.pi, (2, 2)), rng.uniform(0, 0.035)
-    scale = rng.uniform(0.62, 0.95) * np.exp(rng.normal(0, 0.09, 2))
-    turn, shear = np.radians(rng.normal(0, 11)), rng.normal(0, 0.09)
+    scale = rng.uniform(0.75, 1.0) * np.exp(rng.normal(0, 0.08, 2))
+    turn, shear = np.radians(rng.normal(0, 9)), rng.normal(0, 0.08)
     matrix_22 = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix_22 = matrix_22 @ np.array([[1, shear], [0, 1]]) @ np.diag(scale)
     matrix_22[:, 0] *= rng.choice([-1, 1])
-    shift_2, weight = 0.5 + rng.normal(0, 0.045, 2), rng.uniform(0.75, 1.35)
+    shift_2, weight = 0.5 + rng.normal(0, 0.035, 2), rng.uniform(0.8, 1.4)
     posed = []
     for number, part in enumerate(parts):
         if number and rng.random() < 0.04:
@@ -172,9 +172,9 @@ def _pose(parts: list[Part], rng: np.random.Generator) -> list[Part]:
 
 
 def _clutter(rng: np.random.Generator) -> list[Part]:
-    """Up to three shapes without a name, behind the noun."""
+    """Up to two shapes without a name, behind the noun."""
     shapes = []
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         corners = int(rng.integers(3, 8))
         angle_P = np.sort(rng.uniform(0, 2 * np.pi, corners))
         outline_P2 = np.stack([np.cos(angle_P), np.sin(angle_P)], 1) * rng.uniform(0.05, 0.22, 2)
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         nouns = DEMO_NOUNS[::4]
         sheet = draw_sheet(nouns, PRETRAINING_RENDITIONS + DEMO_RENDITIONS, seed=options.seed)
-        sheet.save(options.sheet, optimize=True)
+        sheet.quantize(255).save(options.sheet, optimize=True)
 
 
 if __name__ == "__main__":

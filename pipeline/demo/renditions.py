@@ -53,8 +53,9 @@ def grey_photograph(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def cartoon(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Flat colours inside dark outlines, on a pale ground."""
+    """Flat colours of any hue inside dark outlines, on a pale ground."""
     colour_73 = _natural_colours(scene, rng)
+    colour_73[2:5] = rng.random((3, 3)) ** 0.6
     colour_73[:2] = 0.75 + 0.25 * rng.random((1, 3))
     colour_73[1] -= 0.1
     edge_HW1 = _edges(scene.part_HW, width=3)[..., None]
