@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config, config_hash
+from pipeline.errors import DataError
 from pipeline.metrics import backward_transfer, forgetting, macro_accuracy, micro_accuracy
 from pipeline.tasks import Task
 
@@ -96,9 +97,25 @@ class Results:
 
 
 def read_results(output: str) -> dict[str, Any] | None:
-    """The content of ``results.json`` in the folder ``output``, or None if there is none."""
+    """The content of ``results.json`` in the folder ``output``, or None if there is none.
+
+    Raises:
+        DataError: there is one, but no run of this program wrote it.
+    """
     url = storage.join(output, NAME)
-    return json.loads(storage.read_text(url)) if storage.exists(url) else None
+    if not storage.exists(url):
+        return None
+    try:
+        content = json.loads(storage.read_text(url))
+        known = content["schema"] == SCHEMA and content["manifest"]["config_sha256"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise DataError(
+            f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; "
+            "choose another output=, or remove that file"
+        )
+    return content
 
 
 def build_manifest(

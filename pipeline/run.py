@@ -15,7 +15,7 @@ from pipeline.data.index import Selection, ShardIndex, read_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import ShardSource
 from pipeline.engine import layout_problem, passes_per_step
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.methods import build_method, parse_options
 from pipeline.methods.base import Method, Setting
 from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
@@ -46,7 +46,7 @@ def check_run(config: Config, world_size: int) -> Run:
 
     Raises:
         ConfigError: the settings do not fit each other, the data or the number of ranks.
-        DataError, StorageError: the index cannot be used.
+        DataError: the index cannot be used.
     """
     parse_options(config.method)
     problem = layout_problem(config, world_size) or weights_problem(
@@ -54,7 +54,7 @@ def check_run(config: Config, world_size: int) -> Run:
     )
     if problem:
         raise ConfigError(problem)
-    index = read_index(config.data.index)
+    index = _find_index(config.data.index)
     names = index.class_names if config.text.names == "spaced" else index.class_folders
     order = class_order(config.tasks.class_order, len(names), config.tasks.order_seed)
     tasks = split_classes(
@@ -183,6 +183,16 @@ def _build_cache(cache: CacheConfig) -> SegmentCache:
 def _select(run: Run, split: str, task: Task) -> Selection:
     fraction = run.config.data.validation_fraction
     return run.index.select(split, task.labels, validation_fraction=fraction)
+
+
+def _find_index(url: str) -> ShardIndex:
+    try:
+        return read_index(url)
+    except StorageError as error:
+        raise ConfigError(
+            f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "
+            "has written to"
+        ) from error
 
 
 def _check_every_class_has_images(
