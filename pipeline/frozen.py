@@ -102,7 +102,7 @@ class FrozenStore:
             torch.from_numpy(selection.label_S)[usable_S],
             ImageFeatures(*columns),
         )
-        if self._folder and self._world.is_main:
+        if self._folder:
             self._write(key, features)
         return features
 
@@ -114,4 +114,6 @@ class FrozenStore:
             "joint": features.features.joint_BE.cpu(),
         }
         url = storage.join(self._folder, f"{key}.safetensors")
-        storage.write_atomically(url, to_safetensors(tensors))
+        with faults_shared():
+            if self._world.is_main:
+                storage.write_atomically(url, to_safetensors(tensors))

@@ -78,8 +78,7 @@ class Trainer:
 
     def run(self) -> None:
         """Learn every task, testing all seen classes after each."""
-        if self._world.is_main:
-            self._write("config.yaml", dump_config(self._config).encode())
+        self._write("config.yaml", dump_config(self._config).encode())
         with self._display:
             self._display.expect(sum(self._task_steps(task) for task in self._tasks))
             for task in self._tasks:
@@ -100,7 +99,7 @@ class Trainer:
         self._method.end_task(task)
         after = self._method.state_dict()
         _check_untouched(before, after, set(active), task)
-        if self._world.is_main and active:
+        if active:
             changed = {
                 name: value.detach().cpu().contiguous()
                 for name, value in after.items()
@@ -179,9 +178,10 @@ class Trainer:
         micro = sum(stage.correct) / sum(stage.images)
         self._display.scored(task.index, micro, row)
         self._metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row)
-        if self._world.is_main:
-            self._metrics.flush()
-            self._results.write(self._config.output)
+        with faults_shared():
+            if self._world.is_main:
+                self._metrics.flush()
+                self._results.write(self._config.output)
 
     def _score(self, task: Task) -> TaskScore:
         selection = self._select(self._config.evaluation.split, task)
@@ -292,7 +292,10 @@ class Trainer:
         return self._class_of_label[label_B].to(self._world.device)
 
     def _write(self, name: str, data: bytes) -> None:
-        storage.write_atomically(storage.join(self._config.output, name), data)
+        """Rank 0 writes for all; if it cannot, no other waits for it."""
+        with faults_shared():
+            if self._world.is_main:
+                storage.write_atomically(storage.join(self._config.output, name), data)
 
 
 def _in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
