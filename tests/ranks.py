@@ -8,6 +8,7 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -27,12 +28,13 @@ def run_ranks(
     world_size: int,
     *arguments: Any,
     timeout_s: float = 120.0,
-    collective_s: float = 60.0,
+    collective_s: float | None = 60.0,
 ) -> list[Any]:
     """What ``function(world, *arguments)`` returns on each of ``world_size`` ranks, in rank order.
 
     ``function`` is named at the top of a module, so that another process finds it; arguments and
-    results are pickled. A collective may take ``collective_s``.
+    results are pickled. A collective may take ``collective_s``; None leaves it to the function to
+    form the group.
 
     Raises:
         RuntimeError: ranks failed, with their tracebacks, or gave no answer within ``timeout_s``.
@@ -104,7 +106,7 @@ def _be_rank(
     rank: int,
     world_size: int,
     port: int,
-    collective_s: float,
+    collective_s: float | None,
     sender: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -124,7 +126,7 @@ def _be_rank(
     torch.set_num_threads(1)
     world = read_world(os.environ)
     try:
-        with process_group(world, timeout_s=collective_s):
+        with process_group(world, timeout_s=collective_s) if collective_s else nullcontext():
             answer = (function(world, *arguments), None)
     except BaseException:
         answer = (None, traceback.format_exc())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import config_hash
+from pipeline.errors import DataError
 from pipeline.metrics import backward_transfer, forgetting
 from pipeline.results import Results, Stage, build_manifest, read_results
 from tests.tiny import build_config, tiny_tasks
@@ -109,3 +110,10 @@ def test_results_are_read_back_as_written(results, tmp_path: Path, kind):
     assert len(read_results(output)["accuracy_matrix"]) == 1
     if kind == "folder":
         assert [file.name for file in (tmp_path / "run").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "manifest": {}}'])
+def test_file_that_holds_no_results_is_refused(tmp_path: Path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(DataError, match="results.json: does not hold results of schema 1; choose"):
+        read_results(str(tmp_path))

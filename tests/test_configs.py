@@ -1,0 +1,139 @@
+"""Every configuration that is shipped works as it stands, and says what it is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, dump_config, load_config
+from pipeline.data.index import Segment, Shard, format_index
+from pipeline.engine import layout_problem
+from pipeline.methods import METHODS, parse_options
+from pipeline.model.backbone import weights_problem
+from pipeline.run import check_run
+from pipeline.train import parse_arguments
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+# Classes and tasks of the data set that each is for.
+SEQUENCES = {
+    "demo": (20, 5),
+    "miniclip_tinar": (100, 10),
+    "miniclip_tinb": (100, 10),
+    "vitb16_cifar100": (100, 10),
+    "vitl_inr": (200, 10),
+}
+pytestmark = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in a configuration are meant from where its command is typed."""
+    monkeypatch.chdir(ROOT)
+
+
+def header(file: Path) -> dict[str, str]:
+    """The comment at the top of a file: what it is, and what stands behind each ``Name:``."""
+    parts, name = {"": ""}, ""
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        text = line[1:].strip().removesuffix("\\")
+        if found := re.match(r"(Data|Run|Cost|Expect): *(.*)", text):
+            name, text = found.groups()
+        parts[name] = f"{parts.get(name, '')} {text}".strip()
+    return parts
+
+
+def test_header_tells_command_cost_and_expectation(file):
+    parts = header(file)
+    assert len(parts[""]) > 20, "what this is"
+    assert parts.keys() == {"", "Data", "Run", "Cost", "Expect"}
+    assert re.search(r"\d|not measured", parts["Cost"]), parts["Cost"]
+    assert re.search(r"README|\d|not measured", parts["Expect"]), parts["Expect"]
+
+
+def test_command_in_the_header_runs_this_file(file):
+    launcher, *words = shlex.split(header(file)["Run"])
+    script = words.index("pipeline/train.py")
+    assert launcher == "deepspeed" and (ROOT / words[script]).is_file()
+    options = parse_arguments(words[script + 1 :])
+    assert options.config == f"configs/{file.name}"
+    parse_options(load_config(options.config, options.overrides).method)
+
+
+def test_settings_are_right_as_a_whole(file):
+    config = load_config(file)
+    parse_options(config.method)
+    assert config.name == file.stem
+    assert config.output.startswith("runs/") and config.name.split("_")[0] in config.output
+    for world_size in (1, 2, 4, 8):
+        assert layout_problem(config, world_size) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_chosen(file, method):
+    config = load_config(file, [f"method.name={method}"])
+    assert parse_options(config.method) is not None
+
+
+def test_dump_reads_back_to_the_same_value(file, tmp_path):
+    config = load_config(file)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_backbone_is_one_that_can_be_had(file):
+    """must name weights of the right activation; a folder may be absent here, not misnamed"""
+    config = load_config(file)
+    if config.model.arch.startswith("local-dir:../"):
+        folder = ROOT / config.model.arch.removeprefix("local-dir:")
+        if not folder.is_dir():
+            pytest.skip(f"{folder} is no part of the repository")
+    assert weights_problem(config.model.arch, config.model.weights) is None
+
+
+def write_index(folder: Path, n_classes: int) -> str:
+    """An index of one picture per class and split, without the pictures."""
+    shards = [
+        Shard(f"{split}.tar", split, n_classes, n_classes, "", "", segments)
+        for split in ("train", "test")
+        for segments in [tuple(Segment(label, 1, label, 1, "") for label in range(n_classes))]
+    ]
+    names = [f"class {label}" for label in range(n_classes)]
+    (folder / "index.json").write_bytes(format_index(names, names, shards))
+    return str(folder)
+
+
+def test_run_fits_a_data_set_of_that_many_classes(file, tmp_path, tiny_arch):
+    """must pass every check that comes before the ranks meet, on 1 and on 8 of them"""
+    n_classes, n_tasks = SEQUENCES[file.stem]
+    overrides = [f"data.index={write_index(tmp_path, n_classes)}"]
+    if load_config(file).model.arch.startswith("local-dir:../"):
+        overrides.append(f"model.arch={tiny_arch}")  # where the real one may be absent
+    for world_size in (1, 8):
+        run = check_run(load_config(file, overrides), world_size)
+        assert [len(task.labels) for task in run.tasks] == [n_classes // n_tasks] * n_tasks
+
+
+def test_promises_of_the_specification(file):
+    """must hold what each file is for, in the words of the task it was written for"""
+    config: Config = load_config(file)
+    promised = {
+        "vitl_inr": ("ViT-L-14-quickgelu", "openai", 20, "lamda"),
+        "vitb16_cifar100": ("ViT-B-16-quickgelu", "openai", 10, "lamda"),
+        "miniclip_tinar": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
+        "miniclip_tinb": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
+        "demo": ("local-dir:pipeline/demo/clip", None, 4, "lamda"),
+    }
+    if file.stem not in promised:
+        pytest.skip("nothing was promised about it")
+    arch, weights, per_task, order = promised[file.stem]
+    assert (config.model.arch, config.model.weights) == (arch, weights)
+    assert (config.tasks.classes_per_task, config.tasks.class_order) == (per_task, order)
+    assert config.tasks.order_seed == 1993 and config.tasks.limit is None
+    assert config.evaluation.split == "test"
+    assert config.data.index.startswith("s3://") == (file.stem == "vitl_inr")
