@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -54,7 +53,6 @@ class Display:
             TextColumn("{task.fields[note]}"),
         )
         self._total = self._bar.add_task("all steps", total=None, note="")
-        self._last_line = time.monotonic()
 
     def __enter__(self) -> Display:
         console = Console(stderr=True)

@@ -1,0 +1,56 @@
+"""Lines for people name their rank; lines for machines are JSON, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import storage
+from pipeline.log import MetricsWriter, setup_logging
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    package = logging.getLogger("pipeline")
+    before = package.handlers[:], package.propagate, package.level
+    yield
+    package.handlers[:], package.propagate = before[:2]
+    package.setLevel(before[2])
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, ["told", "warned"]), (3, ["warned"])])
+def test_first_rank_tells_and_the_others_warn(capsys, rank, said):
+    setup_logging(rank)
+    setup_logging(rank)  # once more, as a second run in one process does: no line comes twice
+    speaker = logging.getLogger("pipeline.somewhere")
+    speaker.debug("hidden")
+    speaker.info("told")
+    speaker.warning("warned")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[-1] for line in lines] == said
+    assert all(re.match(rf"\d\d:\d\d:\d\d r{rank} test_log: ", line) for line in lines)
+
+
+def test_other_libraries_are_left_alone(capsys):
+    before = logging.getLogger().handlers[:]
+    setup_logging(0)
+    assert logging.getLogger().handlers == before
+
+
+def test_metrics_are_whole_lines_of_json_after_each_flush():
+    writer = MetricsWriter("memory://log/metrics.jsonl")
+    writer.add(kind="step", loss=0.5)
+    assert not storage.exists("memory://log/metrics.jsonl")
+    writer.flush()
+    writer.add(kind="stage", accuracy=[1.0, None])
+    writer.flush()
+    text = storage.read_text("memory://log/metrics.jsonl")
+    assert text.endswith("\n")
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"kind": "step", "loss": 0.5},
+        {"kind": "stage", "accuracy": [1.0, None]},
+    ]
