@@ -1,0 +1,72 @@
+"""Finished runs side by side: the figures by hand, and what cannot be compared is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.compare import main
+from pipeline.results import Results, Stage
+from tests.tiny import tiny_tasks
+
+
+def write_run(output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3) -> str:
+    """A run whose tasks have ten images each; every stage with so many right answers per task."""
+    stages = [
+        Stage(
+            correct=row, images=(10,) * len(row), anchor_cosine=0.0, modality_gap=0.0,
+            feature_drift=None, trainable_parameters=0, images_per_second=None,
+            train_seconds=0.0, test_seconds=0.0,
+        )
+        for row in correct
+    ]  # fmt: skip
+    manifest = {"config_sha256": "c" * 64}
+    Results(method, tiny_tasks()[:n_tasks], manifest, stages).write(output)
+    return output
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The cells of each row of a printed table by its first cell."""
+    rows = [[cell.strip() for cell in line.strip("┃│ \n").replace("┃", "│").split("│")]
+            for line in text.splitlines() if "│" in line or "┃" in line]  # fmt: skip
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_columns_are_methods_and_rows_are_stages_and_figures(capsys):
+    outputs = [
+        write_run("memory://compare/a1", "tppt_v", (8,), (6, 8), (5, 7, 9)),
+        write_run("memory://compare/a2", "tppt_v", (10,), (8, 8), (7, 7, 9)),
+        write_run("memory://compare/b", "zeroshot", (5,), (5, 5), (5, 5, 5)),
+    ]
+    assert main(outputs) == 0
+    table = cells(capsys.readouterr().out)
+    assert table["after task"] == ["tppt_v ×2", "zeroshot"]
+    assert table["1"] == ["90.0 ± 14.1", "50.0"]
+    assert table["3"] == ["73.3 ± 4.7", "50.0"]
+    assert table["average"] == ["79.4 ± 8.6", "50.0"]
+    assert table["last"] == ["73.3 ± 4.7", "50.0"]
+    assert table["forgetting"] == ["20.0 ± 0.0", "0.0"]
+
+
+def test_what_is_not_known_is_a_dash(capsys):
+    assert main([write_run("memory://compare/one", "finetune", (8,), n_tasks=1)]) == 0
+    assert cells(capsys.readouterr().out)["forgetting"] == ["–"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (["memory://compare/nowhere"], "memory://compare/nowhere: holds no results.json"),
+        (["memory://compare/half"], "holds a run that is running; only finished runs can be com"),
+        (
+            ["memory://compare/one", "memory://compare/three"],
+            r"the runs have [1, 3] tasks; compare",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(capsys, outputs, words):
+    write_run("memory://compare/half", "finetune", (8,))
+    write_run("memory://compare/one", "finetune", (8,), n_tasks=1)
+    write_run("memory://compare/three", "finetune", (8,), (8, 8), (8, 8, 8))
+    assert main(outputs) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
