@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -19,7 +17,7 @@ from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
 from pipeline.prepare import main
 from tests.services.fault_proxy import Fault, FaultProxy, at_random
-from tests.services.object_store import Bucket, ObjectStore
+from tests.services.object_store import Bucket
 from tests.shards import draw_samples, overwrite_byte, store
 
 PLAN = {
@@ -100,19 +98,6 @@ def test_faults_of_every_kind_change_nothing(local, served, proxied, tmp_path):
         assert digests(source, epoch=rounds) == digests(healthy, epoch=rounds)
         source.close()
         rounds += 1
-
-
-@pytest.mark.slow
-def test_a_server_that_restarts_is_waited_for(local, served, object_store: ObjectStore, tmp_path):
-    restart = threading.Thread(target=object_store.restart, kwargs={"down_s": 20})
-    restart.start()
-    time.sleep(1)  # the server is down before the first byte is asked for
-    source = open_source(served, tmp_path / "cache", deadline_s=90.0)
-    try:
-        assert digests(source, workers=1) == digests(ShardSource(local))
-    finally:
-        restart.join()
-        source.close()
 
 
 def test_a_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_path):
