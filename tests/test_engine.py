@@ -163,6 +163,7 @@ def take_steps_in(
 ) -> dict[str, Any]:
     method, gradients = second_task(label, clip), {}
     active = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    before = {name: value.clone() for name, value in method.state_dict().items()}
 
     def keep(*_: Any) -> None:
         gradients.update({n: p.grad.clone() for n, p in active.items() if p.grad is not None})
@@ -176,6 +177,8 @@ def take_steps_in(
     state = {name: value.clone() for name, value in method.state_dict().items()}
     learned = {name: state[name] for name in active}
     frozen = {name: state[name] for name in state.keys() - active.keys()}
+    for name, value in frozen.items():
+        assert torch.equal(value, before[name]), name
     return {"losses": losses, "gradients": gradients, "learned": learned, "frozen": frozen}
 
 
@@ -208,9 +211,9 @@ def test_every_layout_learns_the_same(alone, tiny_arch):
         for layout, found in zip(layouts, answer, strict=True):
             assert found["losses"] == pytest.approx(expected["losses"], 1e-4), layout
             assert_same_tensors(found["learned"], expected["learned"], rtol=2e-4)
-            assert found["frozen"].keys() == expected["frozen"].keys()
-            for name, value in expected["frozen"].items():
-                assert torch.equal(found["frozen"][name], value), (layout, name)
+            # Bit-equal within a process, as take_steps_in checks; another number of threads may
+            # already encode the anchors that are kept differently in the last bits.
+            assert_same_tensors(found["frozen"], expected["frozen"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
