@@ -13,9 +13,18 @@ import pytest
 import s3fs
 
 from tests.services.fault_proxy import FaultProxy
+from tests.services.nodes import Nodes
+from tests.services.nodes import why_unavailable as why_no_nodes
 from tests.services.object_store import Bucket, ObjectStore, why_unavailable
 
-pytest_plugins = ["tests.tiny"]
+pytest_plugins = ["tests.tiny", "tests.launches"]
+
+
+def skip_or_fail(reason: str | None) -> None:
+    """Skip if there is a reason to; where everything should be installed that would hide a gap."""
+    if reason:
+        stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
+        stop(reason)
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +32,7 @@ def object_store() -> Iterator[ObjectStore]:
     """The S3 server of this test run; a test that breaks it must leave it running."""
     folder = Path(tempfile.mkdtemp(prefix="object-store-"))
     try:
-        if reason := why_unavailable(folder):
-            # Where everything should be installed, as in CI, a skip would hide a gap.
-            stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
-            stop(reason)
+        skip_or_fail(why_unavailable(folder))
         with ObjectStore(folder) as store:
             yield store
     finally:
@@ -61,3 +67,16 @@ def fault_proxy(shared_fault_proxy: FaultProxy) -> Iterator[FaultProxy]:
     """
     yield shared_fault_proxy
     shared_fault_proxy.forget()
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    """Two machines ``n1`` and ``n2`` with ssh; a test that breaks one must mend it."""
+    skip_or_fail(why_no_nodes())
+    # Not pytest's folder: the name of a Unix socket may have no more than 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="nodes-"))
+    try:
+        with Nodes(folder, ["n1", "n2"], ssh=True) as up:
+            yield up
+    finally:
+        shutil.rmtree(folder)

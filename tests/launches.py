@@ -1,0 +1,147 @@
+"""One tiny run that is started in many ways, and the law that all of them learn the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.config import dump_config
+from pipeline.results import read_results
+from tests.services.nodes import PATH, Node, Nodes, wait_until
+from tests.tiny import build_config
+from tests.variants import VARIANTS
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = Path(sys.executable).parent
+TRAIN = str(ROOT / "pipeline" / "train.py")
+SECONDS = 150  # more than any start of two ranks has taken on two busy cores
+
+
+def environment() -> dict[str, str]:
+    """What every process of a run is told. One thread, or sums are rounded in another order."""
+    return {
+        "PATH": f"{PROGRAMS}:{PATH}",
+        "HOME": os.environ.get("HOME", "/"),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+@dataclass(frozen=True)
+class Science:
+    """What a finished run found, without what depends on the clock or the machine."""
+
+    accuracy_matrix: list[list[float | None]]
+    diagnostics: list[dict[str, Any]]
+    learned: list[dict[str, Tensor]]
+
+    def assert_equals(self, other: Science) -> None:
+        """must hold bit by bit, for every tensor of every task"""
+        assert self.accuracy_matrix == other.accuracy_matrix
+        assert self.diagnostics == other.diagnostics
+        assert [sorted(task) for task in self.learned] == [sorted(task) for task in other.learned]
+        for mine, theirs in zip(self.learned, other.learned, strict=True):
+            different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+            assert different == []
+
+
+def science(output: Path) -> Science:
+    """The science in a run's output."""
+    results = read_results(str(output))
+    assert results["status"] == "finished"
+    diagnostics = [
+        {key: value for key, value in entry.items() if not key.endswith("seconds")}
+        for entry in results["diagnostics"]
+    ]
+    tasks = sorted((output / "tasks").glob("*.safetensors"))
+    return Science(results["accuracy_matrix"], diagnostics, [load_file(file) for file in tasks])
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A configuration in a folder of its own, and where its run goes."""
+
+    folder: Path
+    config: Path
+
+    @property
+    def output(self) -> Path:
+        """The run's output."""
+        return self.folder / "run"
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the command is told, whatever starts it."""
+        return ["--config", str(self.config), f"output={self.output}"]
+
+    def start(self, node: Node, *words: str, name: str | None = None) -> Started:
+        """Start a command on a node, in this folder."""
+        log = self.folder / f"{name or node.name}.log"
+        with open(log, "a") as file:
+            process = node.start(
+                words, folder=self.folder, environment=environment(), stdout=file, stderr=file
+            )
+        return Started(process, log)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command that runs, and what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def status(self, *, timeout_s: float = SECONDS) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(timeout_s)
+
+    def assert_succeeds(self) -> None:
+        """must end with status 0"""
+        assert self.status() == 0, self.log.read_text()[-4000:]
+
+    def wait_for(self, words: str) -> None:
+        """Return as soon as it has said ``words``."""
+        said = wait_until(
+            lambda: words in self.log.read_text() or self.process.poll() is not None,
+            timeout_s=SECONDS,
+            every_s=0.01,
+        )
+        assert said and words in self.log.read_text(), self.log.read_text()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def tiny_run_config(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> Path:
+    """A run of three tasks with every kind of learned tensor, for two ranks."""
+    config = build_config(
+        tiny_arch,
+        tiny_shards,
+        method=VARIANTS["anchors kept as learned"].model_dump(),
+        engine={"timeout_s": 60},
+    )
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(dump_config(config))
+    return file
+
+
+@pytest.fixture
+def tiny_run(tiny_run_config: Path, tmp_path: Path) -> TinyRun:
+    """That run with an output of its own."""
+    return TinyRun(tmp_path, tiny_run_config)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(nodes: Nodes, tiny_run_config: Path, tmp_path_factory) -> Science:
+    """What the run finds when the plainest launcher starts its two ranks on one node."""
+    run = TinyRun(tmp_path_factory.mktemp("undisturbed"), tiny_run_config)
+    launcher = ("deepspeed", "--num_accelerators", "2", TRAIN)
+    run.start(nodes["n1"], *launcher, *run.arguments).assert_succeeds()
+    return science(run.output)
