@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -17,7 +22,7 @@ from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
 from pipeline.prepare import main
 from tests.services.fault_proxy import Fault, FaultProxy, at_random
-from tests.services.object_store import Bucket
+from tests.services.object_store import Bucket, ObjectStore
 from tests.shards import draw_samples, overwrite_byte, store
 
 PLAN = {
@@ -107,6 +112,73 @@ def test_a_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_pa
         with pytest.raises(DataError, match=f"{served.shards[0].name}: bytes .* fetched twice"):
             digests(source, workers=workers)
         source.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_restarts_is_waited_for(local, served, object_store: ObjectStore, tmp_path):
+    """must give the very batches of a server that was never away"""
+    expected, down_s = digests(ShardSource(local)), 20
+    object_store.stop()
+    restart = threading.Timer(down_s, object_store.start)
+    restart.start()
+    started = time.monotonic()
+    source = open_source(served, tmp_path / "cache", deadline_s=90.0)
+    try:
+        assert digests(source, workers=1) == expected
+    finally:
+        restart.join()
+        source.close()
+    assert down_s <= time.monotonic() - started < 60
+
+
+READ_ALONE = """
+import hashlib, sys
+from pipeline.data.index import read_index
+from pipeline.data.cache import SegmentCache
+from pipeline.data.stream import ShardSource, eval_stream
+from pipeline.data.transforms import build_transform
+
+index = read_index(sys.argv[1])
+cache = SegmentCache(sys.argv[2], limit_bytes=1 << 28, deadline_s=5)
+stream = eval_stream(
+    ShardSource(index, cache=cache), index.select("train", range(5)),
+    batch_size=99, transform=build_transform("clip", 13), workers=int(sys.argv[3]),
+)
+print(hashlib.sha256(next(stream).image_BCHW.numpy().tobytes()).hexdigest())
+"""
+
+
+def read_alone(
+    url: str, cache: Path, workers: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A stranger's program, for fsspec reads its variables when it is imported."""
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith("AWS_ACC") and "SECRET" not in k
+    }
+    command = [sys.executable, "-c", READ_ALONE, url, str(cache), str(workers)]
+    return subprocess.run(
+        command, env=kept | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_public_bucket_is_streamed_without_credentials(
+    local, served, bucket, object_store, tmp_path
+):
+    """must sign nothing; Swift answers unsigned requests below another path"""
+    anonymous = {
+        "FSSPEC_S3_ANON": "true",
+        "AWS_ENDPOINT_URL": f"{bucket.access.endpoint}/v1/AUTH_test",
+    }
+    refused = read_alone(served.url, tmp_path / "refused", 0, **anonymous)
+    assert refused.returncode != 0 and refused.stdout == ""
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("pipeline.errors.StorageError: cannot read s3://"), refused.stderr
+
+    object_store.client.call_s3("put_bucket_acl", Bucket=bucket.name, ACL="public-read")
+    expected = read_alone(local.url, tmp_path / "unused", 0)
+    for workers in (0, 1):
+        shown = read_alone(served.url, tmp_path / f"cache{workers}", workers, **anonymous)
+        assert shown.stdout == expected.stdout != "", shown.stderr
 
 
 def test_memory_and_descriptors_stay_flat_over_two_hundred_epochs(served, tmp_path):
