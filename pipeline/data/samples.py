@@ -64,12 +64,14 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
 
     Raises:
         StorageError: it cannot be read.
-        DataError: it is not the table that the index was written with.
+        DataError: it is not the table that the index was written with, fetched twice.
     """
     data = storage.read_bytes(url)
     if hashlib.sha256(data).hexdigest() != sha256:
+        data = storage.read_bytes(url)  # a byte that went bad on the way comes right now
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
-            f"{storage.redact(url)}: its sha256 is not the one in the index; "
+            f"{storage.redact(url)}: its sha256 is not the one in the index, fetched twice; "
             "copy or prepare the data set again"
         )
     content = json.loads(data)
