@@ -87,9 +87,17 @@ class BoundedFolder:
         return _lock(self._file(name), fcntl.LOCK_SH, os.O_RDONLY)
 
     def claim(self, name: str) -> int | None:
-        """A descriptor whose holder alone may write ``name``; ``None`` while another holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return _lock(self._file(name).with_suffix(".lock"), fcntl.LOCK_EX, os.O_CREAT | os.O_RDWR)
+        """A descriptor whose holder alone may write ``name``; ``None`` while another holds it.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        lock = self._file(name).with_suffix(".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return _lock(lock, fcntl.LOCK_EX, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise self._disk_error("1 more file", error) from error
 
     @contextmanager
     def reserved(self, sizes: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
@@ -129,7 +137,7 @@ class BoundedFolder:
     def _try_to_reserve(
         self, sizes: Sequence[tuple[str, int]], needed: int
     ) -> tuple[ExitStack, list[int]] | None:
-        with ExitStack() as stack, _exclusive(self.path / "room.lock"):
+        with ExitStack() as stack, self._alone():
             entries = self._entries()
             excess = sum(size for _, size, _ in entries) + needed - self.limit_bytes
             if _evict(entries, excess) < excess:
@@ -140,11 +148,30 @@ class BoundedFolder:
                 # others may have filled the disk: give back what is ours, then try again
                 if error.errno in _FULL_DISK and _evict(self._entries(), needed) >= needed:
                     return None
-                raise StorageError(
-                    f"{self.path}: cannot take {_mib(needed)} more ({error.strerror}); "
-                    "free some of its disk or lower data.cache.limit_gb"
-                ) from error
+                raise self._disk_error(f"{needed:,} more bytes", error) from error
             return stack.pop_all(), files
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else reserves room meanwhile; only for moments, so waited for without a limit."""
+        try:
+            flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+            file = os.open(self.path / "room.lock", flags, 0o666)
+        except OSError as error:
+            raise self._disk_error("1 more file", error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _disk_error(self, wanted: str, error: OSError) -> StorageError:
+        disk = os.statvfs(next(p for p in (self.path, *self.path.parents) if p.exists()))
+        return StorageError(
+            f"{self.path}: cannot take {wanted} ({error.strerror}; "
+            f"{disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files are free); "
+            "free some of its disk or lower data.cache.limit_gb"
+        )
 
     def _create(self, stack: ExitStack, name: str, size: int) -> int:
         part = self._file(name).with_suffix(".part")
@@ -209,17 +236,6 @@ def _lock(path: Path, kind: int, flags: int) -> int | None:
         pass
     os.close(file)
     return None
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock at ``path``; only ever held for moments, so waited for without a limit."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def _mib(size: int) -> str:
