@@ -261,7 +261,10 @@ def test_a_data_set_is_not_overwritten_unasked(pictures, tmp_path, capsys):
         ("bad.jsonl", "line 1: is not JSON"),
         ("text.tar", "is not a plain tar"),
         ("text.zip", "is not a zip"),
-        ("x.tar.gz", "decompress it first"),
+        ("x.tar.gz", "decompress it first with `gzip -d x.tar.gz` and give the .tar"),
+        ("x.tgz", "decompress it first with `gzip -d x.tgz`"),
+        ("x.tar.zst", "decompress it first with `zstd -d x.tar.zst`"),
+        ("squeezed.tar", "is not a plain tar .*; if it is compressed, decompress it first"),
         ("train.parquet", "is not a Parquet file"),
         ("escape.tar", "member '../train/ant/0.jpg' leads out of the archive"),
         ("flat", "holds no picture as train/<class>/"),
@@ -281,6 +284,8 @@ def test_a_bad_source_is_explained_in_one_sentence(tmp_path, capsys, source, mes
     (tmp_path / "broken/train/ant/0.jpg").write_bytes(draw_picture(1)[:-200])
     with tarfile.open(tmp_path / "escape.tar", "w") as tar:
         tar.add(tmp_path / "flat" / "0.jpg", "../train/ant/0.jpg")
+    with tarfile.open(tmp_path / "squeezed.tar", "w:gz") as tar:
+        tar.add(tmp_path / "flat" / "0.jpg", "train/ant/0.jpg")
     out = tmp_path / "out"
     assert run("shard", "--source", tmp_path / source, "--out", out, "--jobs", 1) == 2
     error = capsys.readouterr().err

@@ -104,7 +104,9 @@ class TarSource:
                     if member.isreg()
                 ]
         except tarfile.TarError as error:
-            raise DataError(f"{place}: is not a plain tar ({error})") from error
+            raise DataError(
+                f"{place}: is not a plain tar ({error}); if it is compressed, decompress it first"
+            ) from error
         return _sorted_out(members, self.url)
 
     def read(self, picture: Picture) -> bytes:

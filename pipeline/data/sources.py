@@ -9,6 +9,17 @@ from pipeline.data.pictures import FolderSource, PictureSource, TableSource, Tar
 from pipeline.data.records import CifarSource, ParquetSource, cifar_layout, is_parquet
 from pipeline.errors import DataError
 
+_UNPACKERS = {
+    ".gz": "gzip",
+    ".tgz": "gzip",
+    ".bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".xz": "xz",
+    ".txz": "xz",
+    ".zst": "zstd",
+    ".tzst": "zstd",
+}
+
 
 def open_source(url: str) -> PictureSource:
     """The source at ``url``, of the kind that its name and its content tell.
@@ -24,8 +35,11 @@ def open_source(url: str) -> PictureSource:
     if suffix == ".zip":
         return ZipSource(url)
     place = storage.redact(url)
-    if suffix in (".gz", ".tgz", ".bz2", ".xz"):
-        raise DataError(f"{place}: a compressed tar cannot be read in place; decompress it first")
+    if unpacker := _UNPACKERS.get(suffix):
+        raise DataError(
+            f"{place}: a compressed archive cannot be read in place; decompress it first with "
+            f"`{unpacker} -d {PurePosixPath(place).name}` and give the .tar"
+        )
     if layout := cifar_layout(url):
         return CifarSource(url, layout)
     if is_parquet(url):
