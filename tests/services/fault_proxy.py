@@ -42,11 +42,15 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request as a schedule sees it; ``number`` counts arrivals from 0."""
+    """One request as a schedule sees it; ``number`` counts arrivals from 0.
+
+    ``extent`` says which bytes of the object are asked for, as HTTP does; empty for all of it.
+    """
 
     number: int
     method: str
     path: str
+    extent: str = ""
 
 
 Schedule = Callable[[Exchange], Fault | None]
@@ -177,7 +181,7 @@ class FaultProxy:
         """Pass on one request and its answer; False when the connection must end."""
         head = client.read_head()
         method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-        fault = self._choose(method, path)
+        fault = self._choose(method, path, (header(head, b"range") or b"").decode("latin-1"))
         if fault in (Fault.RESET, Fault.REFUSED):
             self._count(fault)
             if fault is Fault.RESET:
@@ -226,9 +230,9 @@ class FaultProxy:
             self._closed.wait(self.pause_s)
         return False
 
-    def _choose(self, method: str, path: str) -> Fault | None:
+    def _choose(self, method: str, path: str, extent: str) -> Fault | None:
         with self._lock:
-            exchange = Exchange(self.exchanges, method, path)
+            exchange = Exchange(self.exchanges, method, path, extent)
             self.exchanges += 1
             fault = self.schedule(exchange)
             if fault is None and self._held_back and method == "GET":
