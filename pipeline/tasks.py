@@ -53,6 +53,32 @@ def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[i
     return tuple(rule)
 
 
+def order_of_arrivals(
+    rule: str | Sequence[int], arrivals: Sequence[int], seed: int
+) -> tuple[int, ...]:
+    """:func:`class_order` where classes arrive in groups of ``arrivals``: no later one goes first.
+
+    A rule orders each group by itself, so that what arrives later changes nothing before it.
+
+    Raises:
+        ConfigError: as there, or a list mixes the groups.
+    """
+    if not isinstance(rule, str):
+        order = class_order(rule, sum(arrivals), seed)
+        group_of = np.repeat(np.arange(len(arrivals)), arrivals)[list(order)]
+        if (np.diff(group_of) < 0).any():
+            raise ConfigError(
+                "tasks.class_order: the list must name every class of an index before those of "
+                f"the next one; data.index gives groups of {list(arrivals)} classes"
+            )
+        return order
+    order, first = (), 0
+    for n_classes in arrivals:
+        order += tuple(first + label for label in class_order(rule, n_classes, seed))
+        first += n_classes
+    return order
+
+
 def split_classes(
     order: Sequence[int],
     names: Sequence[str],
@@ -60,21 +86,29 @@ def split_classes(
     classes_per_task: int,
     initial_classes: int = 0,
     limit: int | None = None,
+    arrivals: Sequence[int] | None = None,
 ) -> tuple[Task, ...]:
     """Cut ``order`` into tasks; ``names[label]`` is the name of an index label.
 
     The first task has ``initial_classes`` classes (0: as many as every other), the last one what
-    is left. ``limit`` keeps the first tasks only.
+    is left. ``limit`` keeps the first tasks only. Classes that arrive in groups of ``arrivals``
+    share no task with those of another group.
 
     Raises:
         ConfigError: the first task alone would take more classes than there are.
     """
     first_size = initial_classes or classes_per_task
-    if first_size > len(order):
+    groups = arrivals or [len(order)]
+    if first_size > groups[0]:
         raise ConfigError(
-            f"tasks: the first task wants {first_size} classes and there are {len(order)}"
+            f"tasks: the first task wants {first_size} classes and there are {groups[0]}"
         )
-    starts = [0, *range(first_size, len(order), classes_per_task)]
+    starts: list[int] = []
+    begin = 0
+    for n_classes in groups:
+        size = classes_per_task if starts else first_size
+        starts += [begin, *range(begin + size, begin + n_classes, classes_per_task)]
+        begin += n_classes
     ends = [*starts[1:], len(order)]
     tasks = (
         Task(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar; ``split`` is ``train`` or ``test``."""
+    """One tar in ``folder``; ``split`` is ``train`` or ``test``."""
 
     name: str
     split: str
@@ -54,6 +54,12 @@ class Shard:
     sha256: str
     table_sha256: str
     segments: tuple[Segment, ...]
+    folder: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the tar lies."""
+        return storage.join(self.folder, self.name)
 
     @property
     def class_counts(self) -> dict[int, int]:
@@ -67,6 +73,11 @@ class Shard:
     def table_name(self) -> str:
         """The name of the file that addresses each sample of this shard."""
         return self.name.removesuffix(".tar") + ".json"
+
+    @property
+    def table_url(self) -> str:
+        """Where that file lies."""
+        return storage.join(self.folder, self.table_name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +107,7 @@ class Selection(Samples):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A prepared data set; ``sha256`` is of the bytes of ``index.json`` and names it for ever."""
+    """A prepared data set, or several joined; ``sha256`` names its content for ever."""
 
     url: str
     schema: int
@@ -104,6 +115,7 @@ class ShardIndex:
     class_folders: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
+    arrivals: tuple[int, ...]  # classes of each index that was joined to this one, in order
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
 
     def select(
@@ -146,9 +158,20 @@ class ShardIndex:
         if shard_number not in self._tables:
             shard = self.shards[shard_number]
             self._tables[shard_number] = read_table(
-                storage.join(self.url, shard.table_name), shard.samples, shard.table_sha256
+                shard.table_url, shard.samples, shard.table_sha256
             )
         return self._tables[shard_number]
+
+    def digest(self, labels: Sequence[int]) -> str:
+        """A hash of all samples of ``labels``, both splits: their bytes and their numbers."""
+        digest = hashlib.sha256()
+        first_sample = 0
+        for shard in self.shards:
+            for segment in shard.segments:
+                if segment.label in labels:
+                    digest.update(repr((shard.split, first_sample, segment.sha256)).encode())
+                first_sample += segment.samples
+        return digest.hexdigest()
 
     def count(self, split: str) -> dict[int, int]:
         """Samples per label of ``train`` or ``test``, without reading any table."""
@@ -223,8 +246,9 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             schema=SCHEMA,
             class_names=tuple(str(entry["name"]) for entry in content["classes"]),
             class_folders=tuple(str(entry["folder"]) for entry in content["classes"]),
-            shards=tuple(parse_shard(entry) for entry in content["shards"]),
+            shards=tuple(replace(parse_shard(e), folder=folder) for e in content["shards"]),
             sha256=hashlib.sha256(data).hexdigest(),
+            arrivals=(len(content["classes"]),),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -233,6 +257,39 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
         ) from None
     _check_index(index, place)
     return index
+
+
+def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
+    """One index of all: classes and samples are numbered on from one index to the next.
+
+    What an index holds keeps its numbers however many are appended later.
+
+    Raises:
+        DataError: two of them hold a class of the same name.
+    """
+    if len(indexes) == 1:
+        return indexes[0]
+    names = [name for index in indexes for name in index.class_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{' + '.join(storage.redact(index.url) for index in indexes)}: class {twice[0]!r} is "
+            "in more than one index; an index that is appended may hold new classes only"
+        )
+    shards: list[Shard] = []
+    first_label = 0
+    for index in indexes:
+        shards += [_renumbered(shard, first_label) for shard in index.shards]
+        first_label += len(index.class_names)
+    return ShardIndex(
+        url=" + ".join(index.url for index in indexes),
+        schema=SCHEMA,
+        class_names=tuple(names),
+        class_folders=tuple(folder for index in indexes for folder in index.class_folders),
+        shards=tuple(shards),
+        sha256=hashlib.sha256("".join(index.sha256 for index in indexes).encode()).hexdigest(),
+        arrivals=tuple(count for index in indexes for count in index.arrivals),
+    )
 
 
 def format_index(
@@ -286,6 +343,11 @@ def format_shard(shard: Shard) -> dict[str, Any]:
         "table_sha256": shard.table_sha256,
         "segments": [[s.label, s.samples, s.offset, s.bytes, s.sha256] for s in shard.segments],
     }
+
+
+def _renumbered(shard: Shard, first_label: int) -> Shard:
+    segments = (replace(s, label=first_label + s.label) for s in shard.segments)
+    return replace(shard, segments=tuple(segments))
 
 
 def _check_index(index: ShardIndex, place: str) -> None:

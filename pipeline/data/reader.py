@@ -33,12 +33,8 @@ class ShardReader:
         cache: SegmentCache | None = None,
         closed_splits: Collection[str] = (),
     ) -> None:
-        self.shards = tuple(
-            RemoteShard(storage.join(index.url, shard.name), shard.segments)
-            for shard in index.shards
-        )
+        self.shards = tuple(RemoteShard(shard.url, shard.segments) for shard in index.shards)
         self._splits = tuple(shard.split for shard in index.shards)
-        self._is_local = storage.is_local(index.url)
         self._cache = cache
         self._closed_splits = frozenset(closed_splits)
 
@@ -71,7 +67,7 @@ class ShardReader:
     def _read_shard(
         self, shard: RemoteShard, samples: Samples, rows: np.ndarray
     ) -> Iterator[tuple[int, bytes]]:
-        if self._is_local:
+        if storage.is_local(shard.url):
             yield from _read_local(shard.url, samples, rows)
         elif self._cache is None:
             for row in rows:

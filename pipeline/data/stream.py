@@ -88,7 +88,7 @@ class ShardSource:
         self.index = index
         self.skipped: dict[int, SkippedSample] = {}
         self._budget = bad_sample_budget if on_bad_sample == "skip" else -1
-        if cache and storage.is_local(index.url):
+        if all(storage.is_local(shard.url) for shard in index.shards):
             cache = None
         if cache:
             cache.folder.check(sum(shard.bytes for shard in index.shards))
@@ -148,7 +148,7 @@ class ShardSource:
     def _answers(self, agenda: Agenda, workers: int) -> Iterator[Answer]:
         if not workers:
             return map(self._maker.__getitem__, agenda)
-        if self.index.url.startswith("memory:"):
+        if any(shard.url.startswith("memory:") for shard in self.index.shards):
             raise DataError(f"{self.index.url} exists in one process only; set data.workers to 0")
         if workers not in self._loaders:
             self._loaders[workers] = _build_loader(self._maker, self._feed, workers)
@@ -301,6 +301,6 @@ def _needs(
     for selection, batch, rows in parts:
         pairs = np.stack([selection.shard_S[rows], selection.segment_S[rows]], axis=1)
         for shard, segment in np.unique(pairs, axis=0).tolist():
-            if (shard, segment) not in seen:
+            if (shard, segment) not in seen and not storage.is_local(shards[shard].url):
                 seen[shard, segment] = Need(batch, shards[shard], shards[shard].segments[segment])
     return list(seen.values())
