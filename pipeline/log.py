@@ -29,6 +29,18 @@ class MetricsWriter:
         self._url = url
         self._lines: list[str] = []
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def restore(self, n_lines: int) -> None:
+        """Go on behind the first ``n_lines`` that an interrupted run has written.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        if n_lines:
+            self._lines = storage.read_text(self._url).splitlines()[:n_lines]
+
     def add(self, **values: Any) -> None:
         """Remember one line."""
         self._lines.append(json.dumps(values))

@@ -1,0 +1,106 @@
+"""Being asked to stop: by SIGTERM, by SIGUSR2, or by a launcher that is no longer there.
+
+A handler only notes the request. The training loop looks at it once a step, where all ranks agree,
+so that every rank stops at the same step whoever was asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import Preempted
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed")
+_POLL_S = 0.5
+_GRACE_S = 60.0  # how long a rank without a launcher may take over its last snapshot
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by what."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def listen(self) -> None:
+        """Note the stop signals from now on, and watch the launcher; main thread only."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note_signal)
+        launchers = _launchers(os.getppid())
+        if launchers:
+            threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+
+    def check(self) -> None:
+        """Do nothing unless this process was asked to stop.
+
+        Raises:
+            Preempted: it was.
+        """
+        if self._reason:
+            raise Preempted(f"{self._reason}; start the same command again to go on")
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._reason = f"stopped by {signal.Signals(number).name}"
+
+    def _watch(self, launchers: dict[int, str]) -> None:
+        """Stop when a launcher has gone: no one would collect or end this process any more.
+
+        DeepSpeed's front process, killed or sent SIGTERM, leaves its ranks running.
+        """
+        while all(_started(pid) == started for pid, started in launchers.items()):
+            time.sleep(_POLL_S)
+        self._reason = "stopped because the launcher has gone"
+        time.sleep(_GRACE_S)
+        log.error("no step ended within %.0f s after the launcher had gone: leaving", _GRACE_S)
+        os._exit(Preempted.exit_status)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started within the block do not hear the stop signals.
+
+    A batch system signals every process of a job. A loader process that died of it would turn an
+    orderly stop into a fault.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _launchers(pid: int) -> dict[int, str]:
+    """The launchers above a process with their start times, nearest first; Linux only."""
+    found: dict[int, str] = {}
+    while pid > 1 and (started := _started(pid)):
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        if not any(Path(word).name.startswith(_LAUNCHERS) for word in words[:5]):
+            break
+        found[pid] = started
+        pid = int(_status(pid)[1])
+    return found
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in clock ticks; None if it has gone or awaits its parent."""
+    fields = _status(pid)
+    return fields[19] if fields and fields[0] not in ("Z", "X") else None
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the state on; empty without such a process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,177 @@
+"""Snapshots: all that a run needs to go on exactly where it was, a few MB each.
+
+``<folder>/task-003-step-000200/tensors.safetensors``  what the task has learned, with its moments
+``<folder>/task-003-step-000200/state.json``           everything else, with the hash of the tensors
+
+``state.json`` is written last: a snapshot without it, or whose tensors do not match it, is never
+chosen. The snapshot before is deleted only once the next is whole. What earlier tasks have learned
+is not written again: their files are named by hash. Nothing here is tied to a number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.errors import DataError, DivergenceError
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+_NAME = re.compile(r"/(task-\d+-step-\d+)/(?:(state\.json)|tensors\.safetensors)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where a run stood: before optimizer step ``step`` of task ``task``, both counted from 0."""
+
+    task: int
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]  # of plain JSON types
+
+    @classmethod
+    def take(
+        cls, task: int, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+    ) -> Snapshot:
+        """A snapshot of the tensors as they are now; later changes to them do not reach it.
+
+        Raises:
+            DivergenceError: one of them is not finite.
+        """
+        tensors = {
+            f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
+            for group, members in groups.items()
+            for name, tensor in members.items()
+        }
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise DivergenceError(
+                    f"task {task + 1}, step {step}: {name} holds values that are not finite; no "
+                    "snapshot was taken; lower optim.learning_rate"
+                )
+        return cls(task, step, tensors, state)
+
+    def group(self, group: str) -> dict[str, Tensor]:
+        """The tensors of one group, as :meth:`take` was given them."""
+        prefix = f"{group}/"
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+    @property
+    def name(self) -> str:
+        """The folder of this snapshot; names sort by age."""
+        return f"task-{self.task:03d}-step-{self.step:06d}"
+
+
+class SnapshotWriter:
+    """Writes snapshots in a background thread, one at a time, and keeps the last two."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._running: Future[None] | None = None
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Begin to write; waits for the snapshot before.
+
+        Raises:
+            StorageError: the snapshot before could not be written.
+        """
+        self.wait()
+        self._running = self._thread.submit(_write, self._folder, snapshot)
+
+    def wait(self) -> None:
+        """Return once everything is written.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._running:
+            self._running.result()
+            self._running = None
+
+
+def read_latest(folder: str) -> Snapshot | None:
+    """The newest whole snapshot in ``folder``, or None if there is none.
+
+    Raises:
+        StorageError: the folder cannot be read.
+        DataError: there are snapshots, and none of them is whole.
+    """
+    names = _names(folder, marked=True)
+    for name in reversed(names):
+        snapshot = _read(folder, name)
+        if snapshot:
+            return snapshot
+        log.warning("%s: is damaged; trying the one before", storage.join(folder, name))
+    if names:
+        raise DataError(
+            f"{storage.redact(folder)}: every snapshot is damaged; restore the folder from a copy, "
+            "or remove the whole output to begin again"
+        )
+    return None
+
+
+def _write(folder: str, snapshot: Snapshot) -> None:
+    before = _names(folder)
+    place = storage.join(folder, snapshot.name)
+    # A damaged namesake must not look whole while this one is written.
+    storage.remove(storage.join(place, "state.json"))
+    tensors = to_safetensors(snapshot.tensors)
+    storage.write_atomically(storage.join(place, "tensors.safetensors"), tensors)
+    content = {
+        "schema": SCHEMA,
+        "task": snapshot.task,
+        "step": snapshot.step,
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+        **snapshot.state,
+    }
+    storage.write_atomically(storage.join(place, "state.json"), json.dumps(content).encode())
+    kept = sorted({snapshot.name, *_names(folder, marked=True)})[-2:]
+    for name in before:
+        if name not in kept:
+            _delete(storage.join(folder, name))
+
+
+def _delete(place: str) -> None:
+    """Marker first: what is left of a half-deleted snapshot is not a snapshot."""
+    for name in ("state.json", "tensors.safetensors"):
+        storage.remove(storage.join(place, name))
+
+
+def _read(folder: str, name: str) -> Snapshot | None:
+    """The snapshot called ``name`` if it is whole."""
+    place = storage.join(folder, name)
+    try:
+        state = json.loads(storage.read_bytes(storage.join(place, "state.json")))
+        if state["schema"] != SCHEMA:
+            raise DataError(
+                f"{storage.redact(place)}: has schema {state['schema']}, this version reads "
+                f"{SCHEMA}; finish the run with the version that began it"
+            )
+        tensors_url = storage.join(place, "tensors.safetensors")
+        if not storage.exists(tensors_url):
+            return None
+        tensors = storage.read_bytes(tensors_url)
+        if hashlib.sha256(tensors).hexdigest() != state["tensors_sha256"]:
+            return None
+        return Snapshot(state["task"], state["step"], from_safetensors(tensors), state)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _names(folder: str, *, marked: bool = False) -> list[str]:
+    """The snapshots in ``folder`` by age; only those with their marker if ``marked``."""
+    found = {_NAME.search(url) for url in storage.list_files(folder)}
+    return sorted({match[1] for match in found if match and (match[2] or not marked)})
