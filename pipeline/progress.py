@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +34,29 @@ class StepReport:
             f"loss {self.loss:.3f}  lr {self.learning_rate:.1e}  "
             f"{self.images_per_second:,.0f} images/s  data wait {self.data_wait:.0%}"
         )
+
+
+class StepClock:
+    """Images per second and the share of waiting since it was last read."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._reset()
+
+    def count(self, wait_s: float) -> None:
+        """Add a step that waited so long for its images."""
+        self._steps += 1
+        self._wait_s += wait_s
+
+    def read(self) -> tuple[float, float]:
+        """Images per second of all ranks, and the waiting as a fraction of the time."""
+        elapsed = time.perf_counter() - self._started
+        speed, wait = self._steps * self._global_batch / elapsed, min(1.0, self._wait_s / elapsed)
+        self._reset()
+        return speed, wait
+
+    def _reset(self) -> None:
+        self._started, self._steps, self._wait_s = time.perf_counter(), 0, 0.0
 
 
 class Display:
