@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, LostRankError, PipelineError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
     try:
         yield
+    except RuntimeError as error:
+        if not _is_lost_rank(error):
+            raise
+        raise LostRankError(
+            f"rank {world.rank} lost contact with the others: {_first_line(error)}; "
+            "look for what ended or stopped them, then start the same command again to go on"
+        ) from error
     finally:
         _destroy_process_group()
 
@@ -98,6 +107,19 @@ def broadcast_object(value: Any) -> Any:
     return values[0]
 
 
+def from_main(world: World, answer: Callable[[], T]) -> T:
+    """What ``answer`` gives on rank 0, on every rank; for small things.
+
+    Raises:
+        PipelineError: it failed there; on every rank.
+    """
+    value = None
+    with faults_shared():
+        if world.is_main:
+            value = answer()
+    return broadcast_object(value)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The value of every rank, in rank order; for small things of plain types."""
     values: list[Any] = [None] * dist.get_world_size()
@@ -118,6 +140,8 @@ def faults_shared() -> Iterator[None]:
         fault = error
     if not int(sum_over_ranks(torch.tensor(int(fault is not None)))):
         return
+    if dist.get_world_size() == 1:
+        raise fault
     rank, first = next((r, error) for r, error in enumerate(gather_objects(fault)) if error)
     raise type(first)(f"rank {rank}: {first}") from fault
 
@@ -154,6 +178,19 @@ def _destroy_process_group() -> None:
     deepspeed = sys.modules.get("deepspeed.comm")
     owner = deepspeed if deepspeed and deepspeed.is_initialized() else dist
     owner.destroy_process_group()
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed, rather than a computation.
+
+    NCCL's failures have a class of their own; gloo's are told by the source file they name.
+    """
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _first_line(error: RuntimeError) -> str:
+    """A collective's complaint without the source file in front of it."""
+    return str(error).partition("\n")[0].rpartition("] ")[2].strip().rstrip(".")
 
 
 def _share_cores(world: World) -> None:

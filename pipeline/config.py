@@ -41,7 +41,7 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """What is read and in which portions."""
 
-    index: str  # folder or index.json that `python -m pipeline.prepare shard` wrote
+    index: str | list[str]  # folder of prepared shards; of a list, each brings further classes
     global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
     eval_batch: int = Field(256, gt=0)  # images per forward pass, per rank
     workers: int = Field(2, ge=0)  # loader processes per rank; 0 decodes in the rank itself
@@ -97,6 +97,8 @@ class OptimConfig(Section):
     warmup_steps: int = Field(0, ge=0)  # linear, per task
     schedule: Literal["cosine", "constant"] = "cosine"
     gradient_clipping: float = Field(1.0, ge=0)  # norm over all learned tensors; 0 = never
+    on_nonfinite_loss: Literal["fail", "skip"] = "fail"
+    nonfinite_loss_budget: int = Field(0, ge=0)  # steps tolerated per run if they are skipped
 
 
 class EngineConfig(Section):
@@ -105,6 +107,13 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1] = 0  # the learned tensors are small: more stages only cost
     micro_batch: int | None = Field(None, gt=0)  # images per rank and pass; the loss stays global
     timeout_s: float = Field(600.0, gt=0)  # a collective that takes longer ends the run
+
+
+class SnapshotConfig(Section):
+    """How much work may be lost when a machine goes away."""
+
+    every_steps: int = Field(100, gt=0)  # optimizer steps of a task between two snapshots
+    folder: str | None = None  # folder or URL; None: `snapshots` in the output
 
 
 class EvaluationConfig(Section):
@@ -126,6 +135,7 @@ class Config(Section):
     method: MethodConfig
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every: int = Field(10, gt=0)  # optimizer steps between two lines of metrics.jsonl
 
@@ -174,13 +184,26 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
+def decisive_settings(config: Config) -> dict[str, Any]:
+    """What decides the result, besides the tasks and their data.
+
+    Not where the result goes, how the machine is used, or options of other methods.
+    """
+    machine = {"index", "workers", "eval_batch", "feature_cache", "cache"}
+    aside = dict.fromkeys(("output", "name", "log_every", "engine", "snapshot", "tasks"), True)
+    settings = config.model_dump(mode="json", exclude={**aside, "data": machine})
+    method = settings["method"]
+    method["options"] = {k: v for k, v in method["options"].items() if k == method["name"]}
+    return settings
+
+
 def config_hash(config: Config) -> str:
-    """SHA-256 of what decides the result: not where it goes, nor how the machine is used."""
-    machine = {"workers", "eval_batch", "feature_cache", "cache"}
-    content = config.model_dump(
-        mode="json",
-        exclude={"output": True, "name": True, "log_every": True, "engine": True, "data": machine},
-    )
+    """SHA-256 of what decides the result, the tasks included."""
+    content = {
+        **decisive_settings(config),
+        "tasks": config.tasks.model_dump(mode="json"),
+        "index": config.data.index,
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

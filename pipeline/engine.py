@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.comm import World, gather, gather_with_gradient
@@ -18,6 +20,8 @@ from pipeline.config import Config
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
 from pipeline.schedule import learning_rate_factor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
@@ -68,9 +72,11 @@ class Engine:
         self._optim = config.optim
         self._n_steps = n_steps
         self._n_passes = passes_per_step(config, world.world_size)
-        active = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self._world = world
+        self._is_partitioned = config.engine.zero_stage > 0
+        self._active = {n: p for n, p in method.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            active,
+            self._active.values(),
             lr=config.optim.learning_rate,
             betas=config.optim.betas,
             weight_decay=config.optim.weight_decay,
@@ -78,7 +84,7 @@ class Engine:
         deepspeed = _import_deepspeed()
         self._engine, *_ = deepspeed.initialize(
             model=method,
-            model_parameters=active,
+            model_parameters=list(self._active.values()),
             optimizer=self._optimizer,
             config=deepspeed_config(config, world.world_size),
             dist_init_required=False,
@@ -87,13 +93,17 @@ class Engine:
     def step(
         self, index: int, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
     ) -> Losses:
-        """One optimizer step, the ``index``-th of the task, on this rank's part of a batch."""
+        """One optimizer step, the ``index``-th of the task, on this rank's part of a batch.
+
+        Nothing is changed if the loss is not finite.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
         if self._n_passes == 1:
             losses = self._engine(image_BCHW, label_B, frozen)
-            self._engine.backward(losses.total)
-            self._engine.step()
+            if losses.total.isfinite():
+                self._engine.backward(losses.total)
+                self._engine.step()
         else:
             losses = self._step_in_parts(image_BCHW, label_B, frozen)
         return losses
@@ -107,6 +117,47 @@ class Engine:
             kind=self._optim.schedule,
         )
         return self._optim.learning_rate * factor
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's state: ``step``, and ``<parameter>.<moment>`` in the parameter's shape.
+
+        Empty before the first step. Every rank asks and gets the whole, which fits any number of
+        ranks and any ZeRO stage.
+        """
+        stored = self._optimizer.param_groups[0]["params"]
+        if stored[0] not in self._optimizer.state:
+            return {}
+        state = [self._optimizer.state[parameter] for parameter in stored]
+        sizes = [parameter.numel() for parameter in self._active.values()]
+        moments = {"step": state[0]["step"].clone()}
+        for moment in _MOMENTS:
+            flat = torch.cat([each[moment].flatten() for each in state])
+            if self._is_partitioned:
+                flat = gather(flat)[: sum(sizes)]
+            for (name, parameter), part in zip(
+                self._active.items(), flat.split(sizes), strict=True
+            ):
+                moments[f"{name}.{moment}"] = part.view_as(parameter)
+        return moments
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`moments` gave, on any layout."""
+        if not moments:
+            return
+        stored = self._optimizer.param_groups[0]["params"]
+        for parameter in stored:
+            self._optimizer.state[parameter]["step"] = moments["step"].clone()
+        for moment in _MOMENTS:
+            whole = torch.cat([moments[f"{name}.{moment}"].flatten() for name in self._active])
+            if self._is_partitioned:  # equal parts, the last one padded
+                share = stored[0].numel()
+                padding = share * self._world.world_size - len(whole)
+                start = share * self._world.rank
+                whole = F.pad(whole, (0, padding))[start : start + share]
+            parts = whole.split([parameter.numel() for parameter in stored])
+            for parameter, part in zip(stored, parts, strict=True):
+                value = part.view_as(parameter).clone().to(parameter.device)
+                self._optimizer.state[parameter][moment] = value
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
@@ -126,7 +177,10 @@ class Engine:
         with torch.no_grad():
             embedding_BE = torch.cat([self._method.embed(*part) for part in parts])
         embedding_BE.requires_grad_()
-        losses = self._method.losses(gather_with_gradient(embedding_BE), gather(label_B))
+        gathered_NE = gather_with_gradient(embedding_BE)
+        losses = self._method.losses(gathered_NE, gather(label_B))
+        if not losses.total.isfinite():
+            return losses
         (slope_BE,) = torch.autograd.grad(losses.total, embedding_BE, retain_graph=True)
         slopes = slope_BE.chunk(self._n_passes)
         for index, part in enumerate(parts):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.metrics import backward_transfer, forgetting, macro_accuracy, micro_accuracy
 from pipeline.tasks import Task
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "results.json"
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
 
@@ -46,14 +46,35 @@ class Results:
     manifest: dict[str, Any]
     stages: list[Stage] = field(default_factory=list)
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
+    skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss
+
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, for :meth:`restore`; of plain JSON types."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "skipped_samples": list(self.skipped_samples),
+            "skipped_steps": list(self.skipped_steps),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.stages = [
+            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
+            for stage in state["stages"]
+        ]
+        self.skipped_samples = list(state["skipped_samples"])
+        self.skipped_steps = list(state["skipped_steps"])
 
     def accuracy_matrix(self) -> list[list[float | None]]:
         """``a[t][k]``: accuracy on task k after task t, None above the diagonal."""
-        rows = []
-        for stage in self.stages:
-            row = [right / total for right, total in zip(stage.correct, stage.images, strict=True)]
-            rows.append([*row, *[None] * (len(self.tasks) - len(row))])
-        return rows
+        rows = (self.accuracy_after(stage)[1] for stage in range(len(self.stages)))
+        return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
+
+    def accuracy_after(self, stage: int) -> tuple[float, list[float]]:
+        """After one stage: the accuracy over all images of all tasks, and of each task."""
+        correct, images = self.stages[stage].correct, self.stages[stage].images
+        by_task = [right / total for right, total in zip(correct, images, strict=True)]
+        return micro_accuracy(correct, images), by_task
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``results.json``; accuracies are fractions."""
@@ -87,6 +108,7 @@ class Results:
             "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
             "images_per_second": fmean(speeds) if speeds else None,
             "skipped_samples": self.skipped_samples,
+            "skipped_steps": self.skipped_steps,
             "manifest": self.manifest,
         }
 
@@ -107,7 +129,7 @@ def read_results(output: str) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(storage.read_text(url))
-        known = content["schema"] == SCHEMA and content["manifest"]["config_sha256"]
+        known = content["schema"] == SCHEMA and content["manifest"]["identity"]
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -119,7 +141,12 @@ def read_results(output: str) -> dict[str, Any] | None:
 
 
 def build_manifest(
-    config: Config, *, tasks: Sequence[Task], index_sha256: str, backbone_sha256: str, ranks: int
+    config: Config,
+    *,
+    tasks: Sequence[Task],
+    index_sha256: str,
+    identity: Mapping[str, Any],
+    ranks: int,
 ) -> dict[str, Any]:
     """Everything that would be needed to make the same results again."""
     return {
@@ -127,7 +154,8 @@ def build_manifest(
         "config_sha256": config_hash(config),
         "class_order": [label for task in tasks for label in task.labels],
         "index_sha256": index_sha256,
-        "backbone_sha256": backbone_sha256,
+        "backbone_sha256": identity["backbone_sha256"],
+        "identity": identity,
         "packages": {name: version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
         "world_size": ranks,

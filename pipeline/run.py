@@ -8,19 +8,22 @@ from pathlib import Path
 
 import torch
 
-from pipeline.comm import World, process_group
-from pipeline.config import CacheConfig, Config, TextConfig, config_hash
+from pipeline.comm import World, from_main, process_group
+from pipeline.config import CacheConfig, Config, TextConfig
 from pipeline.data.cache import SegmentCache
-from pipeline.data.index import Selection, ShardIndex, read_index
+from pipeline.data.index import Selection, ShardIndex, join_indexes, read_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import ShardSource
 from pipeline.engine import layout_problem, passes_per_step
 from pipeline.errors import ConfigError, StorageError
+from pipeline.identity import identify
 from pipeline.methods import build_method, parse_options
 from pipeline.methods.base import Method, Setting
 from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
-from pipeline.results import Results, build_manifest, read_results
-from pipeline.tasks import Task, class_order, split_classes
+from pipeline.preemption import StopRequest
+from pipeline.recovery import is_finished, recover
+from pipeline.results import Results, build_manifest
+from pipeline.tasks import Task, order_of_arrivals, split_classes
 from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -56,46 +59,40 @@ def check_run(config: Config, world_size: int) -> Run:
         raise ConfigError(problem)
     index = _find_index(config.data.index)
     names = index.class_names if config.text.names == "spaced" else index.class_folders
-    order = class_order(config.tasks.class_order, len(names), config.tasks.order_seed)
+    rule, seed = config.tasks.class_order, config.tasks.order_seed
+    order = order_of_arrivals(rule, index.arrivals, seed)
     tasks = split_classes(
         order,
         names,
         classes_per_task=config.tasks.classes_per_task,
         initial_classes=config.tasks.initial_classes,
         limit=config.tasks.limit,
+        arrivals=index.arrivals,
     )
     _check_every_class_has_images(config, index, tasks)
     return Run(config, index, tasks, world_size)
 
 
-def is_finished(run: Run) -> bool:
-    """Whether the output already holds this very run.
+def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
+    """Learn the sequence on all ranks, from where it was left; False if nothing was left to do.
 
     Raises:
-        ConfigError: it holds another run.
+        ConfigError: the output holds another run.
+        Preempted: ``stop`` asked for it.
     """
-    results = read_results(run.config.output)
-    if results is None:
-        return False
-    if results["manifest"]["config_sha256"] != config_hash(run.config):
-        raise ConfigError(
-            f"output: {run.config.output} holds the {results['status']} run of another "
-            "configuration; choose another output=, or remove that folder"
-        )
-    return results["status"] == "finished"
-
-
-def execute(run: Run, world: World) -> Results:
-    """Learn the sequence on all ranks; returns what ``results.json`` says."""
     config = run.config
-    torch.manual_seed(config.seed)
     with process_group(world, timeout_s=config.engine.timeout_s):
+        expected = identify(config, run.index, run.tasks, "not loaded yet")
+        if from_main(world, lambda: is_finished(config, expected)):
+            return False
         clip = load_clip(config.model.arch, config.model.weights, device=world.device)
+        identity = {**expected, "backbone_sha256": clip.sha256}
+        recovered = from_main(world, lambda: recover(config, identity))
         manifest = build_manifest(
             config,
             tasks=run.tasks,
             index_sha256=run.index.sha256,
-            backbone_sha256=clip.sha256,
+            identity=identity,
             ranks=world.world_size,
         )
         results = Results(method=config.method.name, tasks=run.tasks, manifest=manifest)
@@ -107,10 +104,11 @@ def execute(run: Run, world: World) -> Results:
         )
         method = build_method(config.method, _setting(config, clip))
         try:
-            Trainer(config, world, run.index, source, method, results).run()
+            stop = stop or StopRequest()
+            Trainer(config, world, run.index, source, method, results, stop).run(recovered)
         finally:
             source.close()
-    return results
+    return True
 
 
 def describe(run: Run) -> str:
@@ -185,9 +183,10 @@ def _select(run: Run, split: str, task: Task) -> Selection:
     return run.index.select(split, task.labels, validation_fraction=fraction)
 
 
-def _find_index(url: str) -> ShardIndex:
+def _find_index(urls: str | list[str]) -> ShardIndex:
+    urls = [urls] if isinstance(urls, str) else urls
     try:
-        return read_index(url)
+        return join_indexes([read_index(url) for url in urls])
     except StorageError as error:
         raise ConfigError(
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "

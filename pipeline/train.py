@@ -5,7 +5,11 @@ Examples:
   python -m pipeline.train --config configs/demo.yaml method.name=finetune output=runs/finetune
   python -m pipeline.train --config configs/vitl_inr.yaml --dry-run
 
-Exit status: 0 finished (or was already), 2 something that you can mend, 1 a fault of the program.
+Started again, the same command goes on from its last snapshot. SIGTERM and SIGUSR2 stop it after
+the present step, with a snapshot.
+
+Exit status: 0 finished (or was already), 2 something that you can mend, 75 stopped by a signal and
+to be started again, 1 a rank was lost or a fault of the program.
 """
 
 from __future__ import annotations
@@ -44,14 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
-        return 2
+        return error.exit_status
 
 
 def _train(options: argparse.Namespace) -> int:
     from pipeline.comm import read_world
     from pipeline.config import dump_config, load_config
     from pipeline.log import setup_logging
-    from pipeline.run import check_run, describe, execute, is_finished
+    from pipeline.preemption import StopRequest
+    from pipeline.run import check_run, describe, execute
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -64,11 +69,10 @@ def _train(options: argparse.Namespace) -> int:
         if world.is_main:
             sys.stdout.write(describe(run) + "\n")
         return 0
-    if is_finished(run):
-        if world.is_main:
-            sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
-        return 0
-    execute(run, world)
+    stop = StopRequest()
+    stop.listen()
+    if not execute(run, world, stop) and world.is_main:
+        sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
     return 0
 
 

@@ -1,52 +1,58 @@
-"""The loop: tasks, epochs, steps, and a test of every seen class after each task.
+"""The loop: tasks, epochs, steps, a test of every seen class after each task, and snapshots.
 
 Axes: B images of this rank · C classes · E joint width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.comm import World, faults_shared, gather_objects, sum_over_ranks
+from pipeline.comm import World, faults_shared, gather
 from pipeline.config import Config, dump_config
 from pipeline.data.index import Selection, ShardIndex
-from pipeline.data.plan import steps_per_epoch
-from pipeline.data.stream import Batch, ShardSource, eval_stream, train_stream
-from pipeline.data.transforms import Transform, build_transform
+from pipeline.data.stream import Batch, ShardSource
 from pipeline.engine import Engine
-from pipeline.errors import DivergenceError
+from pipeline.errors import DivergenceError, Preempted
+from pipeline.evaluation import Evaluator
 from pipeline.frozen import FrozenFeatures, FrozenStore
 from pipeline.log import MetricsWriter
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
-from pipeline.progress import Display, StepReport
+from pipeline.pictures import TaskPictures
+from pipeline.preemption import StopRequest
+from pipeline.progress import Display, StepClock, StepReport
+from pipeline.recovery import Recovered, learned_url, snapshot_folder
 from pipeline.results import Results, Stage
-from pipeline.scoring import TaskScore, anchor_cosine, feature_drift, modality_gap, score_task
+from pipeline.rng import derive_seed
+from pipeline.scoring import TaskScore, anchor_cosine, feature_drift, modality_gap
+from pipeline.snapshots import Snapshot, SnapshotWriter
 from pipeline.tasks import Task
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What learning one task cost."""
+@dataclass
+class TaskProgress:
+    """How far the training of a task has come."""
 
-    trainable_parameters: int
-    seconds: float
-    images: int  # over all ranks and epochs
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # learned so far, to begin with
+    moments: dict[str, Tensor] = field(default_factory=dict)  # of the optimizer, to begin with
 
 
 class Trainer:
-    """Learns ``tasks`` in order with ``method`` and fills ``results``."""
+    """Learns the tasks of ``results`` in order with ``method`` and fills ``results``."""
 
     def __init__(
         self,
@@ -56,79 +62,192 @@ class Trainer:
         source: ShardSource,
         method: Method,
         results: Results,
+        stop: StopRequest,
     ) -> None:
         self._config = config
         self._world = world
-        self._index = index
-        self._source = source
         self._method = method
         self._results = results
         self._tasks = results.tasks
+        self._stop = stop
         self._metrics = MetricsWriter(storage.join(config.output, "metrics.jsonl"))
         self._display = Display(
             n_tasks=len(self._tasks), n_epochs=config.optim.epochs, shown=world.is_main
         )
-        size = method.clip.image_size
-        self._train_transform = build_transform(config.data.train_transform, size)
-        self._eval_transform = build_transform(config.data.eval_transform, size)
-        self._class_of_label = torch.full((len(index.class_names),), -1)
+        self._pictures = TaskPictures(
+            config, world, index, source, self._tasks, image_size=method.clip.image_size, stop=stop
+        )
         self._frozen = FrozenStore(method.clip, world, config.data.feature_cache)
-        self._learned_means: dict[int, Tensor] = {}
-        self._steps_done = 0
+        self._evaluator = Evaluator(method, world, self._pictures, self._frozen)
+        self._snapshots = SnapshotWriter(snapshot_folder(config))
+        self._learned_means: list[Tensor] = []  # per scored task, C×E
+        self._learned_sha256: list[str | None] = []  # per learned task
+        self._steps_before = 0  # of all tasks before the present one
 
-    def run(self) -> None:
-        """Learn every task, testing all seen classes after each."""
+    def run(self, recovered: Recovered | None = None) -> None:
+        """Learn every task, testing all seen classes after each.
+
+        Given ``recovered`` it goes on from there, and ends as if it had not been interrupted.
+
+        Raises:
+            Preempted: the run was asked to stop and can go on from a snapshot.
+        """
         self._write("config.yaml", dump_config(self._config).encode())
         with self._display:
-            self._display.expect(sum(self._task_steps(task) for task in self._tasks))
-            for task in self._tasks:
-                learned = self._learn_task(task)
-                self._score_seen(task, learned)
+            self._display.expect(sum(self._pictures.n_steps(task) for task in self._tasks))
+            progress = self._restore(recovered) if recovered else TaskProgress()
+            for task in self._tasks[len(self._learned_sha256) :]:
+                trainable = self._learn_task(task, progress)
+                self._score_seen(task, trainable, progress)
+                progress = TaskProgress()
+                self._snapshot(task.index + 1, progress, {})
+            self._finish_snapshots()
 
-    def _learn_task(self, task: Task) -> Learned:
-        """Train what ``task`` may change; prove that nothing else did; keep what was learned."""
+    def _restore(self, recovered: Recovered) -> TaskProgress:
+        """Be where the snapshot was taken; returns what the task at hand had come to."""
+        snapshot, state = recovered.snapshot, recovered.snapshot.state
+        for task, learned in zip(self._tasks, recovered.learned, strict=False):
+            self._seed_task(task)
+            self._method.restore_task(task, learned)
+            self._steps_before += self._pictures.n_steps(task)
+        self._learned_sha256 = list(state["learned_sha256"])
+        self._results.restore(state["results"])
+        self._pictures.restore_skipped(state["skipped_samples"])
+        means = snapshot.group("class_means")
+        ordered = (means[str(index)] for index in range(len(means)))
+        self._learned_means = [mean_CE.to(self._world.device) for mean_CE in ordered]
+        with faults_shared():
+            if self._world.is_main:
+                self._metrics.restore(state["metrics_lines"])
+        for index in range(len(self._results.stages)):
+            self._display.scored(index, *self._results.accuracy_after(index))
+        log.info("going on at task %d, step %d", snapshot.task + 1, snapshot.step + 1)
+        return TaskProgress(
+            snapshot.step,
+            state["train_seconds"],
+            snapshot.group("learned"),
+            snapshot.group("moments"),
+        )
+
+    def _seed_task(self, task: Task) -> None:
+        """What a method draws at the start of a task is the same however often it is restarted."""
+        torch.manual_seed(derive_seed("task", self._config.seed, task.index))
+
+    def _learn_task(self, task: Task, progress: TaskProgress) -> int:
+        """Train what ``task`` may change, prove that nothing else did, keep what was learned.
+
+        Returns the number of trainable parameters.
+        """
         before = {name: value.clone() for name, value in self._method.state_dict().items()}
-        self._class_of_label[list(task.labels)] = torch.arange(task.first, task.last)
+        self._seed_task(task)
         self._method.train()
         self._method.begin_task(task)
         active = {name: p for name, p in self._method.named_parameters() if p.requires_grad}
-        started = time.perf_counter()
-        images = self._train(task) if active else 0
-        seconds = time.perf_counter() - started
+        if active:
+            self._method.load_learned(progress.tensors)
+            self._train(task, progress)
         self._method.eval()
         self._method.end_task(task)
         after = self._method.state_dict()
         _check_untouched(before, after, set(active), task)
+        sha256 = None
         if active:
             changed = {
                 name: value.detach().cpu().contiguous()
                 for name, value in after.items()
                 if name in active or name not in before
             }
-            self._write(f"tasks/task-{task.index:03d}.safetensors", to_safetensors(changed))
-        return Learned(sum(p.numel() for p in active.values()), seconds, images)
+            data = to_safetensors(changed)
+            with faults_shared():
+                if self._world.is_main:
+                    storage.write_atomically(learned_url(self._config, task.index), data)
+            sha256 = hashlib.sha256(data).hexdigest()
+        self._learned_sha256.append(sha256)
+        self._steps_before += self._pictures.n_steps(task)
+        return sum(p.numel() for p in active.values())
 
-    def _train(self, task: Task) -> int:
-        """All epochs of one task; the number of images seen over all ranks."""
-        config = self._config
-        selection = self._select_train(task)
-        n_steps = self._task_steps(task)
-        frozen = self._freeze_train(selection)
-        engine = Engine(self._method, config, self._world, n_steps)
-        clock = _StepClock(config.data.global_batch)
-        step = 0
-        for epoch in range(config.optim.epochs):
-            for batch in _in_step(self._train_batches(selection, task, epoch)):
-                features = self._frozen_of(batch, frozen)
-                losses = engine.step(step, batch.image_BCHW, self._classes(batch.label_B), features)
-                clock.count(batch.wait_s)
-                self._steps_done += 1
-                if step % config.log_every == 0 or step == n_steps - 1:
-                    rate = engine.learning_rate(step)
-                    self._report(task, epoch, step, n_steps, losses, rate, clock)
-                step += 1
-        engine.close()
-        return n_steps * config.data.global_batch
+    def _train(self, task: Task, progress: TaskProgress) -> None:
+        """The steps of one task that are still to be done."""
+        n_steps, per_epoch = self._pictures.n_steps(task), self._pictures.steps_per_epoch(task)
+        if progress.step == n_steps:
+            return
+        frozen = self._freeze_train(self._pictures.train(task))
+        engine = Engine(self._method, self._config, self._world, n_steps)
+        engine.restore(progress.moments)
+        clock = StepClock(self._config.data.global_batch)
+        begun = time.perf_counter() - progress.seconds
+        try:
+            for epoch in range(progress.step // per_epoch, self._config.optim.epochs):
+                start_step = progress.step - epoch * per_epoch
+                batches = self._pictures.train_batches(task, epoch, start_step=start_step)
+                for batch in self._in_step(batches):
+                    losses = self._step(task, progress.step, engine, batch, frozen)
+                    clock.count(batch.wait_s)
+                    if progress.step % self._config.log_every == 0 or progress.step == n_steps - 1:
+                        rate = engine.learning_rate(progress.step)
+                        self._report(task, epoch, progress.step, n_steps, losses, rate, clock)
+                    progress.step += 1
+                    progress.seconds = time.perf_counter() - begun
+                    if progress.step % self._config.snapshot.every_steps == 0:
+                        self._snapshot(task.index, progress, engine.moments())
+            self._snapshot(task.index, progress, {})
+        except Preempted:
+            self._snapshot(task.index, progress, engine.moments())
+            self._finish_snapshots()
+            raise
+        finally:
+            engine.close()
+
+    def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, one on every rank before any rank goes on.
+
+        A fault of one rank, or a request to stop, ends all ranks before the same step.
+        """
+        while True:
+            with faults_shared():
+                self._stop.check()
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _step(
+        self, task: Task, step: int, engine: Engine, batch: Batch, frozen: FrozenFeatures | None
+    ) -> Losses:
+        """One optimizer step, unless the loss is not finite and that is tolerated."""
+        seed = derive_seed("step", self._config.seed, task.index, step, self._world.rank)
+        torch.manual_seed(seed)  # a resumed run draws what the undisturbed one draws
+        features = self._frozen_of(batch, frozen)
+        label_B = self._pictures.classes(batch.label_B)
+        losses = engine.step(step, batch.image_BCHW, label_B, features)
+        loss = float(losses.total.detach())
+        if not math.isfinite(loss):
+            self._tolerate(task, step, loss, batch)
+        return losses
+
+    def _tolerate(self, task: Task, step: int, loss: float, batch: Batch) -> None:
+        """Count a step whose loss is not finite; every rank has the same loss.
+
+        Raises:
+            DivergenceError: such steps are not tolerated, or no more of them.
+        """
+        selection = self._pictures.train(task)
+        row_of = {int(sample): row for row, sample in enumerate(selection.sample_S)}
+        keys = [selection.keys[row_of[int(sample)]] for sample in gather(batch.sample_B)]
+        shown = ", ".join(keys[:8]) + (f", … ({len(keys)} in all)" if len(keys) > 8 else "")
+        problem = f"task {task.index + 1}, step {step + 1}: the loss is {loss} on samples {shown}"
+        skipped, optim = self._results.skipped_steps, self._config.optim
+        skipped.append({"task": task.index, "step": step, "loss": str(loss), "samples": keys})
+        if optim.on_nonfinite_loss == "fail":
+            raise DivergenceError(
+                f"{problem}; lower optim.learning_rate, set optim.gradient_clipping, or set "
+                "optim.on_nonfinite_loss to skip"
+            )
+        if len(skipped) > optim.nonfinite_loss_budget:
+            raise DivergenceError(
+                f"{problem}; {len(skipped)} such steps exceed optim.nonfinite_loss_budget"
+            )
+        log.warning("%s: step skipped", problem)
 
     def _report(
         self,
@@ -138,44 +257,65 @@ class Trainer:
         n_steps: int,
         losses: Losses,
         learning_rate: float,
-        clock: _StepClock,
+        clock: StepClock,
     ) -> None:
-        """Tell people and programs where training stands; stop if the loss is no number."""
-        loss = float(losses.total.detach())
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"task {task.index + 1}, step {step + 1}: the loss is {loss}; "
-                "lower optim.learning_rate or set optim.gradient_clipping"
-            )
+        """Tell people and programs where training stands."""
         speed, wait = clock.read()
+        loss = float(losses.total.detach())
         report = StepReport(task.index, epoch, step, loss, learning_rate, speed, wait)
-        self._display.step(report, done=self._steps_done, task_steps=n_steps)
+        self._display.step(report, done=self._steps_before + step + 1, task_steps=n_steps)
         terms = {name: float(term.detach()) for name, term in losses.terms.items()}
         self._metrics.add(kind="step", **vars(report), terms=terms)
 
-    def _score_seen(self, task: Task, learned: Learned) -> None:
+    def _snapshot(self, task: int, progress: TaskProgress, moments: dict[str, Tensor]) -> None:
+        """Begin to write where the run stands: before step ``progress.step`` of ``task``."""
+        skipped = self._pictures.skipped_samples()
+        learned = {n: p for n, p in self._method.named_parameters() if p.requires_grad}
+        groups = {
+            "learned": learned if progress.step else {},
+            "moments": moments,
+            "class_means": {str(index): mean for index, mean in enumerate(self._learned_means)},
+        }
+        state = {
+            "identity": self._results.manifest["identity"],
+            "results": self._results.state(),
+            "skipped_samples": {sample: vars(entry) for sample, entry in skipped.items()},
+            "learned_sha256": self._learned_sha256,
+            "train_seconds": progress.seconds,
+            "metrics_lines": len(self._metrics),
+        }
+        with faults_shared():
+            if self._world.is_main:
+                self._metrics.flush()
+                self._snapshots.write(Snapshot.take(task, progress.step, groups, state))
+
+    def _finish_snapshots(self) -> None:
+        """Return on every rank once rank 0 has written everything."""
+        with faults_shared():
+            self._snapshots.wait()
+
+    def _score_seen(self, task: Task, trainable: int, progress: TaskProgress) -> None:
         """Test every class seen so far and add the stage to the results."""
         started = time.perf_counter()
         seen = self._tasks[: task.index + 1]
-        scores = [self._score(old) for old in seen]
+        scores = [self._evaluator.score(old) for old in seen]
         anchor_CE = self._method.tested_CE
-        self._learned_means[task.index] = scores[-1].class_mean_CE
+        self._learned_means.append(scores[-1].class_mean_CE)
+        images = progress.step * self._config.data.global_batch
         stage = Stage(
             correct=tuple(score.correct for score in scores),
             images=tuple(score.images for score in scores),
             anchor_cosine=anchor_cosine(anchor_CE),
             modality_gap=modality_gap(scores, anchor_CE),
             feature_drift=self._drift(scores[:-1]),
-            trainable_parameters=learned.trainable_parameters,
-            images_per_second=learned.images / learned.seconds if learned.images else None,
-            train_seconds=learned.seconds,
+            trainable_parameters=trainable,
+            images_per_second=images / progress.seconds if images else None,
+            train_seconds=progress.seconds,
             test_seconds=time.perf_counter() - started,
         )
         self._results.stages.append(stage)
-        skipped = gather_objects([vars(sample) for sample in self._source.skipped.values()])
-        self._results.skipped_samples = [sample for share in skipped for sample in share]
-        row = [score.accuracy for score in scores]
-        micro = sum(stage.correct) / sum(stage.images)
+        self._results.skipped_samples = [vars(s) for s in self._pictures.skipped_samples().values()]
+        micro, row = self._results.accuracy_after(task.index)
         self._display.scored(task.index, micro, row)
         self._metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row)
         with faults_shared():
@@ -183,50 +323,20 @@ class Trainer:
                 self._metrics.flush()
                 self._results.write(self._config.output)
 
-    def _score(self, task: Task) -> TaskScore:
-        selection = self._select(self._config.evaluation.split, task)
-        classes = range(task.first, task.last)
-        score = score_task(self._method, self._embedded(selection), classes=classes)
-        wanted = len(selection) - self._n_unusable(selection)
-        assert score.images == wanted, (
-            f"task {task.index + 1}: {score.images} images were tested instead of {wanted}"
-        )
-        return score
-
-    @torch.no_grad()
-    def _embedded(self, selection: Selection) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of a test as ``(image_BE, label_B)``."""
-        method, frozen = self._method, None
-        if method.reads_frozen:
-            frozen = self._frozen_features(selection, self._eval_transform)
-        if not method.reads_images:
-            features, label_B = frozen.share(self._world.rank, self._world.world_size)
-            yield method.embed(None, features), self._classes(label_B)
-            return
-        for batch in self._whole(selection, self._eval_transform):
-            features = frozen.of(batch.sample_B) if frozen else None
-            yield method.embed(batch.image_BCHW, features), self._classes(batch.label_B)
-
-    def _n_unusable(self, selection: Selection) -> int:
-        """How many samples of a test were skipped, over all ranks."""
-        if not self._method.reads_images:
-            frozen = self._frozen_features(selection, self._eval_transform)
-            return len(selection) - len(frozen.sample_S)
-        skipped = {*selection.sample_S.tolist()} & self._source.skipped.keys()
-        return int(sum_over_ranks(torch.tensor(len(skipped))))
-
     def _drift(self, old_scores: list[TaskScore]) -> float | None:
         if not old_scores:
             return None
         now_CE = torch.cat([score.class_mean_CE for score in old_scores])
-        learned = [self._learned_means[index] for index in range(len(old_scores))]
-        return feature_drift(now_CE, torch.cat(learned))
+        return feature_drift(now_CE, torch.cat(self._learned_means[: len(old_scores)]))
 
     def _freeze_train(self, selection: Selection) -> FrozenFeatures | None:
         """Frozen features of a task's images, unless augmentation makes them new each time."""
-        if not self._method.reads_frozen or self._train_transform.is_random:
+        if not self._method.reads_frozen or self._pictures.train_transform.is_random:
             return None
-        return self._frozen_features(selection, self._train_transform)
+        transform = self._pictures.train_transform
+        return self._frozen.get(
+            selection, transform, lambda: self._pictures.whole(selection, transform)
+        )
 
     def _frozen_of(self, batch: Batch, frozen: FrozenFeatures | None) -> ImageFeatures | None:
         if frozen:
@@ -236,97 +346,11 @@ class Trainer:
         with torch.no_grad():
             return self._method.clip.encode_image(batch.image_BCHW)
 
-    def _frozen_features(self, selection: Selection, transform: Transform) -> FrozenFeatures:
-        return self._frozen.get(selection, transform, lambda: self._whole(selection, transform))
-
-    def _train_batches(self, selection: Selection, task: Task, epoch: int) -> Iterator[Batch]:
-        data = self._config.data
-        return train_stream(
-            self._source,
-            selection,
-            seed=self._config.seed,
-            task=task.index,
-            epoch=epoch,
-            global_batch=data.global_batch,
-            tail=data.tail,
-            transform=self._train_transform,
-            rank=self._world.rank,
-            world_size=self._world.world_size,
-            workers=data.workers,
-            upcoming=self._upcoming(task),
-        )
-
-    def _upcoming(self, task: Task) -> list[Selection]:
-        """What will be read after a task's training: its test, then the next task's images."""
-        following = self._tasks[task.index + 1 : task.index + 2]
-        test = self._select(self._config.evaluation.split, task)
-        return [test, *(self._select_train(after) for after in following)]
-
-    def _whole(self, selection: Selection, transform: Transform) -> Iterator[Batch]:
-        """This rank's share of a selection, each sample once."""
-        data = self._config.data
-        return eval_stream(
-            self._source,
-            selection,
-            batch_size=data.eval_batch,
-            transform=transform,
-            rank=self._world.rank,
-            world_size=self._world.world_size,
-            workers=data.workers,
-        )
-
-    def _select(self, split: str, task: Task) -> Selection:
-        fraction = self._config.data.validation_fraction
-        return self._index.select(split, task.labels, validation_fraction=fraction)
-
-    def _select_train(self, task: Task) -> Selection:
-        return self._select("fit" if self._config.data.validation_fraction else "train", task)
-
-    def _task_steps(self, task: Task) -> int:
-        data = self._config.data
-        per_epoch = steps_per_epoch(len(self._select_train(task)), data.global_batch, data.tail)
-        return per_epoch * self._config.optim.epochs
-
-    def _classes(self, label_B: Tensor) -> Tensor:
-        """Class numbers, in class order and on the device, of the index's labels."""
-        return self._class_of_label[label_B].to(self._world.device)
-
     def _write(self, name: str, data: bytes) -> None:
         """Rank 0 writes for all; if it cannot, no other waits for it."""
         with faults_shared():
             if self._world.is_main:
                 storage.write_atomically(storage.join(self._config.output, name), data)
-
-
-def _in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, one on every rank before any rank goes on; a fault of one ends all."""
-    while True:
-        with faults_shared():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
-class _StepClock:
-    """Images per second and the share of waiting since it was last read."""
-
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
-        self._reset()
-
-    def count(self, wait_s: float) -> None:
-        self._steps += 1
-        self._wait_s += wait_s
-
-    def read(self) -> tuple[float, float]:
-        elapsed = time.perf_counter() - self._started
-        speed, wait = self._steps * self._global_batch / elapsed, min(1.0, self._wait_s / elapsed)
-        self._reset()
-        return speed, wait
-
-    def _reset(self) -> None:
-        self._started, self._steps, self._wait_s = time.perf_counter(), 0, 0.0
 
 
 def _check_untouched(

@@ -17,15 +17,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "errors rng schedule metrics retry progress model.losses data.processes",
+        "errors rng schedule metrics retry progress preemption model.losses data.processes",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
-        "log results model.prompts data.samples data.pictures",
+        "log results snapshots model.prompts data.samples data.pictures",
         "model.anchors data.index data.records data.roster",
         "methods.base data.plan data.cache data.writer data.sources data.mirror data.audit",
         "methods.zeroshot methods.finetune data.encoding data.prefetch data.reader engine scoring",
         "methods.tppt_v data.batch data.sharding",
         "methods.tppt_vt data.stream",
-        "methods frozen",
+        "methods frozen identity pictures",
+        "evaluation recovery",
         "trainer",
         "run",
         # Commands, and what only the demo needs.

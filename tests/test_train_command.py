@@ -180,7 +180,7 @@ def test_finished_run_is_left_alone_and_another_one_refused(capsys, file):
 
     assert main([*command, "seed=2"]) == 2
     out, err = capsys.readouterr()
-    assert "holds the finished run of another configuration; choose another output=" in err
+    assert "holds another run: it was run with seed=1, and this is 2; choose another output=" in err
     assert out == "" and err.count("\n") == 1
     assert {f: f.stat().st_mtime_ns for f in (file.parent / "run").rglob("*")} == before
 
@@ -189,7 +189,7 @@ def test_output_that_holds_something_else_is_refused(capsys, file):
     (file.parent / "run").mkdir()
     (file.parent / "run" / "results.json").write_text("{}")
     assert main(["--config", str(file)]) == 2
-    assert "does not hold results of schema 1; choose another output=" in capsys.readouterr().err
+    assert "does not hold results of schema 2; choose another output=" in capsys.readouterr().err
 
 
 def as_user(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

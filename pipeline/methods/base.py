@@ -6,14 +6,16 @@ width. Classes are numbered in class order, see :class:`pipeline.tasks.Task`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.comm import gather, gather_with_gradient
 from pipeline.config import Section
+from pipeline.errors import DataError
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.tasks import Task
@@ -88,6 +90,32 @@ class Method(nn.Module):
         """Consolidate what ``task`` taught and fix the anchors that predictions use."""
         self.anchors.end_task(task)
         self.tested_CE = self.anchors.tested()
+
+    def restore_task(self, task: Task, learned: Mapping[str, Tensor]) -> None:
+        """Be as :meth:`end_task` left it after ``task``, whose ``learned`` tensors are given.
+
+        Tasks are restored in order, each once, in place of being learned.
+
+        Raises:
+            DataError: there is no place for one of the tensors.
+        """
+        self.begin_task(task)
+        self.load_learned(learned)
+        self.end_task(task)
+        self.load_learned(learned)  # the tensors that only the end of the task has made
+        strange = sorted(learned.keys() - self.state_dict().keys())
+        if strange:
+            raise DataError(
+                f"task {task.index + 1}: this version has no tensor {strange[0]}; "
+                "go on with the version that learned the task"
+            )
+
+    @torch.no_grad()
+    def load_learned(self, learned: Mapping[str, Tensor]) -> None:
+        """Copy ``learned`` tensors into those of the same name that there are."""
+        own = self.state_dict()
+        for name in own.keys() & learned.keys():
+            own[name].copy_(learned[name])
 
     def logits(self, image_BE: Tensor) -> Tensor:
         """Scores ``logits_BC`` of embedded images over all classes seen, after a task's end."""
