@@ -16,6 +16,8 @@ from tests.services.fault_proxy import FaultProxy
 from tests.services.nodes import Nodes
 from tests.services.nodes import why_unavailable as why_no_nodes
 from tests.services.object_store import Bucket, ObjectStore, why_unavailable
+from tests.services.slurm import PROGRAMS as SLURM_PROGRAMS
+from tests.services.slurm import Slurm
 
 pytest_plugins = ["tests.tiny", "tests.launches"]
 
@@ -77,6 +79,18 @@ def nodes() -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="nodes-"))
     try:
         with Nodes(folder, ["n1", "n2"], ssh=True) as up:
+            yield up
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A SLURM of two nodes; a test must leave no job behind."""
+    skip_or_fail(why_no_nodes(SLURM_PROGRAMS))
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    try:
+        with Slurm(folder, 2) as up:
             yield up
     finally:
         shutil.rmtree(folder)

@@ -23,6 +23,8 @@ from tests.variants import VARIANTS
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 TRAIN = str(ROOT / "pipeline" / "train.py")
+RANK = r"^\S*python\S* .*(train\.py|pipeline\.train) .*--config"  # a rank's command line
+PORT = "29501"  # each node has all ports for itself
 SECONDS = 150  # more than any start of two ranks has taken on two busy cores
 
 
@@ -83,14 +85,27 @@ class TinyRun:
         """What the command is told, whatever starts it."""
         return ["--config", str(self.config), f"output={self.output}"]
 
-    def start(self, node: Node, *words: str, name: str | None = None) -> Started:
+    def start(self, node: Node, *words: str) -> Started:
         """Start a command on a node, in this folder."""
-        log = self.folder / f"{name or node.name}.log"
-        with open(log, "a") as file:
+        log = self.folder / f"{node.name}-{len(list(self.folder.glob('*.log')))}.log"
+        with open(log, "x") as file:
             process = node.start(
                 words, folder=self.folder, environment=environment(), stdout=file, stderr=file
             )
         return Started(process, log)
+
+    def start_on_each(self, nodes: Nodes, *overrides: str) -> list[Started]:
+        """Start ``deepspeed`` on each node with one rank there, the first node's being rank 0."""
+        hostfile = self.folder / "hostfile"
+        hostfile.write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+        place = ("--hostfile", str(hostfile), "--master_addr", "n1", "--master_port", PORT)
+        return [
+            self.start(
+                node, "deepspeed", "--no_ssh", "--node_rank", str(rank), *place,
+                TRAIN, *self.arguments, *overrides,
+            )
+            for rank, node in enumerate(nodes)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,12 +125,12 @@ class Started:
 
     def wait_for(self, words: str) -> None:
         """Return as soon as it has said ``words``."""
-        said = wait_until(
+        wait_until(
             lambda: words in self.log.read_text() or self.process.poll() is not None,
             timeout_s=SECONDS,
             every_s=0.01,
         )
-        assert said and words in self.log.read_text(), self.log.read_text()[-4000:]
+        assert words in self.log.read_text(), self.log.read_text()[-4000:]
 
 
 @pytest.fixture(scope="session")

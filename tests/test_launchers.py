@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launches import TRAIN, Science, TinyRun, science
+from tests.launches import PORT, SECONDS, TRAIN, Science, TinyRun, environment, science
 from tests.services.nodes import Nodes
-
-PORT = "29501"  # each node has all ports for itself
+from tests.services.slurm import Slurm
 
 
 @pytest.mark.slow
@@ -23,17 +22,7 @@ def test_hostfile_over_ssh(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science
 
 @pytest.mark.slow
 def test_deepspeed_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
-    hostfile = tiny_run.folder / "hostfile"
-    hostfile.write_text("n1 slots=1\nn2 slots=1\n")
-    place = ("--hostfile", str(hostfile), "--master_addr", "n1", "--master_port", PORT)
-    started = [
-        tiny_run.start(
-            node, "deepspeed", "--no_ssh", "--node_rank", str(rank), *place,
-            TRAIN, *tiny_run.arguments,
-        )
-        for rank, node in enumerate(nodes)
-    ]  # fmt: skip
-    for each in started:
+    for each in tiny_run.start_on_each(nodes):
         each.assert_succeeds()
     science(tiny_run.output).assert_equals(undisturbed)
 
@@ -49,4 +38,16 @@ def test_torchrun_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undistur
     ]
     for each in started:
         each.assert_succeeds()
+    science(tiny_run.output).assert_equals(undisturbed)
+
+
+@pytest.mark.slow
+def test_srun(slurm: Slurm, tiny_run: TinyRun, undisturbed: Science):
+    """must take the ranks and the place to meet from what SLURM tells each process"""
+    tasks = ("srun", "--nodes=2", "--ntasks-per-node=1")
+    done = slurm.run(
+        *tasks, "python", TRAIN, *tiny_run.arguments,
+        folder=tiny_run.folder, environment=environment(), timeout_s=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
     science(tiny_run.output).assert_equals(undisturbed)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -153,17 +154,13 @@ class Node:
             process.kill()
         return subprocess.CompletedProcess(list(words), process.returncode, output)
 
-    def processes(self, *words: str) -> list[int]:
-        """What runs here, process 1 left out, of which every word is in the command line."""
-        return [
-            pid
-            for pid, command in self._all_processes()
-            if BOOT not in command and all(word in command for word in words)
-        ]
+    def processes(self, pattern: str) -> list[int]:
+        """Ids, as this Python sees them, of what runs here with such a command line."""
+        return [pid for pid, command in self._all_processes() if re.search(pattern, command)]
 
-    def signal(self, number: signal.Signals, *words: str) -> list[int]:
-        """Send a signal to the processes that :meth:`processes` names; returns them."""
-        found = self.processes(*words)
+    def signal(self, number: signal.Signals, pattern: str) -> list[int]:
+        """Send a signal to the processes that :meth:`processes` finds; returns them."""
+        found = self.processes(pattern)
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
