@@ -92,6 +92,7 @@ class OptimConfig(Section):
 
     learning_rate: float = Field(1e-3, gt=0)  # peak, for the global batch
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)  # of Adam's denominator
     weight_decay: float = Field(0.0, ge=0)
     epochs: int = Field(10, gt=0)  # passes over a task's images
     warmup_steps: int = Field(0, ge=0)  # linear, per task

@@ -79,6 +79,7 @@ class Engine:
             self._active.values(),
             lr=config.optim.learning_rate,
             betas=config.optim.betas,
+            eps=config.optim.epsilon,
             weight_decay=config.optim.weight_decay,
         )
         deepspeed = _import_deepspeed()
