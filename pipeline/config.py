@@ -159,13 +159,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: a file is missing or no YAML, a key unknown, a value of the wrong kind.
     """
-    tree = _read_tree(Path(path), seen=())
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_section(Config, tree, place=str(path))
+    return load_section(Config, path, overrides)
 
 
 SectionT = typing.TypeVar("SectionT", bound=Section)
+
+
+def load_section(kind: type[SectionT], path: str | Path, overrides: Sequence[str] = ()) -> SectionT:
+    """The settings of ``kind`` in a YAML file, its bases first, then the overrides.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    tree = _read_tree(Path(path), seen=())
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_section(kind, tree, place=str(path))
 
 
 def parse_section(kind: type[SectionT], tree: Mapping[str, Any], *, place: str) -> SectionT:
