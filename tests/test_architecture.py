@@ -19,8 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for row in (
         "errors rng schedule metrics retry progress preemption model.losses data.processes",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
-        "log results snapshots model.prompts data.samples data.pictures",
-        "model.anchors data.index data.records data.roster",
+        "log results search.settings snapshots model.prompts data.samples data.pictures",
+        "model.anchors search.records data.index data.records data.roster",
         "methods.base data.plan data.cache data.writer data.sources data.mirror data.audit",
         "methods.zeroshot methods.finetune data.encoding data.prefetch data.reader engine scoring",
         "methods.tppt_v data.batch data.sharding",

@@ -1,0 +1,1 @@
+"""Searching hyperparameters over a whole task sequence; the command is ``pipeline.tune``."""
