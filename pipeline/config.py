@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+
+
+_CREDENTIALS = re.compile(r"://[^/\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE)
 
 
 class Section(BaseModel):
@@ -183,6 +187,7 @@ def parse_section(kind: type[SectionT], tree: Mapping[str, Any], *, place: str) 
     Raises:
         ConfigError: naming the first faulty key, what was found and what is wanted.
     """
+    _refuse_credentials(tree, place)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -239,6 +244,21 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for base in bases:
         merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve())))
     return _merge(merged, tree)
+
+
+def _refuse_credentials(value: Any, place: str, key: str = "") -> None:
+    """A file of settings is copied into results and logs, where no secret may be."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_credentials(inner, place, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_credentials(inner, place, key)
+    elif isinstance(value, str) and _CREDENTIALS.search(value):
+        raise ConfigError(
+            f"{place}: {key}: holds credentials; leave them out of the URL and set AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment"
+        )
 
 
 class _Loader(yaml.SafeLoader):

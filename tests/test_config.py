@@ -180,3 +180,19 @@ def test_every_section_refuses_what_it_does_not_know(kind):
     with pytest.raises(ValidationError) as caught:
         kind.model_validate({"unheard_of": 1})
     assert "extra_forbidden" in [error["type"] for error in caught.value.errors()]
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("output", "s3://AKIA:hush@bucket/run"),
+        ("data.index", "[shards, 's3://AKIA:hush@bucket/more']"),
+        ("snapshot.folder", "https://host/run?X-Amz-Signature=hush"),
+        ("data.cache.folder", "ftp://someone@host/cache"),
+    ],
+)
+def test_credentials_in_a_url_are_refused_without_being_shown(file, key, url):
+    """must not reach a printed configuration, a log or results.json"""
+    with pytest.raises(ConfigError, match=f"{key}: holds credentials; .* set AWS_PROFILE") as caught:
+        load_config(file, [f"{key}={url}"])
+    assert "hush" not in str(caught.value) and "someone" not in str(caught.value)
