@@ -58,6 +58,8 @@ def check_run(config: Config, world_size: int) -> Run:
     if problem:
         raise ConfigError(problem)
     index = _find_index(config.data.index)
+    if config.evaluation.split == "validation":
+        index = index.closing("test")
     names = index.class_names if config.text.names == "spaced" else index.class_folders
     rule, seed = config.tasks.class_order, config.tasks.order_seed
     order = order_of_arrivals(rule, index.arrivals, seed)

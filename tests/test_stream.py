@@ -124,7 +124,7 @@ def test_starting_a_stream_draws_nothing_from_the_global_generator(source):
 
 
 def test_a_closed_split_cannot_be_read(index):
-    source = ShardSource(index, closed_splits=("test",))
+    source = ShardSource(index.closing("test"))
     assert list(train_stream(source, index.select("train", [0]), **PLAN))
     with pytest.raises(DataError, match="the test split is closed"):
         list(eval_stream(source, index.select("test", [0]), batch_size=4, transform=CLIP))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.samples import COLUMNS, Samples, SampleTable, read_table
+from pipeline.data.samples import COLUMNS, Samples, SampleTable, check_open, read_table
 from pipeline.errors import DataError
 from pipeline.rng import derive_seed
 
@@ -116,7 +116,15 @@ class ShardIndex:
     shards: tuple[Shard, ...]
     sha256: str
     arrivals: tuple[int, ...]  # classes of each index that was joined to this one, in order
+    closed_splits: frozenset[str] = frozenset()  # of which nothing may be opened
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
+
+    def closing(self, *splits: str) -> ShardIndex:
+        """The same index, through which no table and no sample of ``splits`` can be opened.
+
+        What the index itself says of them, counts and hashes, it still says.
+        """
+        return replace(self, closed_splits=self.closed_splits.union(splits), _tables={})
 
     def select(
         self, split: Split, labels: Sequence[int], *, validation_fraction: float = 0.0
@@ -127,11 +135,12 @@ class ShardIndex:
         ``validation_fraction`` of the pictures belong to ``validation``, the same ones for ever.
 
         Raises:
-            DataError: a label is not in the index, or no sample is left.
+            DataError: a label is not in the index, no sample is left, or the split is closed.
         """
         self._check_labels(labels)
         wanted = frozenset(labels)
         stored_split = "test" if split == "test" else "train"
+        check_open(stored_split, self.closed_splits, place=self._place)
         parts: list[dict[str, Any]] = []
         first_sample = 0
         for number, shard in enumerate(self.shards):
@@ -141,9 +150,12 @@ class ShardIndex:
         if split in ("validation", "fit"):
             parts = [_hold_out(part, split == "validation", validation_fraction) for part in parts]
         if not sum(len(part["keys"]) for part in parts):
+            remedy = "prepare the data set with that split"
+            if split in ("validation", "fit"):
+                remedy = f"change data.validation_fraction, which is {validation_fraction}"
             raise DataError(
                 f"{self._place}: no {split} sample of classes {_some(sorted(wanted))}; "
-                "prepare the data set with that split, or choose other classes"
+                f"{remedy}, or choose other classes"
             )
         columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
         keys = tuple(key for part in parts for key in part["keys"])
@@ -153,10 +165,11 @@ class ShardIndex:
         """Where each sample of one shard lies; read once, then kept.
 
         Raises:
-            DataError: the table is not the one that the index was written with.
+            DataError: it is not the one that the index was written with, or its split is closed.
         """
+        shard = self.shards[shard_number]
+        check_open(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
         if shard_number not in self._tables:
-            shard = self.shards[shard_number]
             self._tables[shard_number] = read_table(
                 shard.table_url, shard.samples, shard.table_sha256
             )

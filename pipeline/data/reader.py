@@ -1,14 +1,14 @@
 """The bytes of samples: from local shards directly, from remote ones through the node's cache.
 
-Every sample that is ever read passes ``ShardReader.read``; a split that is closed there cannot be
-opened by any other way.
+Every sample that is ever read passes ``ShardReader.read``, so a split that the index has closed
+cannot be opened by any other way; what is fetched ahead asks ``ShardReader.check_open``.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import Segment, ShardIndex
-from pipeline.data.samples import Samples
+from pipeline.data.samples import Samples, check_open
 from pipeline.errors import DataError, StorageError
 
 
@@ -26,17 +26,11 @@ class ShardReader:
     Without a ``cache``, each batch fetches its samples from a remote shard anew.
     """
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        *,
-        cache: SegmentCache | None = None,
-        closed_splits: Collection[str] = (),
-    ) -> None:
+    def __init__(self, index: ShardIndex, *, cache: SegmentCache | None = None) -> None:
         self.shards = tuple(RemoteShard(shard.url, shard.segments) for shard in index.shards)
         self._splits = tuple(shard.split for shard in index.shards)
         self._cache = cache
-        self._closed_splits = frozenset(closed_splits)
+        self._closed_splits = index.closed_splits
 
     def read(self, samples: Samples) -> list[bytes]:
         """The bytes of each sample, in the order of ``samples``, checked against the index.
@@ -47,10 +41,7 @@ class ShardReader:
         """
         records: list[bytes] = [b""] * len(samples)
         for number, rows in _grouped(samples.shard_S):
-            if self._splits[number] in self._closed_splits:
-                raise DataError(
-                    f"{self.place(number)}: the {self._splits[number]} split is closed to this run"
-                )
+            self.check_open(number)
             for row, record in self._read_shard(self.shards[number], samples, rows):
                 if zlib.crc32(record) != samples.crc32_S[row]:
                     raise DataError(
@@ -59,6 +50,14 @@ class ShardReader:
                     )
                 records[row] = record
         return records
+
+    def check_open(self, shard: int) -> None:
+        """Nothing, if the split of shard number ``shard`` may be opened.
+
+        Raises:
+            DataError: it is closed.
+        """
+        check_open(self._splits[shard], self._closed_splits, place=self.place(shard))
 
     def place(self, shard: int) -> str:
         """Where shard number ``shard`` lies, for a message."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,19 @@ class Samples:
         """The rows at ``positions``, in that order, repeated where a position is."""
         columns = {name: getattr(self, name)[positions] for name in COLUMNS}
         return Samples(**columns, keys=tuple(self.keys[position] for position in positions))
+
+
+def check_open(split: str, closed_splits: Collection[str], *, place: str) -> None:
+    """Nothing, if what lies at ``place`` and belongs to the stored ``split`` may be opened.
+
+    Raises:
+        DataError: it may not.
+    """
+    if split in closed_splits:
+        raise DataError(
+            f"{place}: the {split} split is closed to this run, by whose result settings may be "
+            f"chosen (evaluation.split=validation); report them in a run with evaluation.split=test"
+        )
 
 
 def read_table(url: str, samples: int, sha256: str) -> SampleTable:

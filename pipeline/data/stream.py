@@ -11,7 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -70,7 +70,8 @@ class ShardSource:
     """One process's way to the samples of an index: a reader, its loader workers, what was skipped.
 
     ``cache`` holds what remote shards give; local ones need none. ``bad_sample_budget`` is how many
-    distinct samples this process may skip. No sample of ``closed_splits`` can be read through it.
+    distinct samples this process may skip. No sample of a split that the index has closed can be
+    read through it, or fetched ahead.
 
     Raises:
         StorageError: the cache has no room, or its folder cannot be written.
@@ -83,7 +84,6 @@ class ShardSource:
         cache: SegmentCache | None = None,
         on_bad_sample: OnBadSample = "fail",
         bad_sample_budget: int = 0,
-        closed_splits: Collection[str] = (),
     ) -> None:
         self.index = index
         self.skipped: dict[int, SkippedSample] = {}
@@ -91,8 +91,9 @@ class ShardSource:
         if all(storage.is_local(shard.url) for shard in index.shards):
             cache = None
         if cache:
-            cache.folder.check(sum(shard.bytes for shard in index.shards))
-        self._reader = ShardReader(index, cache=cache, closed_splits=closed_splits)
+            open_shards = [s for s in index.shards if s.split not in index.closed_splits]
+            cache.folder.check(sum(shard.bytes for shard in open_shards))
+        self._reader = ShardReader(index, cache=cache)
         self._maker = BatchMaker(self._reader)
         self._prefetcher = Prefetcher(cache) if cache else None
         self._feed = _Feed()
@@ -113,10 +114,14 @@ class ShardSource:
         Starting a stream ends the one before.
 
         Raises:
-            DataError: a sample cannot be used and the budget for such is spent.
+            DataError: a sample cannot be used and the budget for such is spent, or one is of a
+                split that is closed.
             StorageError: a shard cannot be read.
         """
         self._streams += 1
+        for selection in (agenda.selection, *upcoming):
+            for shard in np.unique(selection.shard_S).tolist():
+                self._reader.check_open(shard)
         if self._prefetcher:
             self._prefetcher.follow(_needs(self._reader.shards, agenda, upcoming))
         return self._run(agenda, self._answers(agenda, workers), replace_bad, self._streams)
