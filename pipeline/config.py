@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import ConfigError
 
-
 _CREDENTIALS = re.compile(r"://[^/\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE)
 
 

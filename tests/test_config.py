@@ -158,11 +158,12 @@ def test_hash_tells_what_decides_the_result(file):
     for override in (
         "output=x", "name=x", "log_every=3", "engine.zero_stage=1", "data.workers=0",
         "data.eval_batch=3", "data.cache.deadline_s=9", "data.cache.limit_gb=1",
+        "snapshot.every_steps=3", "method.options.tppt_v.x=1",  # the method is another
     ):  # fmt: skip
         assert config_hash(load_config(file, [override])) == expected, override
     for override in (
         "seed=2", "data.global_batch=3", "data.index=x", "data.tail=drop", "optim.epochs=3",
-        "tasks.limit=2", "model.weights=x", "text.ensemble=true", "method.options.tppt_v.x=1",
+        "tasks.limit=2", "model.weights=x", "text.ensemble=true", "method.options.zeroshot.x=1",
         "data.validation_fraction=0.1", "data.train_transform=squash",
     ):  # fmt: skip
         assert config_hash(load_config(file, [override])) != expected, override
@@ -193,6 +194,6 @@ def test_every_section_refuses_what_it_does_not_know(kind):
 )
 def test_credentials_in_a_url_are_refused_without_being_shown(file, key, url):
     """must not reach a printed configuration, a log or results.json"""
-    with pytest.raises(ConfigError, match=f"{key}: holds credentials; .* set AWS_PROFILE") as caught:
+    with pytest.raises(ConfigError, match=f"{key}: holds credentials; .* AWS_PROFILE") as refused:
         load_config(file, [f"{key}={url}"])
-    assert "hush" not in str(caught.value) and "someone" not in str(caught.value)
+    assert "hush" not in str(refused.value) and "someone" not in str(refused.value)
