@@ -124,6 +124,39 @@ class EvaluationConfig(Section):
     """What is tested after each task."""
 
     split: Literal["test", "validation"] = "test"
+    exclude_tasks: int = Field(0, ge=0)  # first tasks that chose the settings: in no summary figure
+
+
+Protocol = Literal["first_task", "first_k_tasks", "transfer", "oracle_sequence"]
+TUNED_ON_EVALUATION = "tuned on the evaluation sequence"
+
+
+class TuningConfig(Section):
+    """How a sweep has found the settings; it changes nothing and is shown wherever the run is."""
+
+    protocol: Protocol
+    sweep: str  # the sweep's output
+    trials: int | None = Field(None, gt=0)  # configurations tried; None while there may be more
+    device_hours: float | None = Field(None, ge=0)  # spent on all of them
+    note: str | None = None  # what a reader of any figure must know
+
+    @model_validator(mode="after")
+    def _check_the_oracle_is_told(self) -> TuningConfig:
+        is_told = TUNED_ON_EVALUATION in (self.note or "")
+        if self.protocol == "oracle_sequence" and not is_told:
+            raise ValueError(
+                f"tuning.note is {self.note!r} and tuning.protocol is 'oracle_sequence'; the note "
+                f"must say {TUNED_ON_EVALUATION!r}"
+            )
+        return self
+
+    @property
+    def summary(self) -> str:
+        """The whole of it in a line."""
+        spent = [f"{self.trials} trials"] if self.trials else []
+        spent += [] if self.device_hours is None else [f"{self.device_hours:.3g} device-hours"]
+        line = ", ".join([f"tuned by protocol {self.protocol}", *spent, f"sweep {self.sweep}"])
+        return f"{line}: {self.note}" if self.note else line
 
 
 class Config(Section):
@@ -141,6 +174,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig | None = None  # written by a sweep, not by hand
     log_every: int = Field(10, gt=0)  # optimizer steps between two lines of metrics.jsonl
 
     @model_validator(mode="after")
@@ -201,21 +235,25 @@ def dump_config(config: Config) -> str:
 def decisive_settings(config: Config) -> dict[str, Any]:
     """What decides the result, besides the tasks and their data.
 
-    Not where the result goes, how the machine is used, or options of other methods.
+    Not where the result goes, how the machine is used, options of other methods, or what is said
+    of the result: which tasks its summary leaves out, and how the settings were found.
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "cache"}
-    aside = dict.fromkeys(("output", "name", "log_every", "engine", "snapshot", "tasks"), True)
-    settings = config.model_dump(mode="json", exclude={**aside, "data": machine})
+    aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks"}}
+    for name in ("output", "name", "log_every", "engine", "snapshot", "tasks", "tuning"):
+        aside[name] = True
+    settings = config.model_dump(mode="json", exclude=aside)
     method = settings["method"]
     method["options"] = {k: v for k, v in method["options"].items() if k == method["name"]}
     return settings
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of what decides the result, the tasks included."""
+    """SHA-256 of what decides the figures, the tasks that are learned and reported included."""
     content = {
         **decisive_settings(config),
         "tasks": config.tasks.model_dump(mode="json"),
+        "exclude_tasks": config.evaluation.exclude_tasks,
         "index": config.data.index,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Section, load_section
+from pipeline.config import Protocol, Section, load_section
 
-Protocol = Literal["first_task", "first_k_tasks", "transfer", "oracle_sequence"]
 Metric = Literal["average_incremental_accuracy", "last_accuracy"]
 
 
