@@ -43,8 +43,8 @@ def read_world(environment: Mapping[str, str]) -> World:
     rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
     if (rank is None) != (world_size is None):
         raise ConfigError(
-            "the launcher set only one of RANK and WORLD_SIZE; start with `deepspeed`, `torchrun`, "
-            "or unset both for one process"
+            "the launcher set only one of RANK and WORLD_SIZE; start with `deepspeed`, `torchrun` "
+            "or `srun`, or unset both for one process"
         )
     local_rank = int(environment.get("LOCAL_RANK", 0))
     use_gpu = torch.cuda.is_available()

@@ -4,6 +4,7 @@ Examples:
   deepspeed --num_accelerators 2 pipeline/train.py --config configs/demo.yaml
   python -m pipeline.train --config configs/demo.yaml method.name=finetune output=runs/finetune
   python -m pipeline.train --config configs/vitl_inr.yaml --dry-run
+  srun --nodes 2 --ntasks-per-node 8 python -m pipeline.train --config configs/vitl_inr.yaml
 
 Started again, the same command goes on from its last snapshot. SIGTERM and SIGUSR2 stop it after
 the present step, with a snapshot.
@@ -41,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
-    from pipeline.errors import PipelineError  # heavy imports only after the arguments are right
+    # Heavy imports only after the arguments are right.
+    from pipeline.errors import PipelineError
+    from pipeline.slurm import adopt_step
 
     try:
+        adopt_step(os.environ)
         return _train(options)
     except PipelineError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "errors rng schedule metrics retry progress preemption model.losses data.processes",
+        "errors rng schedule metrics retry progress preemption slurm model.losses data.processes",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
         "log results search.settings snapshots model.prompts data.samples data.pictures",
         "model.anchors search.records data.index data.records data.roster",
@@ -33,6 +33,10 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "train prepare compare demo.nouns demo.renditions",
         "demo.pictures",
         "demo.measure demo.pretrain demo.__main__",
+        "chaos.harms chaos.gate chaos.processes chaos.course chaos.findings",
+        "chaos.rounds",
+        "chaos.report",
+        "chaos.__main__",
     )
 )
 
@@ -45,6 +49,7 @@ DOORS = {
     "s3fs": {"storage"},
     "tenacity": {"retry"},
     "filelock": {"data.folder"},
+    "psutil": {"chaos.processes"},
     "pyarrow": {"data.records"},
     "yaml": {"config"},
     "ray": {"tune"},
