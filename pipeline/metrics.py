@@ -1,15 +1,18 @@
-"""Continual-learning figures from an accuracy matrix.
+"""Continual-learning figures from an accuracy matrix, or from the counts behind it.
 
 ``accuracy[t][k]`` is the accuracy on task ``k`` after learning task ``t``, a fraction; entries with
-``k > t`` are None and never read.
+``k > t`` are None and never read. ``correct[t][k]`` of ``images[t][k]`` are the counts behind it,
+``k ≤ t``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 Matrix = Sequence[Sequence[float | None]]
+Counts = Sequence[Sequence[int]]
 
 
 def micro_accuracy(correct: Sequence[int], images: Sequence[int]) -> float:
@@ -46,3 +49,29 @@ def backward_transfer(accuracy: Matrix) -> float | None:
         return None
     last = len(accuracy) - 1
     return fmean(accuracy[last][k] - accuracy[k][k] for k in range(last))
+
+
+def summarise(correct: Counts, images: Counts, *, exclude_tasks: int = 0) -> dict[str, Any]:
+    """The summary figures of a run; the first ``exclude_tasks`` tasks are in none of them.
+
+    A later stage counts the images of the other tasks only; a stage that has learned no other task
+    has no accuracy (None) and is in no average. They are learned all the same, so their classes
+    compete with the others for every image.
+    """
+    stages = [
+        (right[exclude_tasks:], total[exclude_tasks:])
+        for right, total in zip(correct, images, strict=True)
+    ]
+    micro = [micro_accuracy(*stage) if stage[0] else None for stage in stages]
+    macro = [macro_accuracy(*stage) if stage[0] else None for stage in stages]
+    matrix = [
+        [right / total for right, total in zip(*stage, strict=True)] for stage in stages if stage[0]
+    ]
+    counted = micro[exclude_tasks:]
+    return {
+        "stage_accuracy": {"micro": micro, "macro": macro},
+        "average_incremental_accuracy": fmean(counted) if counted else None,
+        "last_accuracy": counted[-1] if counted else None,
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+    }

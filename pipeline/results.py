@@ -12,13 +12,14 @@ from statistics import fmean
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Config, config_hash
+from pipeline.config import Config, EvaluationConfig, TuningConfig, config_hash, dump_config
 from pipeline.errors import DataError
-from pipeline.metrics import backward_transfer, forgetting, macro_accuracy, micro_accuracy
+from pipeline.metrics import micro_accuracy, summarise
 from pipeline.tasks import Task
 
 SCHEMA = 2
 NAME = "results.json"
+CONFIG_NAME = "config.yaml"
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
 
 
@@ -44,6 +45,8 @@ class Results:
     method: str
     tasks: Sequence[Task]
     manifest: dict[str, Any]
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig | None = None
     stages: list[Stage] = field(default_factory=list)
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss
@@ -51,13 +54,16 @@ class Results:
     def state(self) -> dict[str, Any]:
         """What was measured so far, for :meth:`restore`; of plain JSON types."""
         return {
+            "tuning": self.tuning and self.tuning.model_dump(mode="json"),
             "stages": [asdict(stage) for stage in self.stages],
             "skipped_samples": list(self.skipped_samples),
             "skipped_steps": list(self.skipped_steps),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Take over what :meth:`state` gave; where the settings came from is not forgotten."""
+        if self.tuning is None and state["tuning"]:
+            self.tuning = TuningConfig.model_validate(state["tuning"])
         self.stages = [
             Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
             for stage in state["stages"]
@@ -71,29 +77,34 @@ class Results:
         return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
 
     def accuracy_after(self, stage: int) -> tuple[float, list[float]]:
-        """After one stage: the accuracy over all images of all tasks, and of each task."""
+        """After one stage: the accuracy over all images of all tasks, and of each task.
+
+        No task is left out of it, whatever the summary figures leave out.
+        """
         correct, images = self.stages[stage].correct, self.stages[stage].images
         by_task = [right / total for right, total in zip(correct, images, strict=True)]
         return micro_accuracy(correct, images), by_task
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``results.json``; accuracies are fractions."""
-        matrix = self.accuracy_matrix()
-        micro = [micro_accuracy(stage.correct, stage.images) for stage in self.stages]
-        macro = [macro_accuracy(stage.correct, stage.images) for stage in self.stages]
+        """The content of ``results.json``; accuracies are fractions.
+
+        The accuracy matrix and the counts behind it are of every task; the summary figures leave
+        out the first ``evaluation.exclude_tasks``, as :func:`pipeline.metrics.summarise` says.
+        """
+        correct = [stage.correct for stage in self.stages]
+        images = [stage.images for stage in self.stages]
         speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
         finished = len(self.stages) == len(self.tasks)
         return {
             "schema": SCHEMA,
             "status": "finished" if finished else "running",
             "method": self.method,
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "tuning": self.tuning and self.tuning.model_dump(mode="json"),
             "tasks": [list(task.names) for task in self.tasks],
-            "accuracy_matrix": matrix,
-            "stage_accuracy": {"micro": micro, "macro": macro},
-            "average_incremental_accuracy": fmean(micro) if micro else None,
-            "last_accuracy": micro[-1] if micro else None,
-            "forgetting": forgetting(matrix),
-            "backward_transfer": backward_transfer(matrix),
+            "accuracy_matrix": self.accuracy_matrix(),
+            "counts": {"correct": list(map(list, correct)), "images": list(map(list, images))},
+            **summarise(correct, images, exclude_tasks=self.evaluation.exclude_tasks),
             "diagnostics": [
                 {
                     "task": index,
@@ -114,8 +125,7 @@ class Results:
 
     def write(self, output: str) -> None:
         """Replace ``results.json`` in the folder ``output`` as a whole."""
-        text = json.dumps(self.as_dict(), indent=2)
-        storage.write_atomically(storage.join(output, NAME), f"{text}\n".encode())
+        _write(output, self.as_dict())
 
 
 def read_results(output: str) -> dict[str, Any] | None:
@@ -140,6 +150,30 @@ def read_results(output: str) -> dict[str, Any] | None:
     return content
 
 
+def restate(config: Config) -> None:
+    """Let finished results say what ``config`` wants said of them, which no measurement depends on.
+
+    That is which first tasks their summary leaves out, and where the settings came from; the latter
+    can be replaced and not be withdrawn.
+    """
+    content = read_results(config.output)
+    tuning = config.tuning and config.tuning.model_dump(mode="json")
+    said = {
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "tuning": tuning or content["tuning"],
+    }
+    if all(content[key] == value for key, value in said.items()):
+        return
+    recorded = Config.model_validate({**content["manifest"]["config"], **said})
+    content["manifest"]["config"] = recorded.model_dump(mode="json")
+    content["manifest"]["config_sha256"] = config_hash(recorded)
+    exclude_tasks = config.evaluation.exclude_tasks
+    content |= {**said, **summarise(**content["counts"], exclude_tasks=exclude_tasks)}
+    url = storage.join(config.output, CONFIG_NAME)
+    storage.write_atomically(url, dump_config(recorded).encode())
+    _write(config.output, content)
+
+
 def build_manifest(
     config: Config,
     *,
@@ -160,6 +194,11 @@ def build_manifest(
         "git_commit": _git_commit(),
         "world_size": ranks,
     }
+
+
+def _write(output: str, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2)
+    storage.write_atomically(storage.join(output, NAME), f"{text}\n".encode())
 
 
 def _git_commit() -> str | None:

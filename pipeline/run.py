@@ -22,7 +22,7 @@ from pipeline.methods.base import Method, Setting
 from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
 from pipeline.preemption import StopRequest
 from pipeline.recovery import is_finished, recover
-from pipeline.results import Results, build_manifest
+from pipeline.results import Results, build_manifest, restate
 from pipeline.tasks import Task, order_of_arrivals, split_classes
 from pipeline.trainer import Trainer
 
@@ -71,12 +71,15 @@ def check_run(config: Config, world_size: int) -> Run:
         limit=config.tasks.limit,
         arrivals=index.arrivals,
     )
+    _check_a_task_is_reported(config, tasks)
     _check_every_class_has_images(config, index, tasks)
     return Run(config, index, tasks, world_size)
 
 
 def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
     """Learn the sequence on all ranks, from where it was left; False if nothing was left to do.
+
+    Of a finished run the summary is brought up to what the configuration leaves out of it.
 
     Raises:
         ConfigError: the output holds another run.
@@ -85,7 +88,9 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
     config = run.config
     with process_group(world, timeout_s=config.engine.timeout_s):
         expected = identify(config, run.index, run.tasks, "not loaded yet")
+        _tell_origin(config, world)
         if from_main(world, lambda: is_finished(config, expected)):
+            from_main(world, lambda: restate(config))
             return False
         clip = load_clip(config.model.arch, config.model.weights, device=world.device)
         identity = {**expected, "backbone_sha256": clip.sha256}
@@ -97,7 +102,7 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
             identity=identity,
             ranks=world.world_size,
         )
-        results = Results(method=config.method.name, tasks=run.tasks, manifest=manifest)
+        results = Results(config.method.name, run.tasks, manifest, config.evaluation, config.tuning)
         source = ShardSource(
             run.index,
             cache=_build_cache(config.data.cache),
@@ -110,6 +115,7 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
             Trainer(config, world, run.index, source, method, results, stop).run(recovered)
         finally:
             source.close()
+        _tell_origin(config, world)
     return True
 
 
@@ -125,6 +131,7 @@ def describe(run: Run) -> str:
         f"{config.model.weights or 'its own weights'}",
         f"ranks      {run.world_size}, {config.data.global_batch // run.world_size} images each in "
         f"{passes_per_step(config, run.world_size)} pass(es) per step",
+        *_said_of_the_result(config),
         "",
         "task  classes  train images  test images  steps  trainable  to fetch",
     ]
@@ -194,6 +201,29 @@ def _find_index(urls: str | list[str]) -> ShardIndex:
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "
             "has written to"
         ) from error
+
+
+def _said_of_the_result(config: Config) -> list[str]:
+    """Lines of the plan."""
+    excluded = config.evaluation.exclude_tasks
+    lines = [f"summary    leaves out the first {excluded} task(s)"] if excluded else []
+    return [*lines, f"settings   {config.tuning.summary}"] if config.tuning else lines
+
+
+def _tell_origin(config: Config, world: World) -> None:
+    """Say where the settings came from; what a reader of any figure must know, as a warning."""
+    if config.tuning and world.is_main:
+        level = logging.WARNING if config.tuning.note else logging.INFO
+        log.log(level, "settings %s", config.tuning.summary)
+
+
+def _check_a_task_is_reported(config: Config, tasks: tuple[Task, ...]) -> None:
+    excluded = config.evaluation.exclude_tasks
+    if excluded >= len(tasks):
+        raise ConfigError(
+            f"evaluation.exclude_tasks is {excluded} and there are {len(tasks)} tasks; leave out "
+            "fewer, so that one remains to be reported"
+        )
 
 
 def _check_every_class_has_images(

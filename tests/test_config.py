@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, Section, config_hash, dump_config, load_config
+from pipeline.config import (
+    TUNED_ON_EVALUATION,
+    Config,
+    Section,
+    config_hash,
+    decisive_settings,
+    dump_config,
+    load_config,
+)
 from pipeline.errors import ConfigError
 
 SMALLEST = """\
@@ -159,14 +167,48 @@ def test_hash_tells_what_decides_the_result(file):
         "output=x", "name=x", "log_every=3", "engine.zero_stage=1", "data.workers=0",
         "data.eval_batch=3", "data.cache.deadline_s=9", "data.cache.limit_gb=1",
         "snapshot.every_steps=3", "method.options.tppt_v.x=1",  # the method is another
+        "tuning={protocol: first_task, sweep: x, trials: 9}",
     ):  # fmt: skip
         assert config_hash(load_config(file, [override])) == expected, override
     for override in (
         "seed=2", "data.global_batch=3", "data.index=x", "data.tail=drop", "optim.epochs=3",
         "tasks.limit=2", "model.weights=x", "text.ensemble=true", "method.options.zeroshot.x=1",
-        "data.validation_fraction=0.1", "data.train_transform=squash",
+        "data.validation_fraction=0.1", "data.train_transform=squash", "evaluation.exclude_tasks=1",
     ):  # fmt: skip
         assert config_hash(load_config(file, [override])) != expected, override
+
+
+def test_what_is_only_said_of_a_result_does_not_make_it_another_run(file):
+    """must let a run go on that is told which tasks to leave out of its summary, or its origin"""
+    plain = decisive_settings(load_config(file))
+    for override in ("evaluation.exclude_tasks=1", "tuning={protocol: first_task, sweep: x}"):
+        assert decisive_settings(load_config(file, [override])) == plain
+    held_out = ["evaluation.split=validation", "data.validation_fraction=0.2"]
+    assert decisive_settings(load_config(file, held_out)) != plain
+
+
+def test_origin_of_the_settings_is_told_in_a_line(file):
+    tuning = "tuning={protocol: transfer, sweep: runs/s, trials: 12, device_hours: 3.456}"
+    expected = "tuned by protocol transfer, 12 trials, 3.46 device-hours, sweep runs/s"
+    assert load_config(file, [tuning]).tuning.summary == expected
+    assert load_config(file).tuning is None
+
+
+@pytest.mark.parametrize("note", ["null", "'chosen with care'"])
+def test_settings_chosen_on_the_reported_images_must_say_so(file, note):
+    tuning = f"tuning={{protocol: oracle_sequence, sweep: runs/s, note: {note}}}"
+    with pytest.raises(ConfigError, match="the note must say 'tuned on the evaluation sequence'"):
+        load_config(file, [tuning])
+    told = load_config(file, [tuning.replace(note, TUNED_ON_EVALUATION)])
+    assert told.tuning.summary.endswith("sweep runs/s: tuned on the evaluation sequence")
+    assert load_config_text(dump_config(told), file) == told
+
+
+def load_config_text(text: str, file: Path) -> Config:
+    """The configuration that a file of this text holds."""
+    other = file.with_name("other.yaml")
+    other.write_text(text)
+    return load_config(other)
 
 
 def all_sections(kind: type[Section]) -> list[type[Section]]:
