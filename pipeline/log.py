@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from pipeline import storage
+from pipeline.errors import DataError
 
 
 def setup_logging(rank: int) -> None:
@@ -37,14 +38,26 @@ class MetricsWriter:
 
         Raises:
             StorageError: they cannot be read.
+            DataError: there are not so many.
         """
-        if n_lines:
-            self._lines = storage.read_text(self._url).splitlines()[:n_lines]
+        lines = storage.read_text(self._url).splitlines() if n_lines else []
+        if len(lines) < n_lines:
+            raise DataError(
+                f"{storage.redact(self._url)}: holds {len(lines)} lines, not the {n_lines} that it "
+                "held when the snapshot was taken; restore it from a copy, or remove the whole "
+                "output to begin again"
+            )
+        self._lines = lines[:n_lines]
 
     def add(self, **values: Any) -> None:
         """Remember one line."""
         self._lines.append(json.dumps(values))
 
+    def file(self) -> dict[str, bytes]:
+        """The whole file as it is now: its URL and its content."""
+        return {self._url: "".join(f"{line}\n" for line in self._lines).encode()}
+
     def flush(self) -> None:
         """Write every line so far."""
-        storage.write_atomically(self._url, "".join(f"{line}\n" for line in self._lines).encode())
+        for url, data in self.file().items():
+            storage.write_atomically(url, data)

@@ -1,9 +1,9 @@
 """Snapshots: all that a run needs to go on exactly where it was, a few MB each.
 
 ``<folder>/task-003-step-000200/tensors.safetensors``  what the task has learned, with its moments
-``<folder>/task-003-step-000200/state.json``           everything else, with the hash of the tensors
+``<folder>/task-003-step-000200/state.json``           everything else, with the hashes of both
 
-``state.json`` is written last: a snapshot without it, or whose tensors do not match it, is never
+``state.json`` is written last: a snapshot without it, or that does not match its hashes, is never
 chosen. The snapshot before is deleted only once the next is whole. What earlier tasks have learned
 is not written again: their files are named by hash. Nothing here is tied to a number of ranks.
 """
@@ -29,7 +29,8 @@ from pipeline.errors import DataError, DivergenceError
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-_NAME = re.compile(r"/(task-\d+-step-\d+)/(?:(state\.json)|tensors\.safetensors)$")
+_TENSORS, _MARKER = "tensors.safetensors", "state.json"
+_FILE = re.compile(r"/(task-\d+-step-\d+)/([^/]+)$")  # also what a killed writer left behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The folder of this snapshot; names sort by age."""
+        """The folder of this snapshot."""
         return f"task-{self.task:03d}-step-{self.step:06d}"
 
 
@@ -82,14 +83,16 @@ class SnapshotWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._running: Future[None] | None = None
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Snapshot, *, beside: Mapping[str, bytes]) -> None:
         """Begin to write; waits for the snapshot before.
+
+        The files ``beside`` (content by URL) are whole before the snapshot is.
 
         Raises:
             StorageError: the snapshot before could not be written.
         """
         self.wait()
-        self._running = self._thread.submit(_write, self._folder, snapshot)
+        self._running = self._thread.submit(_write, self._folder, snapshot, dict(beside))
 
     def wait(self) -> None:
         """Return once everything is written.
@@ -97,9 +100,13 @@ class SnapshotWriter:
         Raises:
             StorageError: it could not be.
         """
-        if self._running:
-            self._running.result()
-            self._running = None
+        running, self._running = self._running, None
+        if running:
+            running.result()
+
+    def close(self) -> None:
+        """End the thread once it has written what it was given, however that went."""
+        self._thread.shutdown()
 
 
 def read_latest(folder: str) -> Snapshot | None:
@@ -114,7 +121,8 @@ def read_latest(folder: str) -> Snapshot | None:
         snapshot = _read(folder, name)
         if snapshot:
             return snapshot
-        log.warning("%s: is damaged; trying the one before", storage.join(folder, name))
+        place = storage.redact(storage.join(folder, name))
+        log.warning("%s: is damaged; trying the one before", place)
     if names:
         raise DataError(
             f"{storage.redact(folder)}: every snapshot is damaged; restore the folder from a copy, "
@@ -123,55 +131,77 @@ def read_latest(folder: str) -> Snapshot | None:
     return None
 
 
-def _write(folder: str, snapshot: Snapshot) -> None:
+def _write(folder: str, snapshot: Snapshot, beside: Mapping[str, bytes]) -> None:
+    for url, data in beside.items():
+        storage.write_atomically(url, data)
     before = _names(folder)
-    place = storage.join(folder, snapshot.name)
-    # A damaged namesake must not look whole while this one is written.
-    storage.remove(storage.join(place, "state.json"))
-    tensors = to_safetensors(snapshot.tensors)
-    storage.write_atomically(storage.join(place, "tensors.safetensors"), tensors)
-    content = {
+    # A run that stops before its first step stands where it began. That snapshot may be the only
+    # one, so it is left alone; one that is damaged must not look whole while it is replaced.
+    if snapshot.name not in before or not _read(folder, snapshot.name):
+        place = storage.join(folder, snapshot.name)
+        storage.remove(storage.join(place, _MARKER))
+        tensors = to_safetensors(snapshot.tensors)
+        storage.write_atomically(storage.join(place, _TENSORS), tensors)
+        storage.write_atomically(storage.join(place, _MARKER), _format(snapshot, tensors))
+    older = [name for name in _names(folder, marked=True) if _age(name) < _age(snapshot.name)]
+    for name in before:
+        if name not in (snapshot.name, *older[-1:]):
+            _delete(storage.join(folder, name))
+
+
+def _format(snapshot: Snapshot, tensors: bytes) -> bytes:
+    """The content of ``state.json``."""
+    state = {
         "schema": SCHEMA,
         "task": snapshot.task,
         "step": snapshot.step,
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
         **snapshot.state,
     }
-    storage.write_atomically(storage.join(place, "state.json"), json.dumps(content).encode())
-    kept = sorted({snapshot.name, *_names(folder, marked=True)})[-2:]
-    for name in before:
-        if name not in kept:
-            _delete(storage.join(folder, name))
+    return json.dumps({"sha256": _digest(state), "state": state}).encode()
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _delete(place: str) -> None:
     """Marker first: what is left of a half-deleted snapshot is not a snapshot."""
-    for name in ("state.json", "tensors.safetensors"):
-        storage.remove(storage.join(place, name))
+    storage.remove(storage.join(place, _MARKER))
+    storage.remove_folder(place)
 
 
 def _read(folder: str, name: str) -> Snapshot | None:
     """The snapshot called ``name`` if it is whole."""
     place = storage.join(folder, name)
+    marker, tensors_url = storage.join(place, _MARKER), storage.join(place, _TENSORS)
+    if not storage.exists(marker) or not storage.exists(tensors_url):
+        return None
     try:
-        state = json.loads(storage.read_bytes(storage.join(place, "state.json")))
-        if state["schema"] != SCHEMA:
-            raise DataError(
-                f"{storage.redact(place)}: has schema {state['schema']}, this version reads "
-                f"{SCHEMA}; finish the run with the version that began it"
-            )
-        tensors_url = storage.join(place, "tensors.safetensors")
-        if not storage.exists(tensors_url):
+        content = json.loads(storage.read_bytes(marker))
+        state = content["state"]
+        if content["sha256"] != _digest(state):
             return None
-        tensors = storage.read_bytes(tensors_url)
-        if hashlib.sha256(tensors).hexdigest() != state["tensors_sha256"]:
-            return None
-        return Snapshot(state["task"], state["step"], from_safetensors(tensors), state)
     except (ValueError, KeyError, TypeError):
         return None
+    if state["schema"] != SCHEMA:
+        raise DataError(
+            f"{storage.redact(place)}: has schema {state['schema']}, this version reads "
+            f"{SCHEMA}; finish the run with the version that began it"
+        )
+    tensors = storage.read_bytes(tensors_url)
+    if hashlib.sha256(tensors).hexdigest() != state["tensors_sha256"]:
+        return None
+    return Snapshot(state["task"], state["step"], from_safetensors(tensors), state)
 
 
 def _names(folder: str, *, marked: bool = False) -> list[str]:
-    """The snapshots in ``folder`` by age; only those with their marker if ``marked``."""
-    found = {_NAME.search(url) for url in storage.list_files(folder)}
-    return sorted({match[1] for match in found if match and (match[2] or not marked)})
+    """The snapshots in ``folder``, oldest first; only those with their marker if ``marked``."""
+    found = filter(None, map(_FILE.search, storage.list_files(folder)))
+    return sorted({file[1] for file in found if file[2] == _MARKER or not marked}, key=_age)
+
+
+def _age(name: str) -> tuple[int, int]:
+    """Task and step of a snapshot, by which snapshots sort."""
+    _, task, _, step = name.split("-")
+    return int(task), int(step)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,14 @@ def remove(url: str) -> None:
     """Delete the file at ``url``; a missing file is no error."""
     if exists(url):
         _call("delete", url, "rm_file")
+
+
+def remove_folder(url: str) -> None:
+    """Delete all files below the folder ``url``, and the folder; a missing one is no error."""
+    for name in list_files(url):
+        remove(name)
+    if is_local(url):
+        shutil.rmtree(local_path(url), ignore_errors=True)  # folders without files
 
 
 def join(url: str, *parts: str) -> str:

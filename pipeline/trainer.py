@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +49,7 @@ class TaskProgress:
     seconds: float = 0.0
     tensors: dict[str, Tensor] = field(default_factory=dict)  # learned so far, to begin with
     moments: dict[str, Tensor] = field(default_factory=dict)  # of the optimizer, to begin with
+    open_names: Set[str] = frozenset()  # of the tensors that the task may change
 
 
 class Trainer:
@@ -93,21 +94,30 @@ class Trainer:
             Preempted: the run was asked to stop and can go on from a snapshot.
         """
         self._write("config.yaml", dump_config(self._config).encode())
-        with self._display:
-            self._display.expect(sum(self._pictures.n_steps(task) for task in self._tasks))
-            progress = self._restore(recovered) if recovered else TaskProgress()
-            for task in self._tasks[len(self._learned_sha256) :]:
-                trainable = self._learn_task(task, progress)
-                self._score_seen(task, trainable, progress)
-                progress = TaskProgress()
-                self._snapshot(task.index + 1, progress, {})
+        try:
+            with self._display:
+                self._learn_tasks(self._restore(recovered) if recovered else TaskProgress())
+        except Preempted:
             self._finish_snapshots()
+            raise
+        finally:
+            self._snapshots.close()
+
+    def _learn_tasks(self, progress: TaskProgress) -> None:
+        """The tasks that are still to be learned, the first of them from ``progress`` on."""
+        self._display.expect(sum(self._pictures.n_steps(task) for task in self._tasks))
+        for task in self._tasks[len(self._learned_sha256) :]:
+            trainable = self._learn_task(task, progress)
+            self._score_seen(task, trainable, progress)
+            progress = TaskProgress()
+            self._snapshot(task.index + 1, progress, {})
+        self._finish_snapshots()
 
     def _restore(self, recovered: Recovered) -> TaskProgress:
         """Be where the snapshot was taken; returns what the task at hand had come to."""
         snapshot, state = recovered.snapshot, recovered.snapshot.state
         for task, learned in zip(self._tasks, recovered.learned, strict=False):
-            self._seed_task(task)
+            self._seed("task", task)
             self._method.restore_task(task, learned)
             self._steps_before += self._pictures.n_steps(task)
         self._learned_sha256 = list(state["learned_sha256"])
@@ -129,9 +139,9 @@ class Trainer:
             snapshot.group("moments"),
         )
 
-    def _seed_task(self, task: Task) -> None:
-        """What a method draws at the start of a task is the same however often it is restarted."""
-        torch.manual_seed(derive_seed("task", self._config.seed, task.index))
+    def _seed(self, purpose: str, task: Task, *path: int) -> None:
+        """What is drawn from here on is the same however often the run was interrupted before."""
+        torch.manual_seed(derive_seed(purpose, self._config.seed, task.index, *path))
 
     def _learn_task(self, task: Task, progress: TaskProgress) -> int:
         """Train what ``task`` may change, prove that nothing else did, keep what was learned.
@@ -139,14 +149,16 @@ class Trainer:
         Returns the number of trainable parameters.
         """
         before = {name: value.clone() for name, value in self._method.state_dict().items()}
-        self._seed_task(task)
+        self._seed("task", task)
         self._method.train()
         self._method.begin_task(task)
         active = {name: p for name, p in self._method.named_parameters() if p.requires_grad}
         if active:
             self._method.load_learned(progress.tensors)
+            progress.open_names = active.keys() | (self._method.state_dict().keys() - before.keys())
             self._train(task, progress)
         self._method.eval()
+        self._seed("end of task", task)
         self._method.end_task(task)
         after = self._method.state_dict()
         _check_untouched(before, after, set(active), task)
@@ -193,7 +205,6 @@ class Trainer:
             self._snapshot(task.index, progress, {})
         except Preempted:
             self._snapshot(task.index, progress, engine.moments())
-            self._finish_snapshots()
             raise
         finally:
             engine.close()
@@ -215,12 +226,11 @@ class Trainer:
         self, task: Task, step: int, engine: Engine, batch: Batch, frozen: FrozenFeatures | None
     ) -> Losses:
         """One optimizer step, unless the loss is not finite and that is tolerated."""
-        seed = derive_seed("step", self._config.seed, task.index, step, self._world.rank)
-        torch.manual_seed(seed)  # a resumed run draws what the undisturbed one draws
+        self._seed("step", task, step, self._world.rank)
         features = self._frozen_of(batch, frozen)
         label_B = self._pictures.classes(batch.label_B)
         losses = engine.step(step, batch.image_BCHW, label_B, features)
-        loss = float(losses.total.detach())
+        loss = float(losses.total)
         if not math.isfinite(loss):
             self._tolerate(task, step, loss, batch)
         return losses
@@ -261,7 +271,7 @@ class Trainer:
     ) -> None:
         """Tell people and programs where training stands."""
         speed, wait = clock.read()
-        loss = float(losses.total.detach())
+        loss = float(losses.total)
         report = StepReport(task.index, epoch, step, loss, learning_rate, speed, wait)
         self._display.step(report, done=self._steps_before + step + 1, task_steps=n_steps)
         terms = {name: float(term.detach()) for name, term in losses.terms.items()}
@@ -270,10 +280,10 @@ class Trainer:
     def _snapshot(self, task: int, progress: TaskProgress, moments: dict[str, Tensor]) -> None:
         """Begin to write where the run stands: before step ``progress.step`` of ``task``."""
         skipped = self._pictures.skipped_samples()
-        learned = {n: p for n, p in self._method.named_parameters() if p.requires_grad}
+        begun, now = progress.step > 0, self._method.state_dict()
         groups = {
-            "learned": learned if progress.step else {},
-            "moments": moments,
+            "learned": {name: now[name] for name in progress.open_names} if begun else {},
+            "moments": moments if begun else {},
             "class_means": {str(index): mean for index, mean in enumerate(self._learned_means)},
         }
         state = {
@@ -286,8 +296,8 @@ class Trainer:
         }
         with faults_shared():
             if self._world.is_main:
-                self._metrics.flush()
-                self._snapshots.write(Snapshot.take(task, progress.step, groups, state))
+                snapshot = Snapshot.take(task, progress.step, groups, state)
+                self._snapshots.write(snapshot, beside=self._metrics.file())
 
     def _finish_snapshots(self) -> None:
         """Return on every rank once rank 0 has written everything."""
@@ -320,6 +330,7 @@ class Trainer:
         self._metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row)
         with faults_shared():
             if self._world.is_main:
+                self._snapshots.wait()  # results without the snapshot behind them are no use
                 self._metrics.flush()
                 self._results.write(self._config.output)
 
