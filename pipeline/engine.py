@@ -96,18 +96,20 @@ class Engine:
     ) -> Losses:
         """One optimizer step, the ``index``-th of the task, on this rank's part of a batch.
 
-        Nothing is changed if the loss is not finite.
+        Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
+        without a graph in the host's memory, so that reading it does not wait for the device.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
         if self._n_passes == 1:
             losses = self._engine(image_BCHW, label_B, frozen)
-            if losses.total.isfinite():
+            total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
+            if total.isfinite():
                 self._engine.backward(losses.total)
                 self._engine.step()
         else:
-            losses = self._step_in_parts(image_BCHW, label_B, frozen)
-        return losses
+            losses, total = self._step_in_parts(image_BCHW, label_B, frozen)
+        return losses._replace(total=total)
 
     def learning_rate(self, index: int) -> float:
         """The learning rate of the task's ``index``-th step."""
@@ -166,7 +168,7 @@ class Engine:
 
     def _step_in_parts(
         self, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
-    ) -> Losses:
+    ) -> tuple[Losses, Tensor]:
         """The step of the whole batch in several passes, with the loss of the whole batch.
 
         First all embeddings without a graph, then the loss and its gradient on them, then each
@@ -180,8 +182,9 @@ class Engine:
         embedding_BE.requires_grad_()
         gathered_NE = gather_with_gradient(embedding_BE)
         losses = self._method.losses(gathered_NE, gather(label_B))
-        if not losses.total.isfinite():
-            return losses
+        total = losses.total.detach().cpu()
+        if not total.isfinite():
+            return losses, total
         (slope_BE,) = torch.autograd.grad(losses.total, embedding_BE, retain_graph=True)
         slopes = slope_BE.chunk(self._n_passes)
         for index, part in enumerate(parts):
@@ -190,7 +193,7 @@ class Engine:
                 pull = pull + losses.total
             self._engine.backward(pull * self._n_passes)  # the engine divides by it
             self._engine.step()
-        return losses
+        return losses, total
 
 
 def _cut(
