@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed")
+_LAUNCHER = re.compile(r"(.*/)?(deepspeed|torchrun)|(deepspeed|torch\.distributed)\.[\w.]+")
 _POLL_S = 0.5
 _GRACE_S = 60.0  # how long a rank without a launcher may take over its last snapshot
 
@@ -37,6 +38,7 @@ class StopRequest:
         """Note the stop signals from now on, and watch the launcher; main thread only."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # whoever started this process
         launchers = _launchers(os.getppid())
         if launchers:
             threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
@@ -66,6 +68,12 @@ class StopRequest:
         os._exit(Preempted.exit_status)
 
 
+def ignore_stop_signals() -> None:
+    """One that comes while the process ends must not take the place of its exit status."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def deaf_children() -> Iterator[None]:
     """Processes started within the block do not hear the stop signals.
@@ -85,7 +93,7 @@ def _launchers(pid: int) -> dict[int, str]:
     found: dict[int, str] = {}
     while pid > 1 and (started := _started(pid)):
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-        if not any(Path(word).name.startswith(_LAUNCHERS) for word in words[:5]):
+        if not any(map(_LAUNCHER.fullmatch, words[:5])):
             break
         found[pid] = started
         pid = int(_status(pid)[1])

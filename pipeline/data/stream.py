@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from pipeline.data.reader import ShardReader
 from pipeline.data.samples import Samples
 from pipeline.data.transforms import Transform
 from pipeline.errors import DataError
+from pipeline.preemption import STOP_SIGNALS, deaf_children
 
 OnBadSample = Literal["fail", "skip"]
 
@@ -98,6 +100,7 @@ class ShardSource:
         self._prefetcher = Prefetcher(cache) if cache else None
         self._feed = _Feed()
         self._loaders: dict[int, DataLoader[Answer]] = {}
+        self._workers: set[multiprocessing.process.BaseProcess] = set()
         self._streams = 0
 
     def batches(
@@ -129,6 +132,9 @@ class ShardSource:
     def close(self) -> None:
         """End the loader workers and the fetching ahead."""
         self._loaders.clear()
+        for worker in self._workers:  # one that is still busy hears nothing gentler
+            if worker.is_alive():
+                worker.kill()
         if self._prefetcher:
             self._prefetcher.close()
 
@@ -158,7 +164,11 @@ class ShardSource:
         if workers not in self._loaders:
             self._loaders[workers] = _build_loader(self._maker, self._feed, workers)
         self._feed.requests = agenda
-        return iter(self._loaders[workers])
+        before = {*multiprocessing.active_children()}
+        with deaf_children():  # also the process that they are forked from
+            answers = iter(self._loaders[workers])
+        self._workers |= {*multiprocessing.active_children()} - before
+        return answers
 
     def _mend(self, answer: Answer, request: Request, refill: Selection | None) -> Batch:
         for row, reason in answer.bad.items():
@@ -288,8 +298,12 @@ def _build_loader(maker: BatchMaker, feed: _Feed, workers: int) -> DataLoader[An
 
 
 def _adopt(environment: dict[str, str], worker: int) -> None:
-    """Give a worker the environment of its consumer, not that of the process it was forked from."""
+    """Give a worker the environment of its consumer, not that of the process it was forked from.
+
+    It leaves the stop signals to its consumer.
+    """
     os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server may be older than this run
 
 
 def _as_is(answer: Answer) -> Answer:
