@@ -1,7 +1,8 @@
 """What makes two runs the same, so that one may go on where the other stopped.
 
-A run may be continued on other machines, with more tasks behind those it has, and from nothing
-else: not with another method, backbone, batch or picture.
+A run may be continued on other machines, with more tasks behind those it has, with more patience
+for what would have ended it, and in no other way: not with another method, backbone, batch or
+picture.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from pipeline.config import Config, decisive_settings
 from pipeline.data.index import ShardIndex
 from pipeline.tasks import Task
 
+# What a run bears decides whether it goes on, not where it has come to.
+_PATIENCE = {
+    "data": ("on_bad_sample", "bad_sample_budget"),
+    "optim": ("on_nonfinite_loss", "nonfinite_loss_budget"),
+}
+
 
 def identify(
     config: Config, index: ShardIndex, tasks: Sequence[Task], backbone_sha256: str
 ) -> dict[str, Any]:
     """The identity of a run, of plain JSON types: its settings, its backbone, each task's data."""
+    settings = decisive_settings(config)
+    for section, names in _PATIENCE.items():
+        settings[section] = {k: v for k, v in settings[section].items() if k not in names}
     return {
-        "settings": decisive_settings(config),
+        "settings": settings,
         "backbone_sha256": backbone_sha256,
         "tasks": [
             {"names": list(task.names), "sha256": index.digest(task.labels)} for task in tasks

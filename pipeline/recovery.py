@@ -59,12 +59,13 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
     """The point to go on from, or None to begin at the beginning.
 
     Raises:
-        ConfigError: the snapshots are of another run.
+        ConfigError: the snapshots are of another run, or those of this one are not there.
         DataError: a learned tensor is not the one that the snapshot was taken with.
         StorageError: something cannot be read.
     """
     snapshot = read_latest(snapshot_folder(config))
     if snapshot is None:
+        _check_untrained(config)
         return None
     begun = snapshot.task + (snapshot.step > 0)
     _refuse(config, conflict(snapshot.state["identity"], identity, begun=begun))
@@ -73,6 +74,17 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
         for task, sha256 in enumerate(snapshot.state["learned_sha256"])
     ]
     return Recovered(snapshot, learned)
+
+
+def _check_untrained(config: Config) -> None:
+    """What was learned is never overwritten because its snapshots were not found."""
+    results = read_results(config.output)
+    if results and any(results["trainable_parameters"]):
+        raise ConfigError(
+            f"output: {storage.redact(config.output)} holds {len(results['accuracy_matrix'])} "
+            f"learned tasks, and no snapshot lies in {storage.redact(snapshot_folder(config))}; "
+            "set snapshot.folder to where they are, or choose another output="
+        )
 
 
 def _refuse(config: Config, problem: str | None) -> None:
