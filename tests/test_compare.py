@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipeline.compare import main
+from pipeline.config import EvaluationConfig, TuningConfig
 from pipeline.results import Results, Stage
 from tests.tiny import tiny_tasks
 
 
-def write_run(output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3) -> str:
+def write_run(
+    output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3, **said: Any
+) -> str:
     """A run whose tasks have ten images each; every stage with so many right answers per task."""
     stages = [
         Stage(
@@ -19,8 +24,8 @@ def write_run(output: str, method: str, *correct: tuple[int, ...], n_tasks: int 
         )
         for row in correct
     ]  # fmt: skip
-    manifest = {"config_sha256": "c" * 64}
-    Results(method, tiny_tasks()[:n_tasks], manifest, stages).write(output)
+    manifest = {"identity": {"backbone_sha256": "c" * 64}}
+    Results(method, tiny_tasks()[:n_tasks], manifest, stages=stages, **said).write(output)
     return output
 
 
@@ -59,14 +64,67 @@ def test_what_is_not_known_is_a_dash(capsys):
         (["memory://compare/half"], "holds a run that is running; only finished runs can be com"),
         (
             ["memory://compare/one", "memory://compare/three"],
-            r"the runs have [1, 3] tasks; compare",
+            "the runs have 1 and 3 tasks; compare",
+        ),
+        (
+            ["memory://compare/three", "memory://compare/rest"],
+            "the runs leave 0 and 2 first tasks out of the summary; compare",
+        ),
+        (
+            ["memory://compare/three", "memory://compare/held-out"],
+            "the runs were tested on test and validation images; compare",
         ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(capsys, outputs, words):
     write_run("memory://compare/half", "finetune", (8,))
     write_run("memory://compare/one", "finetune", (8,), n_tasks=1)
-    write_run("memory://compare/three", "finetune", (8,), (8, 8), (8, 8, 8))
+    stages = ((8,), (8, 8), (8, 8, 8))
+    write_run("memory://compare/three", "finetune", *stages)
+    rest, held_out = EvaluationConfig(exclude_tasks=2), EvaluationConfig(split="validation")
+    write_run("memory://compare/rest", "finetune", *stages, evaluation=rest)
+    write_run("memory://compare/held-out", "finetune", *stages, evaluation=held_out)
     assert main(outputs) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+def test_stages_that_chose_the_settings_are_dashes_and_the_title_says_so(capsys):
+    outputs = [
+        write_run(
+            f"memory://compare/rest-{method}", method, (8,), (6, 8), (5, 7, 9),
+            evaluation=EvaluationConfig(exclude_tasks=1),
+        )
+        for method in ("tppt_v", "finetune")
+    ]  # fmt: skip
+    assert main(outputs) == 0
+    text = capsys.readouterr().out
+    title = " ".join(text.split("┏")[0].split())
+    assert title.endswith("but those of the first 1 task(s), which chose the settings (%)")
+    table = cells(text)
+    assert table["1"] == ["–", "–"] and table["2"] == ["80.0", "80.0"]
+    assert table["3"] == table["last"] == ["80.0", "80.0"]
+    assert table["forgetting"] == ["10.0", "10.0"]
+
+
+def test_table_tells_how_settings_were_found_and_marks_those_chosen_on_its_own_images(capsys):
+    note = "tuned on the evaluation sequence"
+    oracle = TuningConfig(protocol="oracle_sequence", sweep="runs/o", trials=9, note=note)
+    honest = TuningConfig(protocol="transfer", sweep="runs/[t]", trials=12, device_hours=3.5)
+    outputs = [
+        write_run(f"memory://compare/{name}", method, (8,), (6, 8), (5, 7, 9), tuning=tuning)
+        for name, method, tuning in (
+            ("o1", "tppt_v", oracle),
+            ("o2", "tppt_v", oracle),
+            ("t", "finetune", honest),
+            ("n", "zeroshot", None),
+        )
+    ]
+    assert main(outputs) == 0
+    text = capsys.readouterr().out
+    assert cells(text)["after task"] == ["tppt_v ×2 †", "finetune", "zeroshot"]
+    lines = " ".join(text.split()).split("┘")[-1]
+    assert lines.split() == (
+        f"† tppt_v: tuned by protocol oracle_sequence, 9 trials, sweep runs/o: {note} "
+        "finetune: tuned by protocol transfer, 12 trials, 3.5 device-hours, sweep runs/[t]"
+    ).split()

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import config_hash
+from pipeline.config import EvaluationConfig, TuningConfig, config_hash, load_config
 from pipeline.errors import DataError
 from pipeline.metrics import backward_transfer, forgetting
-from pipeline.results import Results, Stage, build_manifest, read_results
+from pipeline.results import Results, Stage, build_manifest, read_results, restate
 from tests.tiny import build_config, tiny_tasks
 
 PROMISED = {
-    "schema", "status", "method", "tasks", "accuracy_matrix", "stage_accuracy",
+    "schema", "status", "method", "evaluation", "tuning", "tasks", "accuracy_matrix", "counts",
+    "stage_accuracy",
     "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
     "diagnostics", "trainable_parameters", "images_per_second", "manifest",
 }  # fmt: skip
 MANIFEST = {
     "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
-    "git_commit", "world_size",
+    "git_commit", "world_size", "identity",
 }  # fmt: skip
 
 
@@ -43,8 +44,9 @@ def results() -> Results:
     """Two of three tasks are learned."""
     config = build_config("local-dir:clip", "shards")
     manifest = build_manifest(
-        config, tasks=tiny_tasks(), index_sha256="1" * 64, backbone_sha256="b" * 64, ranks=2
-    )
+        config, tasks=tiny_tasks(), index_sha256="1" * 64, ranks=2,
+        identity={"backbone_sha256": "b" * 64},
+    )  # fmt: skip
     stages = [stage([3], [4]), stage([1, 9], [4, 12], speed=300.0)]
     return Results(method="tppt_v", tasks=tiny_tasks(), manifest=manifest, stages=stages)
 
@@ -62,9 +64,10 @@ def test_every_promised_key_is_there_before_during_and_after(results):
 
 def test_figures_are_fractions_of_the_counts(results):
     content = results.as_dict()
-    assert content["schema"] == 1 and content["method"] == "tppt_v"
+    assert content["schema"] == 2 and content["method"] == "tppt_v"
     assert content["tasks"][0] == ["kite", "red fox", "bell"]
     assert content["accuracy_matrix"] == [[0.75, None, None], [0.25, 0.75, None]]
+    assert content["counts"] == {"correct": [[3], [1, 9]], "images": [[4], [4, 12]]}
     assert content["stage_accuracy"] == {"micro": [0.75, 10 / 16], "macro": [0.75, 0.5]}
     assert content["average_incremental_accuracy"] == pytest.approx((0.75 + 10 / 16) / 2)
     assert content["last_accuracy"] == 10 / 16
@@ -115,5 +118,58 @@ def test_results_are_read_back_as_written(results, tmp_path: Path, kind):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "manifest": {}}'])
 def test_file_that_holds_no_results_is_refused(tmp_path: Path, text):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(DataError, match="results.json: does not hold results of schema 1; choose"):
+    with pytest.raises(DataError, match="results.json: does not hold results of schema 2; choose"):
         read_results(str(tmp_path))
+
+
+TUNING = TuningConfig(protocol="first_task", sweep="runs/sweep", trials=12, device_hours=3.5)
+
+
+def test_tasks_that_chose_the_settings_are_measured_and_not_summed_up(results):
+    whole = results.as_dict()
+    results.evaluation = EvaluationConfig(exclude_tasks=1)
+    rest = results.as_dict()
+    assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1}
+    for key in ("accuracy_matrix", "counts", "diagnostics", "tasks"):
+        assert rest[key] == whole[key]
+    assert rest["stage_accuracy"] == {"micro": [None, 9 / 12], "macro": [None, 9 / 12]}
+    assert rest["average_incremental_accuracy"] == rest["last_accuracy"] == 9 / 12
+    assert rest["forgetting"] is None and rest["backward_transfer"] is None
+    assert results.accuracy_after(1) == (10 / 16, [0.25, 0.75])  # what is shown while it runs
+
+
+def test_state_brings_everything_back(results):
+    """must not forget where the settings came from, though the configuration no longer says it"""
+    results.tuning = TUNING
+    state = json.loads(json.dumps(results.state()))
+    blank = Results(results.method, results.tasks, results.manifest)
+    blank.restore(state)
+    assert blank.as_dict() == results.as_dict()
+    other = TuningConfig(protocol="transfer", sweep="runs/other")
+    told = Results(results.method, results.tasks, results.manifest, tuning=other)
+    told.restore(state)
+    assert told.tuning == other
+
+
+def test_finished_results_are_restated_as_if_they_had_been_told_from_the_start(results, tmp_path):
+    output = str(tmp_path)
+    plain = build_config("local-dir:clip", "shards", output=output)
+    told = build_config(
+        "local-dir:clip", "shards", output=output, evaluation={"exclude_tasks": 1},
+        tuning=TUNING.model_dump(),
+    )  # fmt: skip
+    results.manifest |= {"config": plain.model_dump(mode="json")}
+    results.write(output)
+    before = (tmp_path / "results.json").read_bytes()
+    restate(plain)
+    assert (tmp_path / "results.json").read_bytes() == before
+    restate(told)
+    results.evaluation, results.tuning = told.evaluation, TUNING
+    manifest = {"config": told.model_dump(mode="json"), "config_sha256": config_hash(told)}
+    results.manifest |= manifest
+    assert read_results(output) == json.loads(json.dumps(results.as_dict()))
+    assert load_config(tmp_path / "config.yaml") == told
+    restate(plain)
+    again = read_results(output)
+    assert again["last_accuracy"] == 10 / 16 and again["evaluation"]["exclude_tasks"] == 0
+    assert again["tuning"] == TUNING.model_dump(), "where settings came from is not withdrawn"

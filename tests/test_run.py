@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.comm import read_world
 from pipeline.config import TextConfig
 from pipeline.data.index import Segment, Shard, format_index
 from pipeline.errors import ConfigError
-from pipeline.run import check_run, class_prompts, describe
+from pipeline.results import read_results
+from pipeline.run import check_run, class_prompts, describe, execute
 from tests.tiny import CLASSES, build_config
 
 ORDER = [4, 0, 6, 2, 5, 1, 3]
@@ -83,3 +85,46 @@ def test_plan_of_a_validation_run_leaves_the_held_out_images_out(tiny_arch, tiny
     planned = [(int(r[2]), int(r[3])) for r in rows if r and r[0] in ("1", "2", "3")]
     assert [train + test for train, test in planned] == [18, 18, 8]
     assert all(train and test for train, test in planned)
+
+
+TOLD = {
+    "evaluation": {"exclude_tasks": 2},
+    "tuning": {
+        "protocol": "oracle_sequence", "sweep": "runs/s", "trials": 9,
+        "note": "tuned on the evaluation sequence",
+    },
+}  # fmt: skip
+
+
+def test_run_that_would_report_no_task_is_refused(tiny_arch, tiny_shards):
+    config = build_config(tiny_arch, tiny_shards, evaluation={"exclude_tasks": 3})
+    with pytest.raises(ConfigError, match="exclude_tasks is 3 and there are 3 tasks; leave out"):
+        check_run(config, 1)
+    check_run(build_config(tiny_arch, tiny_shards, evaluation={"exclude_tasks": 2}), 1)
+
+
+def test_plan_says_what_the_summary_leaves_out_and_how_settings_were_found(tiny_arch, tiny_shards):
+    plan = describe(check_run(build_config(tiny_arch, tiny_shards, **TOLD), 1))
+    assert "summary    leaves out the first 2 task(s)" in plan
+    assert "9 trials, sweep runs/s: tuned on the evaluation sequence" in plan
+    assert "summary" not in describe(check_run(build_config(tiny_arch, tiny_shards), 1))
+
+
+def test_finished_run_may_be_told_later_what_its_summary_leaves_out(
+    tiny_arch, tiny_shards, tmp_path, caplog
+):
+    """must equal a run that knew from the start, and measure nothing again"""
+    found = []
+    for name, beginning in (("first", TOLD), ("later", {})):
+        output = str(tmp_path / name)
+        run = check_run(build_config(tiny_arch, tiny_shards, output=output, **beginning), 1)
+        assert execute(run, read_world({}))
+        told = check_run(build_config(tiny_arch, tiny_shards, output=output, **TOLD), 1)
+        assert not execute(told, read_world({}))
+        found.append(read_results(output))
+    first, later = found
+    for key in first.keys() - {"manifest", "diagnostics"}:
+        assert first[key] == later[key], key
+    assert first["manifest"]["config_sha256"] == later["manifest"]["config_sha256"]
+    assert first["average_incremental_accuracy"] == first["accuracy_matrix"][2][2]
+    assert caplog.text.count("runs/s: tuned on the evaluation sequence") == 4
