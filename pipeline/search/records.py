@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline import storage
 from pipeline.config import Section, parse_section
 from pipeline.errors import ConfigError, DataError
+from pipeline.metrics import forgetting
 from pipeline.search.settings import Metric
 
 TABLE = "trials.csv"
@@ -70,6 +71,27 @@ class TrialRecord(Section):
         """Standard deviation over repetitions; None with fewer than two."""
         values = self.by_repetition(metric)
         return stdev(values) if len(values) > 1 else None
+
+
+def task_reports(results: Mapping[str, Any], repetition: int, n_tasks: int) -> list[TaskReport]:
+    """One report per finished task of a run's ``results.json``, in order.
+
+    ``n_tasks`` is the number of tasks of each repetition.
+    """
+    micro = results["stage_accuracy"]["micro"]
+    matrix = results["accuracy_matrix"]
+    return [
+        TaskReport(
+            tasks_done=repetition * n_tasks + task + 1,
+            repetition=repetition,
+            task=task,
+            average_incremental_accuracy=fmean(micro[: task + 1]),
+            last_accuracy=micro[task],
+            forgetting=forgetting(matrix[: task + 1]),
+            seconds=stage["train_seconds"] + stage["test_seconds"],
+        )
+        for task, stage in enumerate(results["diagnostics"])
+    ]
 
 
 def rank(records: Iterable[TrialRecord], metric: Metric) -> list[TrialRecord]:

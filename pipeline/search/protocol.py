@@ -1,0 +1,136 @@
+"""What the runs of a trial are, so that nothing is chosen on what is reported later.
+
+A trial's run learns the first tasks of the sequence, or all tasks of another benchmark, and is
+scored on images held out from the *training* split by hash of their key, the same in every trial.
+``oracle_sequence`` is the exception that other papers make: everything it touches says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TUNED_ON_EVALUATION, Config, load_config, parse_section
+from pipeline.errors import ConfigError
+from pipeline.methods import parse_options
+from pipeline.search.records import TrialRecord, trial_folder
+from pipeline.search.settings import SweepConfig
+from pipeline.search.space import Parameters, Space, parse_space, with_settings
+
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep whose files were found to fit each other."""
+
+    sweep: SweepConfig
+    run: Config  # the run that is varied
+    reported: Config  # the run that the best parameters are for
+    space: Space
+
+    def run_config(self, parameters: Parameters, number: int, repetition: int) -> Config:
+        """What one repetition of a trial learns, and where its output goes.
+
+        Raises:
+            ConfigError: the parameters do not fit the run.
+        """
+        sweep = self.sweep
+        seed, order_seed = sweep.repetitions[repetition]
+        folder = trial_folder(sweep.output, number)
+        decided: Parameters = {
+            "name": f"{sweep.name} trial {number}",
+            "output": storage.join(folder, f"run-{repetition}"),
+            "seed": seed,
+            "snapshot.folder": None,
+            "tuning": _provenance(sweep),
+        }
+        if order_seed is not None:
+            decided["tasks.order_seed"] = order_seed
+        limit = {"first_task": 1, "first_k_tasks": sweep.k}.get(sweep.protocol)
+        if limit:
+            decided["tasks.limit"] = limit
+        decided["evaluation.exclude_tasks"] = 0
+        if sweep.is_oracle:
+            decided["evaluation.split"] = "test"
+        else:
+            decided["evaluation.split"] = "validation"
+            decided["data.validation_fraction"] = sweep.validation_fraction
+        return _parse(with_settings(self.space.apply(parameters), decided), sweep, parameters)
+
+    def best_config(self, record: TrialRecord, records: list[TrialRecord]) -> Config:
+        """The reported run with a trial's parameters and how they were found."""
+        sweep = self.sweep
+        decided: Parameters = {
+            "name": f"{self.reported.name}_tuned",
+            "output": storage.join(sweep.output, "best"),
+            "evaluation.exclude_tasks": self.excluded_tasks,
+            "tuning": _provenance(sweep)
+            | {
+                "trials": len(records),
+                "device_hours": round(sum(each.device_hours for each in records), 4),
+            },
+        }
+        reported = self.reported.model_dump(mode="json")
+        tree = with_settings(with_settings(reported, record.parameters), decided)
+        return _parse(tree, sweep, record.parameters)
+
+    @property
+    def excluded_tasks(self) -> int:
+        """First tasks that chose the settings and are to be left out of the reported figures."""
+        chosen = {"first_task": 1, "first_k_tasks": self.sweep.k}.get(self.sweep.protocol, 0)
+        return chosen if self.sweep.exclude_from_report else 0
+
+    @property
+    def mark(self) -> str:
+        """What stands over every table of the sweep; empty where there is nothing to warn of."""
+        return TUNED_ON_EVALUATION if self.sweep.is_oracle else ""
+
+    def check(self) -> None:
+        """Try every end of the space.
+
+        Raises:
+            ConfigError: a corner of the space is no valid run, or the base leaves something to it.
+        """
+        for corner in self.space.corners():
+            config = self.run_config(corner, 0, 0)
+            try:
+                parse_options(config.method)
+            except ConfigError as error:
+                raise ConfigError(f"space: with {_told(corner)}: {error}") from None
+
+
+def load_plan(sweep: SweepConfig) -> Plan:
+    """The sweep with its run files.
+
+    Raises:
+        ConfigError: a file is wrong, or they do not fit each other.
+    """
+    run = load_config(sweep.run, sweep.overrides)
+    reported = load_config(sweep.report) if sweep.report else run
+    if sweep.class_orders and run.tasks.class_order != "lamda":
+        raise ConfigError(
+            f"class_orders: these are order seeds, and {sweep.run} has "
+            f"tasks.class_order={run.tasks.class_order!r}; only 'lamda' knows a seed"
+        )
+    space = parse_space(sweep.space, run.model_dump(mode="json"))
+    plan = Plan(sweep, run, reported, space)
+    plan.check()
+    return plan
+
+
+def _provenance(sweep: SweepConfig) -> dict[str, Any]:
+    return {
+        "protocol": sweep.protocol,
+        "sweep": sweep.output,
+        "note": TUNED_ON_EVALUATION if sweep.is_oracle else None,
+    }
+
+
+def _parse(tree: dict[str, Any], sweep: SweepConfig, parameters: Parameters) -> Config:
+    return parse_section(Config, tree, place=f"{sweep.run} with {_told(parameters)}")
+
+
+def _told(parameters: Parameters) -> str:
+    return " ".join(f"{key}={value}" for key, value in parameters.items())
