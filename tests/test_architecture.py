@@ -49,7 +49,7 @@ DOORS = {
     "s3fs": {"storage"},
     "tenacity": {"retry"},
     "filelock": {"data.folder"},
-    "psutil": {"chaos.processes"},
+    "psutil": {"chaos.processes", "search.launch"},
     "pyarrow": {"data.records"},
     "yaml": {"config"},
     "ray": {"tune"},

@@ -1,0 +1,1 @@
+"""A training run under random harm, which must end as the undisturbed run does."""
