@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +61,20 @@ class StepClock:
 
 
 class Display:
-    """Progress over all tasks; nothing is shown on ranks other than 0."""
+    """Progress over all tasks; nothing is shown on ranks other than 0.
 
-    def __init__(self, *, n_tasks: int, n_epochs: int, shown: bool) -> None:
+    ``note`` is what a reader of the accuracies must know.
+    """
+
+    def __init__(
+        self, *, n_tasks: int, n_epochs: int, shown: bool, note: str | None = None
+    ) -> None:
         self._n_tasks, self._n_epochs = n_tasks, n_epochs
         self._shown = shown
         self._live: Live | None = None
-        self._table = Table(title="accuracy after each task (%)", title_justify="left")
+        self._note = note
+        title = "accuracy after each task (%)" + (f", {note}" if note else "")
+        self._table = Table(title=Text(title), title_justify="left")
         for title in ("task", "all seen", *(f"{index + 1}" for index in range(n_tasks))):
             self._table.add_column(title, justify="right")
         self._bar = Progress(
@@ -112,8 +120,9 @@ class Display:
         cells = [f"{100 * accuracy:.1f}" for accuracy in row]
         self._table.add_row(str(task + 1), f"{100 * micro:.1f}", *cells)
         if self._shown and not self._live:
-            line = "task %d learned: %.1f %% of all seen; by task: %s"
-            log.info(line, task + 1, 100 * micro, " ".join(cells))
+            line = "task %d learned: %.1f %% of all seen; by task: %s%s"
+            note = f" ({self._note})" if self._note else ""
+            log.info(line, task + 1, 100 * micro, " ".join(cells), note)
 
 
 def _clock(seconds: float | None) -> str:

@@ -32,7 +32,7 @@ from pipeline.pictures import TaskPictures
 from pipeline.preemption import StopRequest
 from pipeline.progress import Display, StepClock, StepReport
 from pipeline.recovery import Recovered, learned_url, snapshot_folder
-from pipeline.results import Results, Stage
+from pipeline.results import CONFIG_NAME, Results, Stage
 from pipeline.rng import derive_seed
 from pipeline.scoring import TaskScore, anchor_cosine, feature_drift, modality_gap
 from pipeline.snapshots import Snapshot, SnapshotWriter
@@ -72,8 +72,12 @@ class Trainer:
         self._tasks = results.tasks
         self._stop = stop
         self._metrics = MetricsWriter(storage.join(config.output, "metrics.jsonl"))
+        self._note = config.tuning.note if config.tuning else None
         self._display = Display(
-            n_tasks=len(self._tasks), n_epochs=config.optim.epochs, shown=world.is_main
+            n_tasks=len(self._tasks),
+            n_epochs=config.optim.epochs,
+            shown=world.is_main,
+            note=self._note,
         )
         self._pictures = TaskPictures(
             config, world, index, source, self._tasks, image_size=method.clip.image_size, stop=stop
@@ -93,7 +97,7 @@ class Trainer:
         Raises:
             Preempted: the run was asked to stop and can go on from a snapshot.
         """
-        self._write("config.yaml", dump_config(self._config).encode())
+        self._write(CONFIG_NAME, dump_config(self._config).encode())
         try:
             with self._display:
                 self._learn_tasks(self._restore(recovered) if recovered else TaskProgress())
@@ -327,7 +331,8 @@ class Trainer:
         self._results.skipped_samples = [vars(s) for s in self._pictures.skipped_samples().values()]
         micro, row = self._results.accuracy_after(task.index)
         self._display.scored(task.index, micro, row)
-        self._metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row)
+        told = {"note": self._note} if self._note else {}
+        self._metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row, **told)
         with faults_shared():
             if self._world.is_main:
                 self._snapshots.wait()  # results without the snapshot behind them are no use

@@ -17,9 +17,9 @@ def report(task: int, step: int) -> StepReport:
     )  # fmt: skip
 
 
-def show(*, shown: bool = True) -> None:
+def show(*, shown: bool = True, note: str | None = None) -> None:
     """Two tasks of four steps each."""
-    with Display(n_tasks=2, n_epochs=3, shown=shown) as display:
+    with Display(n_tasks=2, n_epochs=3, shown=shown, note=note) as display:
         display.expect(8)
         for task in range(2):
             for step in range(4):
@@ -72,3 +72,17 @@ def test_other_ranks_show_nothing(caplog, capsys, monkeypatch, force):
     with caplog.at_level(logging.INFO, logger="pipeline"):
         show(shown=False)
     assert capsys.readouterr() == ("", "") and not caplog.records
+
+
+@pytest.mark.parametrize("force", [None, "1"])
+def test_note_stands_beside_the_accuracies(caplog, capsys, monkeypatch, force):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "140")):
+        monkeypatch.setenv(name, value)
+    if force:
+        monkeypatch.setenv("FORCE_COLOR", force)
+    note = "tuned on the evaluation sequence"
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        show(note=note)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err).split()
+    assert note in " ".join(shown if force else caplog.text.split())

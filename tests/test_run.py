@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,6 @@ def test_finished_run_may_be_told_later_what_its_summary_leaves_out(
     assert first["manifest"]["config_sha256"] == later["manifest"]["config_sha256"]
     assert first["average_incremental_accuracy"] == first["accuracy_matrix"][2][2]
     assert caplog.text.count("runs/s: tuned on the evaluation sequence") == 4
+    lines = (tmp_path / "first" / "metrics.jsonl").read_text().splitlines()
+    notes = [line.get("note") for line in map(json.loads, lines) if line["kind"] == "stage"]
+    assert notes == ["tuned on the evaluation sequence"] * 3
