@@ -19,6 +19,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.preemption import StopRequest
 
 if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
     _here = Path(__file__).resolve().parent
@@ -43,23 +47,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
     # Heavy imports only after the arguments are right.
-    from pipeline.errors import PipelineError
+    from pipeline.errors import LostRankError, PipelineError
+    from pipeline.preemption import StopRequest
     from pipeline.slurm import adopt_step
 
+    stop = StopRequest()
+    if not (options.dry_run or options.print_config):
+        stop.listen()  # at once: a signal that comes while the rest is imported is not lost
     try:
         adopt_step(os.environ)
-        return _train(options)
+        return _train(options, stop)
     except PipelineError as error:
-        if os.environ.get("RANK", "0") == "0":
+        # Of a lost rank each of the others knows something else, and rank 0 may be the lost one.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError):
             sys.stderr.write(f"error: {error}\n")
         return error.exit_status
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.comm import read_world
     from pipeline.config import dump_config, load_config
     from pipeline.log import setup_logging
-    from pipeline.preemption import StopRequest
     from pipeline.run import check_run, describe, execute
 
     config = load_config(options.config, options.overrides)
@@ -73,12 +81,14 @@ def _train(options: argparse.Namespace) -> int:
         if world.is_main:
             sys.stdout.write(describe(run) + "\n")
         return 0
-    stop = StopRequest()
-    stop.listen()
     if not execute(run, world, stop) and world.is_main:
         sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _status = main()
+    from pipeline.preemption import ignore_stop_signals
+
+    ignore_stop_signals()
+    sys.exit(_status)

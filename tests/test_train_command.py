@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import dump_config, load_config
+from pipeline.preemption import STOP_SIGNALS
 from pipeline.results import read_results
 from pipeline.train import main
 from tests.services.object_store import free_ports
@@ -22,10 +24,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def quiet_again() -> Iterator[None]:
-    """The command sets up the log of its process, which here is the tests'."""
+    """The command sets up the log and the signals of its process, which here is the tests'."""
     package = logging.getLogger("pipeline")
     before = package.handlers[:], package.propagate, package.level
+    heard = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
+    for number, handler in heard.items():
+        signal.signal(number, handler)
     package.handlers[:], package.propagate = before[:2]
     package.setLevel(before[2])
 
