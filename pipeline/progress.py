@@ -112,7 +112,7 @@ class Display:
         place = f"task {report.task + 1}/{self._n_tasks} epoch {report.epoch + 1}/{self._n_epochs}"
         self._bar.update(self._total, completed=done, description=place, note=str(report))
         if self._shown and not self._live:
-            eta = _clock(self._bar.tasks[0].time_remaining)
+            eta = format_clock(self._bar.tasks[0].time_remaining)
             log.info("%s step %d/%d %s  eta %s", place, report.step + 1, task_steps, report, eta)
 
     def scored(self, task: int, micro: float, row: Sequence[float]) -> None:
@@ -125,7 +125,8 @@ class Display:
             log.info(line, task + 1, 100 * micro, " ".join(cells), note)
 
 
-def _clock(seconds: float | None) -> str:
+def format_clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds as ``1:02:03``."""
     if seconds is None:
         return "unknown"
     minutes, rest = divmod(int(seconds), 60)

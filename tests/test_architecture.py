@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "log results search.settings snapshots model.prompts data.samples data.pictures",
         "model.anchors search.records data.index data.records data.roster",
         "methods.base data.plan data.cache data.writer data.sources data.mirror data.audit",
+        "search.display",
         "methods.zeroshot methods.finetune data.encoding data.prefetch data.reader engine scoring",
         "methods.tppt_v data.batch data.sharding",
         "methods.tppt_vt data.stream",
