@@ -19,7 +19,7 @@ from tests.services.object_store import Bucket, ObjectStore, why_unavailable
 from tests.services.slurm import PROGRAMS as SLURM_PROGRAMS
 from tests.services.slurm import Slurm
 
-pytest_plugins = ["tests.tiny", "tests.launches"]
+pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions"]
 
 
 def skip_or_fail(reason: str | None) -> None:

@@ -1,0 +1,168 @@
+"""Runs that are stopped or die at a chosen place, and the whole of what a run leaves behind."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.comm import World, read_world
+from pipeline.config import Config, parse_section
+from pipeline.engine import Engine
+from pipeline.errors import Preempted
+from pipeline.model.backbone import load_clip
+from pipeline.preemption import StopRequest
+from pipeline.recovery import snapshot_folder
+from pipeline.results import read_results
+from pipeline.run import check_run, execute
+
+_OF_THE_CLOCK = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
+
+
+@pytest.fixture(scope="module")
+def one_clip() -> Iterator[None]:
+    """The frozen CLIP, which no run changes, is loaded once for all starts of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.load_clip", functools.cache(load_clip))
+        yield
+
+
+class StopAt(StopRequest):
+    """Asks to stop when it is looked at for the ``count``-th time: before a step, or in a test."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def check(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self._reason = "stopped by the test"
+        super().check()
+
+
+class Died(BaseException):
+    """The process ended here, and nothing of it heard why."""
+
+
+@contextmanager
+def dying_before_step(task_steps: list[int], number: int) -> Iterator[None]:
+    """Within it a run dies before its optimizer step ``number``, counted over all tasks.
+
+    ``task_steps`` are the steps of each task.
+    """
+    step = Engine.step
+
+    def die_or_step(engine: Engine, index: int, *arguments: Any) -> Any:
+        task = engine._method.task.index
+        if sum(task_steps[:task]) + index == number:
+            raise Died
+        return step(engine, index, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "step", die_or_step)
+        yield
+
+
+@contextmanager
+def dying_before_change(number: int) -> Iterator[None]:
+    """Within it a run dies before it writes or removes a file for the ``number + 1``-th time."""
+    left = [number]
+
+    def counted(change: Any) -> Any:
+        def die_or_change(*arguments: Any, **options: Any) -> Any:
+            if not left[0]:  # for ever after: the dead write nothing
+                raise Died
+            left[0] -= 1
+            return change(*arguments, **options)
+
+        return die_or_change
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_atomically", "remove"):
+            patch.setattr(storage, name, counted(getattr(storage, name)))
+        yield
+
+
+def start(config: Config, stop: StopRequest | None = None, world: World | None = None) -> bool:
+    """Start or go on; whether the run is finished, rather than stopped or dead."""
+    world = world or read_world({})
+    try:
+        execute(check_run(config, world.world_size), world, stop)
+    except (Preempted, Died):
+        return False
+    return True
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    """A configuration with other settings in some sections."""
+    tree = config.model_dump(mode="json")
+    for name, value in sections.items():
+        tree[name] = tree[name] | value if isinstance(tree[name], dict) else value
+    return parse_section(Config, tree, place="the test's configuration")
+
+
+def newest_snapshot(config: Config) -> str | None:
+    """The newest snapshot with a marker; names of few steps sort by age."""
+    files = storage.list_files(snapshot_folder(config))
+    names = [url.split("/")[-2] for url in files if url.endswith("/state.json")]
+    return max(names, default=None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a finished run found, without what depends on the clock or the machine."""
+
+    results: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    learned: list[dict[str, Tensor]]
+
+    def assert_equals(self, other: Outcome) -> None:
+        """must hold bit by bit, for every figure and every tensor"""
+        assert self.results == other.results
+        assert self.metrics == other.metrics
+        assert [sorted(task) for task in self.learned] == [sorted(task) for task in other.learned]
+        for task, (mine, theirs) in enumerate(zip(self.learned, other.learned, strict=True)):
+            different = [name for name in mine if not mine[name].equal(theirs[name])]
+            assert different == [], f"task {task}"
+
+
+def outcome(output: str) -> Outcome:
+    """What is in the output of a finished run."""
+    results = read_results(output)
+    assert results["status"] == "finished"
+    lines = storage.read_text(storage.join(output, "metrics.jsonl")).splitlines()
+    files = storage.list_files(storage.join(output, "tasks"))
+    return Outcome(
+        results=_timeless({key: value for key, value in results.items() if key != "manifest"}),
+        metrics=[_timeless(json.loads(line)) for line in lines],
+        learned=[from_safetensors(storage.read_bytes(file)) for file in files],
+    )
+
+
+class Reference:
+    """A configuration, and what an undisturbed run of it finds."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        assert start(config)
+        self.outcome = outcome(config.output)
+
+    def assert_equals_run(self, config: Config) -> None:
+        """must hold for a finished run of the same science"""
+        outcome(config.output).assert_equals(self.outcome)
+
+
+def _timeless(value: Any) -> Any:
+    """A value without what the clock says anywhere in it."""
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k not in _OF_THE_CLOCK}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
