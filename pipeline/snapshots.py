@@ -46,7 +46,7 @@ class Snapshot:
     def take(
         cls, task: int, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
     ) -> Snapshot:
-        """A snapshot of the tensors as they are now; later changes to them do not reach it.
+        """A snapshot of everything as it is now; no later change reaches it.
 
         Raises:
             DivergenceError: one of them is not finite.
@@ -62,7 +62,7 @@ class Snapshot:
                     f"task {task + 1}, step {step}: {name} holds values that are not finite; no "
                     "snapshot was taken; lower optim.learning_rate"
                 )
-        return cls(task, step, tensors, state)
+        return cls(task, step, tensors, json.loads(json.dumps(state)))
 
     def group(self, group: str) -> dict[str, Tensor]:
         """The tensors of one group, as :meth:`take` was given them."""

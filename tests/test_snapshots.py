@@ -238,11 +238,14 @@ def test_damaged_snapshot_is_replaced_and_leaves_nothing(tmp_path):
 
 def test_later_changes_do_not_reach_a_snapshot(tmp_path):
     """must hold although the file is written in the background, while training goes on"""
-    prompt = torch.ones(3)
-    snapshot = Snapshot.take(0, 1, {"learned": {"prompt": prompt}}, {})
+    prompt, hashes = torch.ones(3), ["a"]
+    snapshot = Snapshot.take(0, 1, {"learned": {"prompt": prompt}}, {"hashes": hashes})
     prompt.zero_()
+    hashes.append("b")
     write(str(tmp_path), snapshot)
-    assert read_latest(str(tmp_path)).group("learned")["prompt"].equal(torch.ones(3))
+    found = read_latest(str(tmp_path))
+    assert found.group("learned")["prompt"].equal(torch.ones(3))
+    assert found.state["hashes"] == ["a"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
