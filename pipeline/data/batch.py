@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 
 from pipeline.data.decoding import SampleError, decode_sample
 from pipeline.data.reader import ShardReader
@@ -75,17 +76,17 @@ class BatchMaker:
         bad: dict[int, str] = {}
         for row, record in enumerate(records):
             try:
-                image_BCHW[row] = _make_image(request, row, record)
+                label = self.reader.stored_label(samples, row)
+                image = decode_sample(record, key=samples.keys[row], label=label)
+                image_BCHW[row] = _transform(request, row, image)
             except SampleError as error:
                 bad[row] = str(error)
         label_B, sample_B = torch.from_numpy(samples.label_S), torch.from_numpy(samples.sample_S)
         return Answer(Batch(image_BCHW, label_B, sample_B), bad)
 
 
-def _make_image(request: Request, row: int, record: bytes) -> torch.Tensor:
-    samples = request.samples
-    image = decode_sample(record, key=samples.keys[row], label=int(samples.label_S[row]))
+def _transform(request: Request, row: int, image: Image.Image) -> torch.Tensor:
     rng = None
     if request.seed_path:
-        rng = numpy_stream(*request.seed_path, int(samples.sample_S[row]))
+        rng = numpy_stream(*request.seed_path, int(request.samples.sample_S[row]))
     return request.transform(image, rng)

@@ -55,6 +55,7 @@ class Shard:
     table_sha256: str
     segments: tuple[Segment, ...]
     folder: str = ""
+    first_label: int = 0  # what its own index calls class 0, in the index that it was joined to
 
     @property
     def url(self) -> str:
@@ -360,7 +361,8 @@ def format_shard(shard: Shard) -> dict[str, Any]:
 
 def _renumbered(shard: Shard, first_label: int) -> Shard:
     segments = (replace(s, label=first_label + s.label) for s in shard.segments)
-    return replace(shard, segments=tuple(segments))
+    first_label += shard.first_label
+    return replace(shard, segments=tuple(segments), first_label=first_label)
 
 
 def _check_index(index: ShardIndex, place: str) -> None:

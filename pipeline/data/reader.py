@@ -29,6 +29,7 @@ class ShardReader:
     def __init__(self, index: ShardIndex, *, cache: SegmentCache | None = None) -> None:
         self.shards = tuple(RemoteShard(shard.url, shard.segments) for shard in index.shards)
         self._splits = tuple(shard.split for shard in index.shards)
+        self._first_labels = tuple(shard.first_label for shard in index.shards)
         self._cache = cache
         self._closed_splits = index.closed_splits
 
@@ -58,6 +59,10 @@ class ShardReader:
             DataError: it is closed.
         """
         check_open(self._splits[shard], self._closed_splits, place=self.place(shard))
+
+    def stored_label(self, samples: Samples, row: int) -> int:
+        """The class of a sample as its shard has it: not counted from another index's classes."""
+        return int(samples.label_S[row]) - self._first_labels[int(samples.shard_S[row])]
 
     def place(self, shard: int) -> str:
         """Where shard number ``shard`` lies, for a message."""
