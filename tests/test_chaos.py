@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,7 @@ def test_position_follows_what_the_run_shows(run_log):
     assert follower.position == Position(0, 1)
     display.step(StepReport(0, 1, 9, 1.0, 1e-3, 10.0, 0.1), done=10, task_steps=10)
     assert follower.position == Position(0, 10)
+    assert follower.n_steps == 2
     display.scored(0, 0.5, [0.5])
     assert follower.position == Position(1, 0)
 
@@ -224,6 +227,7 @@ def test_tasks_that_a_start_only_repeats_do_not_count_as_passed(run_log):
     assert follower.position == Position(0, 0)
     logging.getLogger("pipeline.trainer").info("going on at task %d, step %d", 3, 8)
     assert follower.position == Position(2, 7)
+    assert follower.n_steps == 0
     display.scored(2, 0.5, [0.5, 0.5, 0.5])
     assert follower.position == Position(3, 0)
 
@@ -302,33 +306,52 @@ def test_signal_to_a_process_that_has_gone_is_no_fault(start):
     assert command.status == 0 and command.launcher() == []
 
 
-class Sleepers(Setup):
-    """Starts that never end."""
+@dataclass(frozen=True)
+class Scripted(Setup):
+    """Starts another command in the place of the training."""
+
+    words: tuple[str, ...] = ()
 
     def start(self, name: str, number: int) -> Start:
         folder = self.logs / name
         folder.mkdir(exist_ok=True)
-        return Start(("sleep", "600"), environment={}, log=folder / f"{number}.log")
+        environment = {"PATH": os.environ["PATH"]}
+        return Start(self.words, environment=environment, log=folder / f"{number}.log")
 
 
-def test_start_that_never_ends_is_a_hang_and_no_equal_run(tiny_run_config, finished, tmp_path):
+@pytest.fixture
+def scripted(tiny_run_config: Path, tmp_path: Path) -> Callable[..., Scripted]:
     config = load_config(tiny_run_config)
-    setup = Sleepers(str(tiny_run_config), (), config, str(tmp_path), tmp_path, ranks=2)
+    return partial(Scripted, str(tiny_run_config), (), config, str(tmp_path), tmp_path, 2, None)
+
+
+@pytest.fixture
+def reference(finished: Path) -> Reference:
     course = Course((1, 1, 1), (0.0, 0.0, 0.0), seconds=1.0, startup_seconds=0.0)
-    reference = Reference(course, read_findings(str(finished)), limit_s=0.2)
-    outcome = Round(setup, reference, 1, draw_harms(1, 1, ["SIGKILL one rank"])).run()
-    assert not outcome.is_good and outcome.hangs == 3 and outcome.statuses == [None] * 3
+    return Reference(course, read_findings(str(finished)), limit_s=0.2)
+
+
+def test_start_that_never_ends_is_a_hang_and_no_equal_run(scripted, reference):
+    harms = draw_harms(1, 1, ["SIGKILL one rank"])
+    outcome = Round(scripted(("sleep", "600")), reference, 1, harms).run()
+    assert outcome.statuses == [None] * 3 and outcome.hangs == 3 and not outcome.is_good
     assert "wanted a finished run" in outcome.differences[0]
     assert total([outcome]).hangs == 3
 
 
-def test_undisturbed_run_that_fails_is_the_end(tiny_run_config, tmp_path):
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_start_that_ends_too_early_by_itself_is_a_failure(scripted, reference, status):
+    """must hold for status 0 as well, if the run has not finished"""
+    setup = scripted(("sh", "-c", f"echo 'error: no idea'; exit {status}"))
+    outcome = Round(setup, reference, 1, ()).run()
+    assert outcome.failures[0] == f"start 1: status {status}: error: no idea"
+    assert outcome.statuses == [status] * 3 and not outcome.is_good
+
+
+def test_undisturbed_run_that_fails_is_the_end(scripted):
     """must be said at once: nothing could be compared with it"""
-    config = load_config(tiny_run_config)
-    overrides = ("data.global_batch=3",)
-    setup = Setup(str(tiny_run_config), overrides, config, str(tmp_path), tmp_path, ranks=2)
-    with pytest.raises(DataError, match=r"ended with status 2; mend what .*start-1\.log says"):
-        run_undisturbed(setup)
+    with pytest.raises(DataError, match=r"ended with status 2; mend what .*1\.log says: error: no"):
+        run_undisturbed(scripted(("sh", "-c", "echo 'error: no idea'; exit 2")))
 
 
 # --- the gate -----------------------------------------------------------------------------------
@@ -417,18 +440,39 @@ def run_chaos(config: Path, output: str, report: Callable[[], str], *arguments: 
 def test_killed_runs_end_as_the_undisturbed_run(tiny_run_config, tmp_path):
     """must hold for a writer that dies within a snapshot, and for a launcher that is lost"""
     output = tmp_path / "chaos"
-    kinds = ("during a snapshot", "SIGKILL launcher", "SIGTERM one rank")
-    only = [word for kind in kinds for word in ("--harm", kind)]
+    kinds = ("during a snapshot", "SIGKILL launcher")
     content = run_chaos(
         tiny_run_config,
         str(output),
         (output / "chaos.json").read_text,
-        *only,
-        *("--rounds", str(len(kinds)), "snapshot.every_steps=1"),
+        *(word for kind in kinds for word in ("--harm", kind)),
+        *("--rounds", "2", "--seed", "16", "snapshot.every_steps=1"),  # a seed of one harm a round
     )
-    assert set(content["kinds"]) == set(kinds)
-    assert content["kinds"]["during a snapshot"]["on_time"] >= 1
-    assert content["total"]["restarts"] >= len(kinds)
+    assert content["kinds"]["during a snapshot"]["on_time"] == 1
+    assert content["kinds"]["SIGKILL launcher"]["harms"] == 1
+    assert content["total"]["restarts"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["launcher", "inner_launcher"])
+def test_launcher_that_dies_before_its_ranks_look_for_it_takes_them_along(
+    tiny_run_config, tmp_path, victim
+):
+    """must leave no run behind that no one could stop, though the ranks never saw their launcher"""
+    config = load_config(tiny_run_config)
+    setup = Setup(str(tiny_run_config), (), config, str(tmp_path), tmp_path, ranks=2)
+    start = setup.start("run", 1)
+    try:
+        seen = start.inner_launcher if victim == "launcher" else start.ranks
+        while not seen():
+            assert start.wait(0.01) is None, start.said
+        send(getattr(start, victim)(), signal.SIGKILL)
+        assert start.wait_until_left(180) == []
+    finally:
+        start.kill()
+    assert "step 1/" not in start.said
+    assert not Path(setup.run_output("run"), "results.json").exists()
 
 
 @pytest.mark.slow

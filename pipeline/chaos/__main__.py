@@ -48,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     # A request to end must pass through the `finally` that ends the runs.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return _run(options)
     except PipelineError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_status
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

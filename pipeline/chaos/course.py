@@ -80,6 +80,7 @@ class Follower:
         self._offset = 0
         self._is_moving = False
         self._position = Position(0, 0)
+        self.n_steps = 0  # how many this start itself has told of, up to the last look
 
     @property
     def position(self) -> Position:
@@ -98,6 +99,7 @@ class Follower:
             self._position = Position(int(found[1]) - 1, int(found[2]) - 1)
         elif found := _STEP.search(line):
             self._position = Position(int(found[1]) - 1, int(found[2]))
+            self.n_steps += 1
         elif (found := _LEARNED.search(line)) and self._is_moving:
             self._position = Position(int(found[1]), 0)
         else:

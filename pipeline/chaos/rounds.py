@@ -21,15 +21,18 @@ from pipeline.chaos.processes import Process, Start, describe, free_port, freeze
 from pipeline.config import Config
 from pipeline.errors import DataError, PipelineError
 from pipeline.recovery import snapshot_folder
+from pipeline.results import read_results
 
 _TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _POLL_S = 0.02
 _SNAPSHOT_POLL_S = 0.002  # half-written files exist for milliseconds
 _BOUNDARY_S = 0.5  # how long after a test the start of the next task is "a boundary"
 _ATTEMPTS = 3  # starts that may hang, or fail without any harm, before a round is given up
-# A rank that has lost its launcher leaves by itself within a minute (pipeline.preemption).
-_ORPHAN_S = {"launcher": 80.0, "inner launcher": 80.0}
-_GRACE_S = 15.0
+_GRACE_S = 15.0  # how long what is left of a start may take to end
+# Without a launcher a rank ends by itself, after the present step and a snapshot, or in a minute
+# (pipeline.preemption). It looks every half second, which may be many steps of a small model.
+_GRACE_LOST_S = 80.0
+_STEPS_LOST = 40
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Blow:
     harm: Harm
     start: int  # the number of the start that it was done to, from 1
     position: Position | None = None  # when it was done; None: the run had ended before
+    n_steps: int = 0  # which that start had done by then
     on_time: bool = False  # whether it fell into the moment that it was meant for
     status: int | None = None  # of the start; None: it goes on, or was killed because it hung
     seconds: float = 0.0  # from the harm to the end of that start
@@ -164,7 +168,7 @@ class Round:
     def run(self) -> Outcome:
         """Start, harm and start again until the run has finished; nothing is left running."""
         begun, outcome = time.monotonic(), self._outcome
-        while 0 not in outcome.statuses and len(outcome.failures) + outcome.hangs < _ATTEMPTS:
+        while not self._is_over() and len(outcome.failures) + outcome.hangs < _ATTEMPTS:
             start = self._setup.start(self._name, len(outcome.statuses) + 1)
             try:
                 self._attend(start)
@@ -176,40 +180,65 @@ class Round:
         self._setup.forget_cache(self._name)
         return outcome
 
+    def _is_over(self) -> bool:
+        """Whether the last start said that it has finished, and has.
+
+        ``deepspeed`` ends with status 0, too, when a signal has killed its inner launcher.
+        """
+        return self._outcome.statuses[-1:] == [0] and self._is_finished()
+
+    def _is_finished(self) -> bool:
+        try:
+            results = read_results(self._setup.run_output(self._name))
+        except PipelineError:
+            return False
+        return results is not None and results["status"] == "finished"
+
     def _attend(self, start: Start) -> None:
         """Harm one start, as often as it bears it, and see how it ends."""
         outcome, number = self._outcome, len(self._outcome.statuses) + 1
         blow = None
         while self._harms and (blow is None or blow.harm.victim == "storage"):
-            harm = self._harms[0]
-            next_blow = Blow(harm, number)
+            next_blow = Blow(self._harms[0], number)
             if not self._strike(start, next_blow):
                 break
-            self._harms.pop(0)
-            outcome.blows.append(next_blow)
             blow = next_blow
+            outcome.blows.append(blow)
+            self._harms.pop(0)
         struck = time.monotonic()
         status = start.wait(self._reference.limit_s)
         if status is None:
             outcome.hangs += 1
             start.kill()
-        fatal = blow is not None and blow.harm.victim != "storage"
-        grace_s = _ORPHAN_S.get(blow.harm.victim, _GRACE_S) if blow else _GRACE_S
-        orphans = [describe(process) for process in start.wait_until_left(grace_s)]
-        outcome.orphans += len(orphans)
         outcome.statuses.append(status)
-        if status not in (0, None) and not fatal:
+        orphans = self._orphans(start, blow)
+        outcome.orphans += len(orphans)
+        is_unharmed = blow is None or blow.harm.victim == "storage"
+        if is_unharmed and status is not None and not self._is_over():
             outcome.failures.append(f"start {number}: status {status}: {_last_words(start)}")
         if blow:
             blow.status, blow.hung, blow.orphans = status, status is None, orphans
             blow.seconds = time.monotonic() - struck
+
+    def _orphans(self, start: Start, blow: Blow | None) -> list[str]:
+        """What a start that has ended left running for too long."""
+        victim = blow.harm.victim if blow else None
+        if victim not in ("launcher", "inner launcher"):
+            return [describe(process) for process in start.wait_until_left(_GRACE_S)]
+        left = [describe(process) for process in start.wait_until_left(_GRACE_LOST_S)]
+        follower = Follower(start.log)
+        end = follower.position
+        n_more = follower.n_steps - blow.n_steps
+        if n_more > _STEPS_LOST:
+            left.append(f"ranks that did {n_more} steps more, to {end}, without their {victim}")
+        return left
 
     def _strike(self, start: Start, blow: Blow) -> bool:
         """Do a harm at its moment; False if the start has ended before."""
         harm, follower = blow.harm, Follower(start.log)
         if not self._wait_for_moment(start, follower, harm):
             return False
-        blow.position = follower.position
+        blow.position, blow.n_steps = follower.position, follower.n_steps
         blow.on_time = self._is_on_time(harm, blow.position)
         if harm.victim == "storage":
             self._setup.gate.shut(harm.outage_s)
@@ -249,6 +278,8 @@ class Round:
     def _has_come(self, start: Start, follower: Follower, harm: Harm) -> bool:
         course, position = self._reference.course, follower.position
         match harm.moment:
+            case "start" if harm.victim in ("launcher", "inner launcher"):
+                return bool(start.inner_launcher())
             case "start":
                 return len(start.ranks()) == self._setup.ranks
             case "evaluation":
@@ -265,7 +296,7 @@ class Round:
             case "start":
                 return course.startup_seconds
             case "evaluation":
-                return course.test_seconds[position.task]
+                return 0.6 * course.test_seconds[position.task]  # it was seen a little late
             case "boundary":
                 return _BOUNDARY_S
             case _:
