@@ -17,12 +17,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "errors rng schedule metrics retry progress preemption slurm model.losses data.processes",
+        "errors rng schedule metrics retry progress preemption slurm model.losses data.processes "
+        "search.markup search.tether",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
         "log results search.settings snapshots model.prompts data.samples data.pictures",
         "model.anchors search.records data.index data.records data.roster",
         "methods.base data.plan data.cache data.writer data.sources data.mirror data.audit",
-        "search.display",
+        "search.display search.space search.launch search.cluster",
+        "search.searcher search.trial",
+        "search.actor",
+        "search.scale",
+        "search.charts",
         "methods.zeroshot methods.finetune data.encoding data.prefetch data.reader engine scoring",
         "methods.tppt_v data.batch data.sharding",
         "methods.tppt_vt data.stream",
@@ -30,8 +35,10 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "evaluation recovery",
         "trainer",
         "run",
+        "search.protocol",
+        "search.report search.forecast search.sweep",
         # Commands, and what only the demo needs.
-        "train prepare compare demo.nouns demo.renditions",
+        "train prepare compare tune demo.nouns demo.renditions",
         "demo.pictures",
         "demo.measure demo.pretrain demo.__main__",
         "chaos.harms chaos.gate chaos.processes chaos.course chaos.findings",
@@ -49,12 +56,12 @@ DOORS = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "tenacity": {"retry"},
-    "filelock": {"data.folder"},
+    "filelock": {"data.folder", "search.launch"},
     "psutil": {"chaos.processes", "search.launch"},
     "pyarrow": {"data.records"},
     "yaml": {"config"},
-    "ray": {"tune"},
-    "optuna": {"tune"},
+    "ray": {"search.actor", "search.cluster", "search.searcher", "search.sweep"},
+    "optuna": {"search.searcher"},
     # A pickle runs what it says, unless everything but arrays is refused, as it is there.
     "pickle": {"data.records"},
 }

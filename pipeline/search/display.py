@@ -181,12 +181,16 @@ class SweepDisplay:
 
 
 def parameter_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
-    """For each dotted key the fewest of its last parts that tell it from every other key."""
-    keys = sorted({key for record in records for key in record.parameters})
+    """For each dotted key the fewest of its last parts that tell it from every other key.
+
+    Keys come in the order in which the trials have them; ``name`` alone says too little.
+    """
+    keys = list(dict.fromkeys(key for record in records for key in record.parameters))
     labels = {}
     for key in keys:
         parts = key.split(".")
-        endings = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        fewest = 2 if parts[-1] == "name" else 1
+        endings = (".".join(parts[-n:]) for n in range(fewest, len(parts) + 1))
         labels[key] = next(
             ending
             for ending in endings

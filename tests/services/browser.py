@@ -1,0 +1,125 @@
+"""A real browser without a screen, driven through WebDriver, that tells what a page asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.services.nodes import wait_until
+from tests.services.object_store import free_ports
+
+_PROGRAMS = ("chromium", "chromedriver")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-extensions",
+)  # fmt: skip
+_TIMEOUT_S = 120  # of one command; a busy machine is slow to start a browser
+
+
+def why_unavailable() -> str | None:
+    """What is missing here, or None."""
+    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+class Browser:
+    """One window. Its profile is new and goes with it."""
+
+    def __enter__(self) -> Browser:
+        self._profile = tempfile.mkdtemp(prefix="browser-")
+        [port] = free_ports(1)
+        self._url = f"http://127.0.0.1:{port}"
+        self._driver = subprocess.Popen(
+            ["chromedriver", f"--port={port}", "--silent"], stdout=subprocess.DEVNULL
+        )
+        try:
+            wait_until(self._is_ready, timeout_s=_TIMEOUT_S, every_s=0.1)
+            options = {
+                "args": [*_FLAGS, f"--user-data-dir={self._profile}", "--window-size=1280,900"],
+                "perfLoggingPrefs": {"enableNetwork": True},
+            }
+            logs = {"browser": "ALL", "performance": "ALL"}
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
+            started = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            self._session = f"/session/{started['sessionId']}"
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._send("DELETE", self._session)
+        finally:
+            self._end()
+
+    def open(self, page: Path) -> None:
+        """Load a page, after which nothing is known of any before."""
+        self.requests()
+        self.complaints()
+        self._send("POST", f"{self._session}/url", {"url": page.as_uri()})
+
+    def evaluate(self, expression: str) -> Any:
+        """What an expression of the page's language gives there."""
+        script = {"script": f"return {expression};", "args": []}
+        return self._send("POST", f"{self._session}/execute/sync", script)
+
+    def press(self, selector: str, key: str) -> None:
+        """Press a key where the element of that selector has the keyboard."""
+        query = {"using": "css selector", "value": selector}
+        found = self._send("POST", f"{self._session}/element", query)
+        [element] = found.values()
+        self._send("POST", f"{self._session}/element/{element}/value", {"text": key})
+
+    def click(self, selector: str) -> None:
+        """Click in the middle of the first element of that selector."""
+        query = {"using": "css selector", "value": selector}
+        found = self._send("POST", f"{self._session}/element", query)
+        [element] = found.values()
+        self._send("POST", f"{self._session}/element/{element}/click", {})
+
+    def requests(self) -> list[str]:
+        """The URLs asked for since the last call, but for what lies in the page or the browser."""
+        entries = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
+        urls = [
+            entry["params"]["request"]["url"]
+            for entry in entries
+            if entry["method"] == "Network.requestWillBeSent"
+        ]
+        return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+
+    def complaints(self) -> list[str]:
+        """What was written to the console since the last call."""
+        return [entry["message"] for entry in self._log("browser")]
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        return self._send("POST", f"{self._session}/se/log", {"type": kind})
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._send("GET", "/status")["ready"]
+        except OSError:
+            return False
+
+    def _send(self, method: str, path: str, content: Any = None) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self._url + path, data, method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+            return json.load(answer)["value"]
+
+    def _end(self) -> None:
+        self._driver.terminate()
+        self._driver.wait(_TIMEOUT_S)
+        shutil.rmtree(self._profile, ignore_errors=True)
