@@ -124,8 +124,20 @@ class SegmentCache:
     def _fetch_unclaimed(
         self, shard: RemoteShard, span: Sequence[Segment], wanted: Sequence[Segment]
     ) -> int:
+        """Download from the start of ``span`` to the first segment that somebody else is at.
+
+        In order, so that of several processes at one span the first takes it whole: were each to
+        take what it finds free, their requests would overlap.
+        """
         with ExitStack() as claims:
-            mine = [segment for segment in span if self._claim(claims, shard, segment)]
+            mine = []
+            for segment in span:
+                claim = self.folder.claim(_name(shard, segment))
+                if claim is None:
+                    break
+                claims.callback(os.close, claim)
+                if not self.holds(shard, segment):
+                    mine.append(segment)
             while mine and mine[-1] not in wanted:
                 mine.pop()
             while mine and mine[0] not in wanted:
@@ -140,14 +152,6 @@ class SegmentCache:
                     _write_all(file, data[offset : offset + segment.bytes])
                     self.folder.complete(_name(shard, segment), file)
             return len(data)
-
-    def _claim(self, claims: ExitStack, shard: RemoteShard, segment: Segment) -> bool:
-        """Whether it is now ours to download the segment; what says so joins ``claims``."""
-        file = self.folder.claim(_name(shard, segment))
-        if file is None:
-            return False
-        claims.callback(os.close, file)
-        return not self.holds(shard, segment)
 
     def _download(self, shard: RemoteShard, segments: Sequence[Segment]) -> bytes:
         """The bytes from the first segment to the end of the last.
