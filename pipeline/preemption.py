@@ -34,14 +34,19 @@ class StopRequest:
     def __init__(self) -> None:
         self._reason: str | None = None
 
-    def listen(self) -> None:
+    def listen(self, *more: signal.Signals) -> None:
         """Note the stop signals from now on, and watch the launcher; main thread only."""
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, *more):
             signal.signal(number, self._note_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # whoever started this process
         launchers = _launchers(os.getppid())
         if launchers:
             threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._reason is not None
 
     def check(self) -> None:
         """Do nothing unless this process was asked to stop.
