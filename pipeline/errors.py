@@ -7,6 +7,7 @@ PipelineError              one sentence: place, what was found, what was wanted,
 ├── WeightsError           a backbone that is missing or of the wrong kind
 ├── DivergenceError        a loss that is no longer a number
 ├── LostRankError          a rank that died, hangs or cannot be reached
+├── SweepFailedError       a sweep without one finished trial
 └── Preempted              no fault: a signal asked the run to stop, and it can go on later
 
 A command turns a ``PipelineError`` into one line on stderr and its exit status; anything else is a
@@ -42,6 +43,12 @@ class DivergenceError(PipelineError):
 
 class LostRankError(PipelineError):
     """A rank that died, hangs or cannot be reached; the same command goes on from a snapshot."""
+
+    exit_status = 1
+
+
+class SweepFailedError(PipelineError):
+    """A sweep without one finished trial."""
 
     exit_status = 1
 

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "errors rng schedule metrics retry progress preemption slurm model.losses data.processes "
+        "errors rng schedule metrics retry progress model.losses data.processes "
         "search.markup search.tether",
+        "preemption slurm",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
         "log results search.settings snapshots model.prompts data.samples data.pictures",
         "model.anchors search.records data.index data.records data.roster",
@@ -56,7 +57,7 @@ DOORS = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "tenacity": {"retry"},
-    "filelock": {"data.folder", "search.launch"},
+    "filelock": {"data.folder"},
     "psutil": {"chaos.processes", "search.launch"},
     "pyarrow": {"data.records"},
     "yaml": {"config"},

@@ -43,8 +43,9 @@ class StopFlag:
 class TrialActor(tune.Trainable):
     """One trial; each step of it is one more learned task.
 
-    Results have ``report`` (a task report), ``tasks_done``, ``value`` (the metric, mean over the
-    repetitions so far) and ``held_s``; or, at the end, ``failure`` (a reason) or ``preempted``.
+    Results have ``held_s`` and ``report`` (a task report), ``is_last``, ``tasks_done``, ``value``
+    (the metric, mean over the repetitions so far); or, at the end, ``failure`` (a reason) or
+    ``preempted``.
     """
 
     def setup(
@@ -87,6 +88,7 @@ class TrialActor(tune.Trainable):
             report=report.model_dump(),
             tasks_done=report.tasks_done,
             value=self._record.value(self._metric),
+            is_last=report.tasks_done == self._n_reports,
             done=report.tasks_done == self._n_reports,
         )
 

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.config import Config, dump_config
@@ -119,12 +120,15 @@ class RunProcess:
         _end_processes(list(_processes_of(self._file)))
 
     def keep_log(self, url: str) -> None:
-        """Copy what the run has said to ``url``.
+        """Move what the run has said to ``url``, behind what earlier launches have said.
 
         Raises:
             StorageError: it cannot be written.
         """
-        storage.write_atomically(url, storage.scrub(self._log.read_text(errors="replace")).encode())
+        before = storage.read_bytes(url) if storage.exists(url) else b""
+        said = storage.scrub(self._log.read_text(errors="replace")).encode()
+        storage.write_atomically(url, before + said)
+        shutil.rmtree(self._folder)
 
     def _tail(self) -> str:
         with open(self._log, "rb") as log:
@@ -193,14 +197,13 @@ def reserved_port() -> Iterator[int]:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        lock = FileLock(_private_folder("ports") / f"{port}.lock")
-        with contextlib.suppress(Timeout):
-            lock.acquire(blocking=False)
+        lock = open(_private_folder("ports") / str(port), "w")
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-    try:
+        lock.close()
+    with lock:  # closing it, or the end of this process, gives the port back
         yield port
-    finally:
-        lock.release()
 
 
 def _private_folder(name: str) -> Path:

@@ -7,13 +7,13 @@ scored on images held out from the *training* split by hash of their key, the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import TUNED_ON_EVALUATION, Config, load_config, parse_section
 from pipeline.errors import ConfigError
-from pipeline.methods import parse_options
+from pipeline.run import Run, check_run
 from pipeline.search.records import TrialRecord, trial_folder
 from pipeline.search.settings import SweepConfig
 from pipeline.search.space import Parameters, Space, parse_space, with_settings
@@ -29,6 +29,7 @@ class Plan:
     run: Config  # the run that is varied
     reported: Config  # the run that the best parameters are for
     space: Space
+    n_tasks: int = 0  # of one run of a trial
 
     def run_config(self, parameters: Parameters, number: int, repetition: int) -> Config:
         """What one repetition of a trial learns, and where its output goes.
@@ -87,18 +88,20 @@ class Plan:
         """What stands over every table of the sweep; empty where there is nothing to warn of."""
         return TUNED_ON_EVALUATION if self.sweep.is_oracle else ""
 
-    def check(self) -> None:
-        """Try every end of the space.
+    def check(self) -> Run:
+        """Try every end of the space; returns one of the runs that were tried.
 
         Raises:
-            ConfigError: a corner of the space is no valid run, or the base leaves something to it.
+            ConfigError: at some end of the space is no run that could be launched.
+            DataError: the index cannot be used.
         """
         for corner in self.space.corners():
             config = self.run_config(corner, 0, 0)
             try:
-                parse_options(config.method)
+                run = check_run(config, self.sweep.resources.ranks)
             except ConfigError as error:
                 raise ConfigError(f"space: with {_told(corner)}: {error}") from None
+        return run
 
 
 def load_plan(sweep: SweepConfig) -> Plan:
@@ -116,8 +119,7 @@ def load_plan(sweep: SweepConfig) -> Plan:
         )
     space = parse_space(sweep.space, run.model_dump(mode="json"))
     plan = Plan(sweep, run, reported, space)
-    plan.check()
-    return plan
+    return replace(plan, n_tasks=len(plan.check().tasks))
 
 
 def _provenance(sweep: SweepConfig) -> dict[str, Any]:

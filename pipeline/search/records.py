@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -167,6 +168,74 @@ def write_table(output: str, records: Sequence[TrialRecord], metric: Metric, mar
             + [f"{record.device_hours:.4f}", record.reason or ""]
         )
     storage.write_atomically(storage.join(output, TABLE), lines.getvalue().encode())
+
+
+class TrialTable:
+    """The records of a sweep; every change is written at once, and shown to ``watch``."""
+
+    def __init__(
+        self,
+        output: str,
+        metric: Metric,
+        *,
+        mark: str = "",
+        watch: Callable[[TrialRecord], None] = lambda record: None,
+    ) -> None:
+        self._output = output
+        self._metric = metric
+        self._mark = mark
+        self._watch = watch
+        self._records = {record.number: record for record in read_records(output)}
+        for record in self.records:
+            watch(record)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """All of them, by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    def __getitem__(self, number: int) -> TrialRecord:
+        return self._records[number]
+
+    def begin(self, number: int, parameters: Mapping[str, Any]) -> None:
+        """Add a trial, unless it is there and goes on."""
+        if number not in self._records:
+            self._put(TrialRecord(number=number, parameters=dict(parameters), started=_now()))
+
+    def report(self, number: int, report: TaskReport, device_hours: float) -> None:
+        """A trial has learned one more task, or tells again what it had told before."""
+        record = self._records[number]
+        others = [old for old in record.reports if old.tasks_done != report.tasks_done]
+        reports = sorted([*others, report], key=lambda each: each.tasks_done)
+        self._put(record.model_copy(update={"reports": reports, "device_hours": device_hours}))
+
+    def end(
+        self,
+        number: int,
+        status: Status,
+        *,
+        reason: str | None = None,
+        device_hours: float | None = None,
+    ) -> None:
+        """A trial will not go on."""
+        record = self._records[number]
+        hours = record.device_hours if device_hours is None else device_hours
+        changes = {"status": status, "reason": reason, "device_hours": hours, "ended": _now()}
+        self._put(record.model_copy(update=changes))
+
+    def spend(self, number: int, device_hours: float) -> None:
+        """A trial was interrupted and goes on in a later start of the sweep."""
+        self._put(self._records[number].model_copy(update={"device_hours": device_hours}))
+
+    def _put(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        write_record(self._output, record)
+        write_table(self._output, self.records, self._metric, self._mark)
+        self._watch(record)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _is_record(url: str) -> bool:

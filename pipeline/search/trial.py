@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Protocol
 
 from pipeline import storage
@@ -35,7 +35,7 @@ class Launched(Protocol):
         """End it with a snapshot; nothing of it is left."""
 
     def keep_log(self, url: str) -> None:
-        """Copy what it said to ``url``."""
+        """Move what it said to ``url``; the last thing that is asked of it."""
 
 
 Launch = Callable[[Config], AbstractContextManager[Launched]]
@@ -72,10 +72,11 @@ class Trial:
         for repetition in range(len(self._runs)):
             n_reported = 0
             while n_reported < self._n_tasks:
-                for report in self._attempt(repetition):
-                    if report.task >= n_reported:
-                        n_reported += 1
-                        yield report
+                with closing(self._attempt(repetition)) as reports:
+                    for report in reports:
+                        if report.task >= n_reported:
+                            n_reported += 1
+                            yield report
 
     def _attempt(self, repetition: int) -> Iterator[TaskReport]:
         """Every report of one launch, those of earlier launches first."""
@@ -105,7 +106,7 @@ class Trial:
             raise TrialFailed(f"{ended.reason}; that was once too often, see node_losses")
 
     def _watch(self, repetition: int, run: Launched) -> Iterator[TaskReport]:
-        """Reports until the run is no longer there."""
+        """Reports until the run is no longer there; that of its last task waits for its end."""
         look_s = _LOOK_S[storage.is_local(self._runs[repetition].output)]
         looked = time.monotonic()
         while run.is_running():
@@ -113,7 +114,7 @@ class Trial:
                 run.stop()
                 raise Preempted("asked to stop")
             if time.monotonic() - looked >= look_s:
-                yield from self._read(repetition)
+                yield from self._read(repetition)[: self._n_tasks - 1]
                 looked = time.monotonic()
             time.sleep(_POLL_S)
 
