@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline import storage
 from pipeline.errors import DataError
@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 
 def setup_logging(rank: int) -> None:
     """Write this package's log to stderr: rank 0 from INFO on, the others from WARNING on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s r{rank} %(module)s: %(message)s", datefmt="%H:%M:%S")
     )
@@ -21,6 +21,18 @@ def setup_logging(rank: int) -> None:
     package.handlers[:] = [handler]
     package.propagate = False
     package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what stderr is at the time: while a live display is shown, above that."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """Where lines go now."""
+        return sys.stderr
 
 
 class MetricsWriter:

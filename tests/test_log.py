@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from pipeline import storage
 from pipeline.log import MetricsWriter, setup_logging
@@ -54,3 +57,15 @@ def test_metrics_are_whole_lines_of_json_after_each_flush():
         {"kind": "step", "loss": 0.5},
         {"kind": "stage", "accuracy": [1.0, None]},
     ]
+
+
+def test_lines_go_above_a_live_display_and_not_into_it(capsys, monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "140")):
+        monkeypatch.setenv(name, value)
+    setup_logging(0)
+    with Live(Text("the display"), console=Console(stderr=True), auto_refresh=False) as live:
+        live.refresh()
+        logging.getLogger("pipeline.any").warning("a step was skipped")
+    shown = capsys.readouterr().err
+    # the display is cleared, the line stands in its place, and the display comes after it
+    assert re.search(r"\x1b\[2K[\d:]+ r0 test_log: a step was skipped\n.*the display", shown)

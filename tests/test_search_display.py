@@ -166,10 +166,17 @@ def test_file_gets_one_line_for_each_change(caplog, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
-def test_file_gets_what_earlier_starts_have_finished_in_short(caplog, monkeypatch):
+def test_file_gets_what_earlier_starts_have_found_in_a_line(caplog, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    lines = told(build(note=NOTE), caplog, record(0, (0.5, 0.4, 0.3), "finished"))
-    assert lines[1:3] == [f"trial 0 task 3/3: 30.0 % ({NOTE})", "trial 0 finished"]
+    display = build(note=NOTE)
+    display.update(record(0, (0.5, 0.4, 0.3), "finished"))
+    display.update(record(1, (0.5,)))
+    lines = told(display, caplog, record(1, (0.5,)), record(1, (0.5, 0.4)))
+    assert lines == [
+        "known from before: 1 running, 1 finished, 2 waiting · best 30.0 % (trial 0) · 0.00 "
+        "device-hours · elapsed 0:00:00 · at most 0:02:40 left",
+        f"trial 1 task 2/3: 40.0 % ({NOTE})  eta 0:00:20",
+    ]
 
 
 def test_terminal_gets_the_table_as_it_ends_and_no_lines(caplog, capsys, monkeypatch):

@@ -34,7 +34,8 @@ class SweepDisplay:
     """The trials of a sweep of ``n_trials`` trials of ``n_tasks`` tasks, repetitions included.
 
     ``split`` is what trials are tested on, ``note`` is what a reader of any figure must know.
-    ``clock`` gives seconds and never goes back.
+    ``clock`` gives seconds and never goes back. What it is told before it is entered comes from an
+    earlier start of the sweep and is news to nobody.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class SweepDisplay:
         self._records: dict[int, TrialRecord] = {}
         self._changed: dict[int, float] = {}  # when a trial was last seen to get on, by number
         self._live: Live | None = None
+        self._is_shown = False
 
     def __enter__(self) -> SweepDisplay:
+        self._is_shown = True
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
             # drawn anew at each refresh: the times run on while no trial reports
@@ -65,6 +68,8 @@ class SweepDisplay:
                 get_renderable=self.table, console=console, refresh_per_second=2, transient=False
             )
             self._live.start()
+        elif self._records:
+            log.info("known from before: %s", self._summary())
         return self
 
     def __exit__(
@@ -73,6 +78,7 @@ class SweepDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_shown = False
         if self._live:
             self._live.stop()
             sys.stderr.flush()
@@ -85,7 +91,7 @@ class SweepDisplay:
         self._records[record.number] = record
         if before is None or before.tasks_done != record.tasks_done:
             self._changed[record.number] = self._clock()
-        if not self._live:
+        if self._is_shown and not self._live:
             for line in self._news(before, record):
                 log.info("%s", line)
 
