@@ -9,8 +9,10 @@ usage: bash cluster/setup.sh [--tests]
 Makes .venv in this checkout and installs requirements.txt into it. A second call returns at once
 unless a requirements file, the Python or the folder has changed.
 
-  --tests   also install tests/requirements.txt, and the S3 server that the tests start on
-            loopback (in .venv-s3); what cannot be had is named, and its tests are skipped
+  --tests   also install tests/requirements.txt, the S3 server that the tests start on loopback
+            (in .venv-s3), and on a Debian or Ubuntu, as root, SLURM and sshd, which they start on
+            networks of their own; no service of the system is started or enabled. What cannot be
+            had is named, and its tests are skipped
 
 environment:
   PYTHON    the interpreter to use (3.10 or newer); without it the first that fits is taken
@@ -51,6 +53,52 @@ apt_install() {
     [ -n "$apt_is_fresh" ] || "${as_root[@]}" apt-get update -qq || return 1
     apt_is_fresh=1
     "${as_root[@]}" apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+# What the tests start by themselves, and the Debian package that has it.
+services=(
+    slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server pdsh:pdsh ip:iproute2
+    memcached:memcached
+)
+
+# Names the packages of services whose programs are missing, or the programs if $1 says so.
+missing_services() {
+    local service
+    for service in "${services[@]}"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${service%:*}" >/dev/null && continue
+        if [ "$1" = packages ]; then echo "${service#*:}"; else echo "${service%:*}"; fi
+    done | sort -u
+}
+
+# Installs what of the services is missing and can be had. The tests that need them need root too.
+install_services() {
+    local policy=/usr/sbin/policy-rc.d package file before new wanted=()
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+    [ -n "$(missing_services packages)" ] || return 0
+    [ -n "$apt_is_fresh" ] || apt-get update -qq || true
+    apt_is_fresh=1
+    # One that is unknown would keep apt-get from installing the others.
+    for package in $(missing_services packages); do
+        if [ -n "$(apt-cache show "$package" 2>/dev/null)" ]; then wanted+=("$package"); fi
+    done
+    [ ${#wanted[@]} != 0 ] || return 0
+    # Debian starts what it installs, unless this file, which is the administrator's, forbids it.
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f -- /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    before=$(dpkg-query --show --showformat '${Package}\n' | sort)
+    apt_install "${wanted[@]}" || true
+    # … and enables it for the machine's next start.
+    new=$(comm -13 <(echo "$before") <(dpkg-query --show --showformat '${Package}\n' | sort))
+    for file in $(for package in $new; do dpkg --listfiles "$package"; done); do
+        case $file in
+            /lib/systemd/system/*.service | /usr/lib/systemd/system/*.service)
+                deb-systemd-helper disable "${file##*/}" >/dev/null 2>&1 || true ;;
+            /etc/init.d/*) update-rc.d "${file##*/}" disable || true ;;
+        esac
+    done
 }
 
 # Names the first fitting interpreter; unless told otherwise, one that .venv was already made with.
@@ -134,8 +182,9 @@ install_into .venv "${requirements[@]}" ||
 if [ -n "$with_tests" ]; then
     install_into .venv-s3 tests/services/requirements.txt ||
         say "the S3 server cannot be installed: tests that need one will be skipped"
-    # A service of the system, so not worth asking a person's sudo for.
-    command -v memcached >/dev/null || { [ "$(id -u)" = 0 ] && apt_install memcached; } ||
-        say "no memcached: the S3 server works without it, at half the speed"
+    install_services
+    lacking=$(missing_services programs | paste -sd ' ')
+    [ -z "$lacking" ] ||
+        say "not to be had here: $lacking; tests that need them are skipped, or run at half the speed"
 fi
 say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+ or .venv/bin/python -m pytest}"
