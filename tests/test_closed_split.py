@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.comm import read_world
-from pipeline.config import Config
+from pipeline.config import Config, dump_config
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import INDEX_NAME, ShardIndex, read_index
 from pipeline.data.reader import ShardReader
@@ -23,6 +23,8 @@ from pipeline.data.transforms import build_transform
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.results import read_results
 from pipeline.run import check_run, describe, execute
+from pipeline.search.protocol import load_plan
+from pipeline.search.settings import SweepConfig
 from pipeline.train import main
 from tests.shards import draw_samples, store
 from tests.test_run import write_index
@@ -206,3 +208,37 @@ def test_cache_of_a_run_holds_test_images_only_if_it_tests_on_them(
     index, cache = read_from(url), SegmentCache(folder, limit_bytes=1 << 30, deadline_s=5)
     assert cached(index, cache, "train")
     assert bool(cached(index, cache, "test")) == (split == "test")
+
+
+SWEEP = {"space": {"optim.epochs": {"int": [1, 2]}}, "validation_fraction": 0.4, "k": 2}
+
+
+@pytest.mark.parametrize("protocol", ["first_task", "first_k_tasks", "transfer"])
+def test_trials_of_a_sweep_need_no_test_split(tiny_arch, without_test, tmp_path, protocol):
+    """must hold whatever split the varied run is tested on, for the command and for its trials"""
+    plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, protocol))
+    config = plan.run_config({"optim.epochs": 1}, 0, 0)
+    rows = accuracy(config)
+    assert len(rows) == {"first_task": 1, "first_k_tasks": 2, "transfer": 2}[protocol]
+    with pytest.raises(DataError, match=CLOSED):
+        check_run(config, 1).index.select("test", [0])
+
+
+def test_sweep_on_the_evaluation_sequence_does_need_the_test_split(
+    tiny_arch, without_test, tmp_path
+):
+    """must fail, or the law above would say nothing"""
+    plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, "oracle_sequence"))
+    with pytest.raises((DataError, StorageError), match="test-"):
+        accuracy(plan.run_config({"optim.epochs": 1}, 0, 0))
+
+
+def write_sweep(arch: str, index: str, folder: Path, protocol: str) -> SweepConfig:
+    """A sweep over a run of two tasks that is itself tested on test images."""
+    tasks = {"classes_per_task": 3, "limit": 2}
+    config = build_config(arch, index, tasks=tasks, method={"name": "finetune"})
+    file = folder / "varied.yaml"
+    file.write_text(dump_config(config))
+    report = str(file) if protocol == "transfer" else None
+    settings = {"run": str(file), "report": report, "protocol": protocol, **SWEEP}
+    return SweepConfig(output=str(folder / "sweep"), **settings)
