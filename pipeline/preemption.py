@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 _LAUNCHER = re.compile(r"(.*/)?(deepspeed|torchrun)|(deepspeed|torch\.distributed)\.[\w.]+")
+_DEEPSPEED = "CROSS_SIZE"  # a variable that DeepSpeed's launcher alone sets for its ranks
+_INNER = "deepspeed.launcher.launch"  # starts the ranks; the front process `deepspeed` starts it
 _POLL_S = 0.5
 _GRACE_S = 60.0  # how long a rank without a launcher may take over its last snapshot
 
@@ -40,7 +42,7 @@ class StopRequest:
             signal.signal(number, self._note_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # whoever started this process
         launchers = _launchers(os.getppid())
-        if launchers:
+        if launchers or _DEEPSPEED in os.environ:
             threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
 
     @property
@@ -65,7 +67,9 @@ class StopRequest:
 
         DeepSpeed's front process, killed or sent SIGTERM, leaves its ranks running.
         """
-        while all(_started(pid) == started for pid, started in launchers.items()):
+        while not _is_forsaken(launchers):
+            if any(_started(pid) != started for pid, started in launchers.items()):
+                break
             time.sleep(_POLL_S)
         self._reason = "stopped because the launcher has gone"
         time.sleep(_GRACE_S)
@@ -97,18 +101,41 @@ def _launchers(pid: int) -> dict[int, str]:
     """The launchers above a process with their start times, nearest first; Linux only."""
     found: dict[int, str] = {}
     while pid > 1 and (started := _started(pid)):
-        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-        if not any(map(_LAUNCHER.fullmatch, words[:5])):
+        if not any(map(_LAUNCHER.fullmatch, _command_line(pid)[:5])):
             break
         found[pid] = started
         pid = int(_status(pid)[1])
     return found
 
 
+def _is_forsaken(launchers: dict[int, str]) -> bool:
+    """Whether a launcher of DeepSpeed's had gone, or was going, before it could be found.
+
+    Its front process, its inner launcher and the ranks are of one process group. An inner launcher
+    or a rank whose parent is of another group, and which does not lead its own, was adopted.
+    """
+    top = [os.getpid(), *launchers][-1]
+    if _DEEPSPEED not in os.environ or (launchers and _INNER not in _command_line(top)):
+        return False
+    fields = _status(top)
+    if not fields or fields[2] == str(top):
+        return False
+    parent = _status(int(fields[1]))
+    return bool(parent) and parent[2] != fields[2]
+
+
 def _started(pid: int) -> str | None:
     """When a process was started, in clock ticks; None if it has gone or awaits its parent."""
     fields = _status(pid)
     return fields[19] if fields and fields[0] not in ("Z", "X") else None
+
+
+def _command_line(pid: int) -> list[str]:
+    """The words that a process was started with; empty without such a process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def _status(pid: int) -> list[str]:
