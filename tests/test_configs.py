@@ -17,7 +17,7 @@ from pipeline.run import check_run
 from pipeline.train import parse_arguments
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").glob("*.yaml"))
+FILES = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("tune_*.yaml")))
 # Classes and tasks of the data set that each is for.
 SEQUENCES = {
     "demo": (20, 5),

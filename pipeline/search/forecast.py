@@ -79,7 +79,10 @@ def _timed_hours(plan: Plan) -> tuple[float, str]:
     """Device-hours from one timed batch per method on this machine, and what that is worth."""
     sweep = plan.sweep
     proposer = Proposer(plan.space, SamplerSettings(name="random"), sweep.metric, sweep.trials)
-    configs = [plan.run_config(proposer.propose(n), n, 0) for n in range(sweep.trials)]
+    first = dict(enumerate(plan.first))
+    configs = [
+        plan.run_config(proposer.propose(n, first.get(n)), n, 0) for n in range(sweep.trials)
+    ]
     run = check_run(configs[0], sweep.resources.ranks)
     methods = {config.method.name: config.method for config in configs}
     seconds = {name: _seconds_per_image(run, method) for name, method in methods.items()}
@@ -147,13 +150,17 @@ def _draw(clip: FrozenClip, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    """The fastest of a few calls, the device's queue included: the first and a disturbed one count
-    for nothing."""
+    """The fastest of a few calls: the first pays for much else.
+
+    On a core its own time counts, whatever else the machine does; a GPU's queue is waited for.
+    """
+    on_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if on_gpu else time.process_time
     taken = []
     for _ in range(4):
-        begun = time.perf_counter()
+        begun = clock()
         work()
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begun)
+        taken.append(clock() - begun)
     return min(taken)

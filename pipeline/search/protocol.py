@@ -78,6 +78,15 @@ class Plan:
         return _parse(tree, sweep, record.parameters)
 
     @property
+    def first(self) -> list[Parameters]:
+        """Parameters of the first trials.
+
+        Raises:
+            ConfigError: they are not of the space.
+        """
+        return [self.space.check(given) for given in self.sweep.first[: self.sweep.trials]]
+
+    @property
     def excluded_tasks(self) -> int:
         """First tasks that chose the settings and are to be left out of the reported figures."""
         chosen = {"first_task": 1, "first_k_tasks": self.sweep.k}.get(self.sweep.protocol, 0)
@@ -95,7 +104,7 @@ class Plan:
             ConfigError: at some end of the space is no run that could be launched.
             DataError: the index cannot be used.
         """
-        for corner in self.space.corners():
+        for corner in (*self.first, *self.space.corners()):
             config = self.run_config(corner, 0, 0)
             try:
                 run = check_run(config, self.sweep.resources.ranks)

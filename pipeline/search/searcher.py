@@ -100,20 +100,23 @@ class Proposer:
 
 
 class TrialSearcher(Searcher):
-    """What Ray Tune asks for the next trial: first those that were interrupted, then new ones."""
+    """What Ray Tune asks for the next trial: first those with ``known`` parameters, then new ones.
+
+    ``begin`` gives what a trial is told, from its number and parameters.
+    """
 
     def __init__(
         self,
         proposer: Proposer,
         *,
-        interrupted: Sequence[TrialRecord],
+        known: Mapping[int, Parameters],
         new: Sequence[int],
         begin: Callable[[int, Parameters], dict[str, Any]],
         is_over: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._proposer = proposer
-        self._interrupted = list(interrupted)
+        self._known = dict(known)
         self._new = list(new)
         self._begin = begin
         self._is_over = is_over
@@ -126,12 +129,11 @@ class TrialSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """What the next trial is told: what ``begin`` gives for its number and parameters."""
-        if self._is_over() or not (self._interrupted or self._new):
+        if self._is_over() or not (self._known or self._new):
             return Searcher.FINISHED
-        if self._interrupted:
-            record = self._interrupted.pop(0)
-            number, parameters = record.number, record.parameters
-            self._proposer.propose(number, parameters)
+        if self._known:
+            number = min(self._known)
+            parameters = self._proposer.propose(number, self._known.pop(number))
         else:
             number = self._new.pop(0)
             parameters = self._proposer.propose(number)

@@ -58,7 +58,8 @@ class SweepConfig(Section):
     run: str  # configuration file of the run that is varied
     overrides: list[str] = []  # of that file, as on the command line
     space: dict[str, Any] = Field(min_length=1)  # by dotted key of a run's settings
-    trials: int = Field(20, gt=0)  # configurations drawn from the space
+    trials: int = Field(20, gt=0)  # configurations tried
+    first: list[dict[str, Any]] = []  # parameters of the first of them; the others are drawn
     seeds: list[int] = Field([1], min_length=1)  # each configuration is repeated over these
     class_orders: list[int] | None = Field(None, min_length=1)  # … and over these order seeds
     protocol: Protocol = "first_k_tasks"

@@ -56,6 +56,14 @@ class Domain(Section):
         """The ends of a range, or every choice."""
         return list(self.uniform or self.log_uniform or self.integer or self.choice or ())
 
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` may be drawn."""
+        if self.choice is not None:
+            return value in self.choice
+        kinds = (int,) if self.integer else (int, float)
+        low, high = self.extremes
+        return type(value) in kinds and low <= value <= high
+
     def __str__(self) -> str:
         kind, values = next(
             (kind, values)
@@ -94,6 +102,24 @@ class Space:
                 )
                 if key in corner:
                     yield corner
+
+    def check(self, given: Mapping[str, Any]) -> Parameters:
+        """Parameters that were given, not drawn, in the order of the space.
+
+        Raises:
+            ConfigError: one is missing, outside its domain, or would not have been drawn.
+        """
+
+        def take(key: str, domain: Domain) -> Any:
+            if key not in given or not domain.holds(given[key]):
+                raise ConfigError(f"first: {key} must be {domain}, found {given.get(key)!r}")
+            return given[key]
+
+        drawn = self.draw(take)
+        strange = sorted(given.keys() - drawn.keys())
+        if strange:
+            raise ConfigError(f"first: {strange[0]} is not drawn beside {dict(drawn)}")
+        return drawn
 
     def apply(self, parameters: Parameters) -> dict[str, Any]:
         """The run's settings with the parameters in their places."""

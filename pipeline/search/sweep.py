@@ -77,10 +77,11 @@ def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
         if record.status != "running":
             proposer.tell(record)
             tell_scheduler(scheduler, record, sweep.metric)
-    interrupted = [record for record in table.records if record.status == "running"]
-    known = {record.number for record in table.records}
-    new = [number for number in range(sweep.trials) if number not in known]
-    if not (interrupted or new):
+    ended = {record.number for record in table.records if record.status != "running"}
+    known = dict(enumerate(plan.first)) | {r.number: r.parameters for r in table.records}
+    known = {number: parameters for number, parameters in known.items() if number not in ended}
+    new = [number for number in range(sweep.trials) if number not in ended | known.keys()]
+    if not (known or new):
         return True
 
     def begin(number: int, parameters: Parameters) -> dict[str, Any]:
@@ -89,10 +90,10 @@ def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
         return {"number": number, "runs": [run.model_dump(mode="json") for run in runs]}
 
     searcher = TrialSearcher(
-        proposer, interrupted=interrupted, new=new, begin=begin, is_over=lambda: stop.is_made
+        proposer, known=known, new=new, begin=begin, is_over=lambda: stop.is_made
     )
     tune_config = tune.TuneConfig(
-        num_samples=len(interrupted) + len(new),
+        num_samples=len(known) + len(new),
         search_alg=searcher,
         scheduler=scheduler,
         max_concurrent_trials=sweep.max_concurrent,
