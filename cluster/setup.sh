@@ -55,10 +55,10 @@ apt_install() {
     "${as_root[@]}" apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# What the tests start by themselves, and the Debian package that has it.
+# What the tests start or ask, and the Debian package that has it.
 services=(
     slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server pdsh:pdsh ip:iproute2
-    memcached:memcached
+    memcached:memcached shellcheck:shellcheck
 )
 
 # Names the packages of services whose programs are missing, or the programs if $1 says so.
@@ -185,6 +185,6 @@ if [ -n "$with_tests" ]; then
     install_services
     lacking=$(missing_services programs | paste -sd ' ')
     [ -z "$lacking" ] ||
-        say "not to be had here: $lacking; tests that need them are skipped, or run at half the speed"
+        say "not to be had here: $lacking; what tests need them is skipped, or slower"
 fi
 say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+ or .venv/bin/python -m pytest}"
