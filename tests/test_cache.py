@@ -279,8 +279,8 @@ def test_the_deadline_ends_it_with_shard_url_attempts_and_cause(served, proxied,
     shard = remote(served)[0]
     started = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        cache_at(tmp_path, deadline_s=2).fetch(shard, shard.segments)
-    assert time.monotonic() - started < 10
+        cache_at(tmp_path, deadline_s=5).fetch(shard, shard.segments)
+    assert time.monotonic() - started < 30
     message = str(caught.value)
-    assert re.search(rf"cannot read {shard.url}: \d+ attempts in [23] s, the last", message)
+    assert re.search(rf"cannot read {shard.url}: \d+ attempts in \d+ s, the last", message)
     assert "injected by the test" in message
