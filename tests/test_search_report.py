@@ -154,6 +154,9 @@ def test_budget_protocol_seeds_and_what_is_left_out_are_told():
     ):
         assert told in words, told
     assert TUNED_ON_EVALUATION not in words
+    assert "training images of tasks that are reported have had a say" in words
+    same = Page(render_report(build_plan(class_orders=[1993]), build_records())).words
+    assert "have had a say" not in same, "it is the order that the reported run has"
     kept = Page(render_report(build_plan(exclude_from_report=False), build_records())).words
     assert "figures of best.yaml include the tasks that chose it" in kept
 

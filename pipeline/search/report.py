@@ -24,6 +24,11 @@ _MARKED = (
     "reported with any of them is no estimate of what it would be on images nobody has looked at."
 )
 
+_OTHER_ORDERS = (
+    "Repetitions in another order of classes began with other classes, so that training images of "
+    "tasks that are reported have had a say as well."
+)
+
 
 def write_report(plan: Plan, records: Sequence[TrialRecord]) -> None:
     """Replace ``sweep.html`` in the sweep's output.
@@ -272,7 +277,9 @@ def _left_out(plan: Plan) -> str:
     """What becomes of the tasks that chose the configuration."""
     if plan.excluded_tasks:
         tasks = "task" if plan.excluded_tasks == 1 else f"{plan.excluded_tasks} tasks"
-        return f"{BEST} leaves the first {tasks}, which chose it, out of its summary figures."
+        text = f"{BEST} leaves the first {tasks}, which chose it, out of its summary figures."
+        orders = {order for _, order in plan.sweep.repetitions} - {None}
+        return text if orders <= {plan.reported.tasks.order_seed} else f"{text} {_OTHER_ORDERS}"
     if plan.sweep.protocol in ("first_task", "first_k_tasks"):
         return f"The summary figures of {BEST} include the tasks that chose it."
     return ""
