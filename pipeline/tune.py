@@ -16,6 +16,7 @@ and to be started again with --resume.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from pipeline.log import setup_logging
     from pipeline.preemption import StopRequest
+    from pipeline.search.environment import ray_environment
     from pipeline.search.protocol import load_plan
     from pipeline.search.settings import load_sweep
     from pipeline.storage import redact
@@ -58,6 +60,7 @@ def _tune(options: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.listen(signal.SIGINT)
     plan = load_plan(load_sweep(options.config, options.overrides))
+    os.environ |= ray_environment(plan.sweep.address)  # before anything imports Ray
     if options.dry_run:
         from pipeline.search.forecast import describe_sweep
 

@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
         "errors rng schedule metrics retry progress model.losses data.processes "
-        "search.markup search.tether",
+        "search.markup search.tether search.environment",
         "preemption slurm",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
         "log results search.settings snapshots model.prompts data.samples data.pictures",

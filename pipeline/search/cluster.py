@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import signal
 import tempfile
@@ -24,16 +23,6 @@ from pipeline.search.settings import ResourceSettings
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _OBJECT_STORE_BYTES = 80 << 20  # only settings and reports go through it
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the command has its own
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
 
 
 @contextmanager
@@ -43,7 +32,6 @@ def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[st
     Raises:
         ConfigError: the cluster cannot be reached, or has no room for one trial.
     """
-    os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     # Short, since the name of a Unix socket below it may have no more than 107 characters.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -54,8 +42,6 @@ def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[st
             "include_dashboard": False,
             "_temp_dir": folder,
         }
-        # Whoever can reach the ports and knows the token can run code, so nobody is told it.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ["PYTHONPATH"] = _with_root(os.environ.get("PYTHONPATH"))
     else:
         options |= {"address": address}
@@ -65,7 +51,8 @@ def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[st
             with _deaf_to_user_signals():
                 ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"address: cannot use Ray at {address!r}: {error}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"address: cannot use Ray at {address!r}: {reason}") from error
         _check_room(resources)
         yield folder
     finally:
