@@ -25,7 +25,7 @@ PROGRAMS = Path(sys.executable).parent
 TRAIN = str(ROOT / "pipeline" / "train.py")
 RANK = r"^\S*python\S* .*(train\.py|pipeline\.train) .*--config"  # a rank's command line
 PORT = "29501"  # each node has all ports for itself
-SECONDS = 150  # more than any start of two ranks has taken on two busy cores
+SECONDS = 240  # more than any start of two ranks has taken on two very busy cores
 
 
 def environment() -> dict[str, str]:

@@ -51,6 +51,7 @@ NodeName={nodes} CPUs=64 RealMemory=8000 Gres=gpu:8 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=10 State=UP
 PartitionName=low Nodes=ALL PriorityTier=1 State=UP
 """
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
 GRES = "NodeName={nodes} Name=gpu File={folder}/gpu[0-7]\n"
 
 
@@ -109,6 +110,11 @@ class Slurm:
             words, folder=folder, environment=environment, timeout_s=timeout_s
         )
 
+    def do(self, *words: str) -> None:
+        """Run one of SLURM's commands, which must succeed."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stdout
+
     def submit(
         self, *words: str, folder: Path | str, environment: Mapping[str, str] | None = None
     ) -> str:
@@ -121,6 +127,12 @@ class Slurm:
         """What ``scontrol show job`` says of a job: ``JobState``, ``Restarts``, ``ExitCode``, …"""
         said = self.run("scontrol", "show", "job", number).stdout
         return dict(re.findall(r"(\w+)=(\S*)", said))
+
+    def minutes(self, number: str) -> int:
+        """For how many whole minutes a job has been running since its last start."""
+        ran = re.match(r"(?:(\d+)-)?(\d+):(\d+)", self.job(number)["RunTime"])
+        days, hours, minutes = (int(part or 0) for part in ran.groups())
+        return (days * 24 + hours) * 60 + minutes
 
     def wait(self, number: str, *states: str, timeout_s: float) -> dict[str, str]:
         """The job once it is in one of ``states``.
