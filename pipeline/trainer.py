@@ -185,7 +185,7 @@ class Trainer:
     def _train(self, task: Task, progress: TaskProgress) -> None:
         """The steps of one task that are still to be done."""
         n_steps, per_epoch = self._pictures.n_steps(task), self._pictures.steps_per_epoch(task)
-        if progress.step == n_steps:
+        if progress.step and progress.step == n_steps:
             return
         frozen = self._freeze_train(self._pictures.train(task))
         engine = Engine(self._method, self._config, self._world, n_steps)
@@ -193,7 +193,8 @@ class Trainer:
         clock = StepClock(self._config.data.global_batch)
         begun = time.perf_counter() - progress.seconds
         try:
-            for epoch in range(progress.step // per_epoch, self._config.optim.epochs):
+            done_epochs = progress.step // per_epoch if progress.step else 0
+            for epoch in range(done_epochs, self._config.optim.epochs):
                 start_step = progress.step - epoch * per_epoch
                 batches = self._pictures.train_batches(task, epoch, start_step=start_step)
                 for batch in self._in_step(batches):

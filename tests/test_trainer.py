@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.comm import World, read_world
 from pipeline.config import Config, Section, dump_config
-from pipeline.errors import DivergenceError, StorageError
+from pipeline.errors import DataError, DivergenceError, StorageError
 from pipeline.methods import METHODS, build_method
 from pipeline.methods.base import Losses, Method, Setting
 from pipeline.methods.finetune import Finetune
@@ -338,6 +338,16 @@ def test_loss_that_is_no_number_ends_the_run(tiny_arch, tiny_shards):
         optim={"learning_rate": 1e30, "gradient_clipping": 0.0},
     )  # fmt: skip
     with pytest.raises(DivergenceError, match="task 1, step .*: the loss is .*; lower optim.learn"):
+        run(config)
+
+
+def test_task_that_fills_no_batch_ends_the_run(tiny_arch, tiny_shards):
+    """must not pass over the training of a task in silence"""
+    config = build_config(
+        tiny_arch, tiny_shards, output="memory://drop", method={"name": "finetune"},
+        data={"index": tiny_shards, "global_batch": 10, "tail": "drop"}, optim={"epochs": 1},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="8 samples do not fill one global batch of 10; lower data"):
         run(config)
 
 
