@@ -233,6 +233,14 @@ def test_sweep_on_the_evaluation_sequence_does_need_the_test_split(
         accuracy(plan.run_config({"optim.epochs": 1}, 0, 0))
 
 
+def test_sweep_that_would_leave_no_task_to_report_is_refused(tiny_arch, tiny_shards, tmp_path):
+    sweep = write_sweep(tiny_arch, tiny_shards, tmp_path, "first_k_tasks")
+    told = "exclude_from_report: it is true, and of .* exclude_tasks is 2 and there are 2 tasks"
+    with pytest.raises(ConfigError, match=told):
+        load_plan(sweep.model_copy(update={"exclude_from_report": True}))
+    assert load_plan(sweep).n_tasks == 2
+
+
 def write_sweep(arch: str, index: str, folder: Path, protocol: str) -> SweepConfig:
     """A sweep over a run of two tasks that is itself tested on test images."""
     tasks = {"classes_per_task": 3, "limit": 2}
@@ -241,4 +249,5 @@ def write_sweep(arch: str, index: str, folder: Path, protocol: str) -> SweepConf
     file.write_text(dump_config(config))
     report = str(file) if protocol == "transfer" else None
     settings = {"run": str(file), "report": report, "protocol": protocol, **SWEEP}
+    settings["exclude_from_report"] = protocol == "first_task"  # there are but two
     return SweepConfig(output=str(folder / "sweep"), **settings)

@@ -110,7 +110,20 @@ class Plan:
                 run = check_run(config, self.sweep.resources.ranks)
             except ConfigError as error:
                 raise ConfigError(f"space: with {_told(corner)}: {error}") from None
+        if self.excluded_tasks:
+            self._check_a_task_is_reported(config)
         return run
+
+    def _check_a_task_is_reported(self, trial: Config) -> None:
+        """A sequence must go on behind the tasks that choose; no test image is needed to know."""
+        evaluation = trial.evaluation.model_copy(update={"exclude_tasks": self.excluded_tasks})
+        changes = {"tasks": self.reported.tasks, "evaluation": evaluation}
+        try:
+            check_run(trial.model_copy(update=changes), self.sweep.resources.ranks)
+        except ConfigError as error:
+            raise ConfigError(
+                f"exclude_from_report: it is true, and of {self.sweep.run} {error}"
+            ) from None
 
 
 def load_plan(sweep: SweepConfig) -> Plan:
