@@ -6,7 +6,6 @@ server through a proxy that does harm.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -15,7 +14,6 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -26,6 +24,7 @@ from pipeline.data.mirror import copy_data_set
 from pipeline.errors import DataError
 from pipeline.results import read_results
 from pipeline.run import check_run, execute
+from tests.processes import left_after
 from tests.ranks import run_ranks
 from tests.services.fault_proxy import Exchange, Fault, Schedule, at_random
 from tests.services.object_store import Bucket, free_ports
@@ -148,20 +147,7 @@ def test_a_corrupted_shard_ends_the_launched_run_with_one_sentence(tiny_arch, se
     assert [file.name for file in (tmp_path / "run" / "tasks").iterdir()] == [
         "task-000.safetensors"
     ]
-    give_up = time.monotonic() + 10  # what was told to end may need a moment for it
-    while (left := processes_with("MARK_OF_THIS_RUN", mark)) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert left == []
-
-
-def processes_with(name: str, value: str) -> list[str]:
-    """The commands of all processes that have this variable in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+    assert left_after("MARK_OF_THIS_RUN", mark, seconds=10) == []
 
 
 def error_of(world: World, config: Config) -> str:

@@ -1,0 +1,33 @@
+"""The processes of one test, found by a mark in their environment, whoever started them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+
+
+def marked(name: str, value: str) -> list[psutil.Process]:
+    """The living processes that have this variable in their environment, oldest first."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process.create_time(), process.pid, process))
+    return [process for *_, process in sorted(found, key=lambda entry: entry[:2])]
+
+
+def left_after(name: str, value: str, *, seconds: float) -> list[str]:
+    """The commands of those that are still there; what was told to end may need a moment for it."""
+    give_up = time.monotonic() + seconds
+    while (left := marked(name, value)) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    return [command(process) for process in left]
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line, empty if it has gone."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
