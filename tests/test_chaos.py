@@ -193,14 +193,14 @@ def test_torn_learned_tensor_is_refused(copied):
 
 
 @pytest.fixture
-def run_log(tmp_path: Path) -> Iterator[Path]:
-    """A file that receives what a rank logs."""
+def run_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that receives what a rank logs, as its launcher has it written."""
     log = tmp_path / "start.log"
     package = logging.getLogger("pipeline")
     kept = package.handlers[:], package.propagate, package.level
     with open(log, "w") as file:
+        monkeypatch.setattr("sys.stderr", file)
         setup_logging(0)
-        package.handlers[0].setStream(file)
         yield log
     package.handlers[:], package.propagate = kept[:2]
     package.setLevel(kept[2])

@@ -20,7 +20,7 @@ class Tally:
     rounds: int = 0  # in which it was done
     harms: int = 0  # how often it was done
     on_time: int = 0  # of these, how many fell into the moment that was meant
-    restarts: int = 0  # starts that it ended before the run had finished
+    restarts: int = 0  # how often the run had to be started again
     differences: int = 0  # rounds that ended otherwise than the undisturbed run
     failures: int = 0  # starts that failed although nothing was done to them
     hangs: int = 0
@@ -52,7 +52,7 @@ def tally(outcomes: Sequence[Outcome]) -> dict[str, Tally]:
             counts = tallies[blow.harm.kind]
             counts.harms += 1
             counts.on_time += blow.on_time
-            counts.restarts += blow.status not in (None, 0) or blow.hung
+            counts.restarts += blow.broke
             counts.hangs += blow.hung
             counts.orphans += len(blow.orphans)
     return dict(sorted(tallies.items()))

@@ -97,6 +97,7 @@ class Blow:
     on_time: bool = False  # whether it fell into the moment that it was meant for
     status: int | None = None  # of the start; None: it goes on, or was killed because it hung
     seconds: float = 0.0  # from the harm to the end of that start
+    broke: bool = False  # whether the run had to be started again
     hung: bool = False
     orphans: list[str] = field(default_factory=list)
 
@@ -218,7 +219,7 @@ class Round:
             outcome.failures.append(f"start {number}: status {status}: {_last_words(start)}")
         if blow:
             blow.status, blow.hung, blow.orphans = status, status is None, orphans
-            blow.seconds = time.monotonic() - struck
+            blow.seconds, blow.broke = time.monotonic() - struck, not self._is_over()
 
     def _orphans(self, start: Start, blow: Blow | None) -> list[str]:
         """What a start that has ended left running for too long."""
