@@ -235,7 +235,7 @@ def test_sweep_on_the_evaluation_sequence_does_need_the_test_split(
 
 def test_sweep_that_would_leave_no_task_to_report_is_refused(tiny_arch, tiny_shards, tmp_path):
     sweep = write_sweep(tiny_arch, tiny_shards, tmp_path, "first_k_tasks")
-    told = "exclude_from_report: it is true, and of .* exclude_tasks is 2 and there are 2 tasks"
+    told = "exclude_from_report: it is true, and of .*exclude_tasks is 2 and there are 2 tasks"
     with pytest.raises(ConfigError, match=told):
         load_plan(sweep.model_copy(update={"exclude_from_report": True}))
     assert load_plan(sweep).n_tasks == 2
