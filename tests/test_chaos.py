@@ -193,15 +193,17 @@ def test_torn_learned_tensor_is_refused(copied):
 
 
 @pytest.fixture
-def run_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def run_log(tmp_path: Path) -> Iterator[Path]:
     """A file that receives what a rank logs, as its launcher has it written."""
     log = tmp_path / "start.log"
     package = logging.getLogger("pipeline")
     kept = package.handlers[:], package.propagate, package.level
-    with open(log, "w") as file:
-        monkeypatch.setattr("sys.stderr", file)
-        setup_logging(0)
-        yield log
+    setup_logging(0)
+    handler = logging.FileHandler(log)  # pytest gives each phase of a test another stderr
+    handler.setFormatter(package.handlers[0].formatter)
+    package.handlers[:] = [handler]
+    yield log
+    handler.close()
     package.handlers[:], package.propagate = kept[:2]
     package.setLevel(kept[2])
 
