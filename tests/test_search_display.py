@@ -101,6 +101,10 @@ def test_whole_sweep_is_told_in_a_line():
         "1 running, 2 finished, 1 stopped, 2 waiting · best 50.0 % (trial 1) · 0.75 device-hours "
         "· elapsed 0:00:10 · at most 0:02:30 left"
     )
+    display.update(record(4, (0.3,)))
+    assert shown(display).rstrip().endswith("at most 0:01:05 left"), "(30 + 40 + 60) / 2"
+    display.update(record(4, (0.3,), "failed"))  # the next one is about to take its place
+    assert shown(display).rstrip().endswith("at most 0:00:45 left"), "(30 + 60) / 2"
 
 
 def test_many_trials_show_the_running_and_the_best_and_count_the_rest():

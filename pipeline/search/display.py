@@ -56,6 +56,7 @@ class SweepDisplay:
         self._begun = clock()
         self._records: dict[int, TrialRecord] = {}
         self._changed: dict[int, float] = {}  # when a trial was last seen to get on, by number
+        self._side_by_side = 1  # the most trials that were seen to run at a time
         self._live: Live | None = None
         self._is_shown = False
 
@@ -89,6 +90,8 @@ class SweepDisplay:
         if before == record:
             return
         self._records[record.number] = record
+        running = sum(each.status == "running" for each in self._records.values())
+        self._side_by_side = max(self._side_by_side, running)
         if before is None or before.tasks_done != record.tasks_done:
             self._changed[record.number] = self._clock()
         if self._is_shown and not self._live:
@@ -183,7 +186,8 @@ class SweepDisplay:
         if per_task is None or not running:
             return None
         waiting = max(0, self._n_trials - len(records)) * self._n_tasks * per_task
-        return (sum(self._eta(record) or 0.0 for record in running) + waiting) / len(running)
+        begun = [self._eta(record) or 0.0 for record in running]
+        return max(*begun, (sum(begun) + waiting) / self._side_by_side)
 
 
 def parameter_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
