@@ -39,10 +39,12 @@ class Job:
 
     def wait_for(self, words: str, *, start: int) -> None:
         """Return as soon as that start has said ``words``."""
-        heard = wait_until(
-            lambda: words in self.said(start=start), timeout_s=2 * SECONDS, every_s=0.01
-        )
-        assert heard, (self.slurm.job(self.number), self.said())
+        wait_until(lambda: words in self.said(start=start), timeout_s=2 * SECONDS, every_s=0.01)
+        assert words in self.said(start=start), self.said()
+
+    def has_ended(self) -> bool:
+        """Whether it is neither running nor in the queue."""
+        return self.slurm.job(self.number)["JobState"] in ENDED
 
     def hold(self, words: str, *, start: int) -> list[int]:
         """Stop every rank, without its knowing, as soon as that start has said ``words``.
@@ -180,8 +182,8 @@ def test_requeued_sweep_finishes_without_repeating_a_trial(
         begun = list(output.glob("trials/*/run-0/snapshots"))
         return len(begun) >= 2 and all(node.processes(RANK) for node in free_slurm.compute)
 
-    under_way = wait_until(is_under_way, timeout_s=2 * SECONDS)
-    assert under_way, (free_slurm.job(job.number), job.said())
+    wait_until(lambda: is_under_way() or job.has_ended(), timeout_s=2 * SECONDS, every_s=0.2)
+    assert is_under_way(), job.said()
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
 
     job.wait_for("Running command on head node", start=2)
