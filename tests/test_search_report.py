@@ -142,8 +142,8 @@ def test_budget_protocol_seeds_and_what_is_left_out_are_told():
     words = Page(render_report(build_plan(class_orders=[7]), build_records())).words
     for told in (
         "best trial 52.3 ± 0.0 % average incremental accuracy, validation images",
-        "trials 6 ▶ 1 running, ✓ 2 finished, ■ 1 stopped, ✗ 2 failed",
-        "1.50 device-hours of CPU cores, 2026-01-01 10:00 to 2026-01-01 12:34 UTC",
+        "trials 6 of 9 ▶ 1 running, ✓ 2 finished, ■ 1 stopped, ✗ 2 failed",
+        "1.50 device-hours of CPU cores, since 2026-01-01 10:00 UTC",
         "protocol first 3 tasks 2 repetitions of each: seed 1, class order 7; seed 2, class ord",
         "is tested on 20 % of the training images, held out by a hash of their key",
         "best.yaml leaves the first 3 tasks, which chose it, out of its summary figures",
@@ -157,6 +157,8 @@ def test_budget_protocol_seeds_and_what_is_left_out_are_told():
     assert "training images of tasks that are reported have had a say" in words
     same = Page(render_report(build_plan(class_orders=[1993]), build_records())).words
     assert "have had a say" not in same, "it is the order that the reported run has"
+    ended = Page(render_report(build_plan(), build_records()[:5])).words
+    assert "1.25 device-hours of CPU cores, 2026-01-01 10:00 to 2026-01-01 12:34 UTC" in ended
     kept = Page(render_report(build_plan(exclude_from_report=False), build_records())).words
     assert "figures of best.yaml include the tasks that chose it" in kept
 

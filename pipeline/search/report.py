@@ -90,7 +90,7 @@ def _facts(plan: Plan, records: Sequence[TrialRecord]) -> Element:
         "section",
         {"class": "facts", "aria-label": "at a glance"},
         _fact("best trial", found, f"{_words(sweep.metric)}, {images}"),
-        _fact("trials", str(len(records)), ", ".join(counts) or "none was begun"),
+        _fact("trials", f"{len(records)} of {sweep.trials}", ", ".join(counts) or "none was begun"),
         _fact("budget spent", f"{hours:.2f}", f"device-hours of {devices}, {_period(records)}"),
         _fact("protocol", protocol, _repetitions(sweep)),
     )
@@ -304,7 +304,8 @@ def _period(records: Sequence[TrialRecord]) -> str:
     if not started:
         return "not begun"
     first, last = (moment[:16].replace("T", " ") for moment in (started[0], (ended or started)[-1]))
-    return f"{first} to {last} UTC"
+    is_over = all(record.status != "running" for record in records)
+    return f"{first} to {last} UTC" if is_over else f"since {first} UTC"
 
 
 _OTHERS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
