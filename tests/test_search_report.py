@@ -168,7 +168,7 @@ def test_oracle_is_marked_before_anything_else_is_said():
     assert f"<title>Sweep test sweep ({TUNED_ON_EVALUATION})</title>" in text
     words = Page(text).words
     assert words.startswith(f"Sweep test sweep ⚠ {TUNED_ON_EVALUATION} The configurations were")
-    assert "All 6 trials, best first Accuracies in %. tuned on the evaluation sequence." in words
+    assert "All 6 trials, best first Accuracies in %, tuned on the evaluation sequence." in words
     assert "validation" not in words and "no test image" not in words
 
 

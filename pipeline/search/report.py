@@ -198,7 +198,7 @@ def _table(plan: Plan, records: Sequence[TrialRecord], labels: dict[str, str]) -
         rows.append(element("tr", attributes, *(element("td", {}, cell) for cell in cells)))
     return _section(
         f"All {len(records)} trials, best first",
-        _words_of(f"Accuracies in %. {plan.mark}. " if plan.mark else "Accuracies in %."),
+        _words_of(f"Accuracies in %, {plan.mark}." if plan.mark else "Accuracies in %."),
         _scroll(
             element(
                 "table",
