@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,16 @@ def skip_or_fail(reason: str | None) -> None:
     if reason:
         stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
         stop(reason)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """No test hears the log of another, whichever of them has run a command in this process."""
+    package = logging.getLogger("pipeline")
+    before = package.handlers[:], package.propagate, package.level
+    yield
+    package.handlers[:], package.propagate = before[:2]
+    package.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -14,15 +13,6 @@ from rich.text import Text
 
 from pipeline import storage
 from pipeline.log import MetricsWriter, setup_logging
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    package = logging.getLogger("pipeline")
-    before = package.handlers[:], package.propagate, package.level
-    yield
-    package.handlers[:], package.propagate = before[:2]
-    package.setLevel(before[2])
 
 
 @pytest.mark.parametrize(("rank", "said"), [(0, ["told", "warned"]), (3, ["warned"])])
