@@ -235,7 +235,7 @@ def test_pod_that_must_go_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undistu
     both = start()
     both[0].wait_for("task 2/3")
     told = nodes["n2"].run([hook[0], str(ROOT / hook[1])], timeout_s=120)
-    assert told.returncode == 0 and not nodes["n2"].processes(RANK), told.stdout
+    assert told.returncode == 0 and not nodes["n2"].processes("train.py --local_rank"), told.stdout
     assert [each.status() for each in both] == [75, 75], both[0].log.read_text()[-4000:]
 
     again = start()
