@@ -26,10 +26,11 @@ from pipeline.search.trial import Trial
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """Whether the sweep was asked to stop; raised by its command, read by every trial."""
+    """What the command and its trials tell each other about stopping."""
 
     def __init__(self) -> None:
         self._raised = False
+        self._gone: set[int] = set()
 
     def wave(self) -> None:
         """Ask every trial to stop with a snapshot."""
@@ -38,6 +39,14 @@ class StopFlag:
     def is_up(self) -> bool:
         """Whether trials are to stop."""
         return self._raised
+
+    def note_gone(self, number: int) -> None:
+        """Trial ``number`` has no process any more."""
+        self._gone.add(number)
+
+    def gone(self) -> set[int]:
+        """The trials that have no process any more."""
+        return self._gone
 
 
 class TrialActor(tune.Trainable):
@@ -62,6 +71,7 @@ class TrialActor(tune.Trainable):
         """Be trial ``config["number"]``, whose runs are ``config["runs"]``."""
         os.chdir(folder)  # relative paths mean what they mean to the command
         self._held_since = time.monotonic()
+        self._flag = flag
         self._metric = metric
         self._resources = resources
         self._record = TrialRecord(number=config["number"], parameters={})
@@ -95,6 +105,7 @@ class TrialActor(tune.Trainable):
     def cleanup(self) -> None:
         """End the present run, with its processes on every node."""
         self._reports.close()
+        ray.get(self._flag.note_gone.remote(self._record.number))
 
     def _result(self, **values: Any) -> dict[str, Any]:
         return {"held_s": time.monotonic() - self._held_since, **values}

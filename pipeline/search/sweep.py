@@ -35,6 +35,7 @@ from pipeline.search.space import Parameters
 
 _SETTINGS = "sweep.json"
 _STOP_S = 150.0  # after this long, trials that were asked to stop are stopped by Tune
+_POLL_S = 0.2
 
 
 def open_table(plan: Plan, *, resume: bool, watch: Callable[[TrialRecord], None]) -> TrialTable:
@@ -185,6 +186,7 @@ class Bookkeeper(tune.Callback):
         self._flag = flag
         self._stop = stop
         self._waved = False
+        self._stopping: set[int] = set()  # trials that were stopped early
         self._hours_before: dict[int, float] = {}  # of each trial, before its present process
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
@@ -192,6 +194,18 @@ class Bookkeeper(tune.Callback):
         if self._stop.is_made and not self._waved:
             self._flag.wave.remote()
             self._waved = True
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Wait for trials that were stopped, if no other goes on.
+
+        At the end of everything Tune kills what has not ended within seconds.
+        """
+        give_up = time.monotonic() + _STOP_S
+        while self._stopping and all(trial.is_finished() for trial in trials):
+            self._stopping -= ray.get(self._flag.gone.remote())
+            if time.monotonic() > give_up:
+                return
+            time.sleep(_POLL_S if self._stopping else 0)
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -224,6 +238,7 @@ class Bookkeeper(tune.Callback):
                 factor = self._sweep.scheduler.reduction_factor
                 reason = f"not among the best 1/{factor} after {result['tasks_done']} tasks"
                 self._end(number, "stopped", reason=reason)
+                self._stopping.add(number)
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any

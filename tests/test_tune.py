@@ -1,0 +1,263 @@
+"""The command on a real Ray: every trial is a real DeepSpeed launch of the tiny run.
+
+Two trials run at a time, on one core each. What is disturbed here must end as what was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from pipeline import storage
+from pipeline.config import dump_config, load_config
+from pipeline.search.records import TrialRecord, read_records
+from tests.processes import command, left_after, marked
+from tests.services.nodes import wait_until
+from tests.services.object_store import Bucket
+from tests.tiny import build_config
+from tests.variants import VARIANTS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[1]
+MARK = "MARK_OF_THIS_SWEEP"
+SECONDS = 580  # this machine may be busy with much else
+METRIC = "average_incremental_accuracy"
+BREAKS = 1e30  # a learning rate that no run survives
+
+
+@dataclass
+class Sweep:
+    """A sweep file and its output; every process of its command carries a mark."""
+
+    file: Path
+    output: str
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start the command."""
+        on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tune", "--config", str(self.file)]
+            + [f"output={self.output}", *words],
+            cwd=ROOT,
+            env=os.environ | on_cpu,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, *words: str, status: int = 0) -> tuple[str, str]:
+        """Run the command to its end; returns what it said on stdout and stderr."""
+        process = self.start(*words)
+        try:
+            said = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+        assert process.returncode == status, said
+        self.assert_nothing_left()
+        return said
+
+    def assert_nothing_left(self) -> None:
+        """must hold for Ray's processes, launchers and ranks alike"""
+        assert left_after(MARK, self.mark, seconds=30) == []
+
+    def processes(self, words: str) -> list[psutil.Process]:
+        """The living processes of the command whose command line has ``words``."""
+        return [process for process in marked(MARK, self.mark) if words in command(process)]
+
+    def reports(self, number: int) -> int:
+        """How many tasks a trial has reported so far."""
+        record = self.records().get(number)
+        return len(record.reports) if record else 0
+
+    def records(self) -> dict[int, TrialRecord]:
+        """The trial table."""
+        return {record.number: record for record in read_records(self.output)}
+
+    def science(self) -> dict[int, dict[str, Any]]:
+        """The trial table without what depends on the clock."""
+        timed = {"device_hours", "started", "ended"}
+        return {
+            number: record.model_dump(exclude=timed | {"reports"})
+            | {"reports": [each.model_dump(exclude={"seconds"}) for each in record.reports]}
+            for number, record in self.records().items()
+        }
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
+    """Return as soon as ``condition()`` holds, while the command runs."""
+    came = wait_until(
+        lambda: process.poll() is not None or condition(), timeout_s=SECONDS, every_s=0.1
+    )
+    assert came and process.poll() is None, process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def run_file(tiny_arch, tiny_shards, tmp_path_factory) -> Path:
+    """Two tasks that take a few seconds each, with a snapshot every few steps."""
+    config = build_config(
+        tiny_arch,
+        tiny_shards,
+        method=VARIANTS["anchors kept as learned"].model_dump(),
+        optim={"epochs": 10},
+        engine={"timeout_s": 60},
+        snapshot={"every_steps": 5},
+    )
+    file = tmp_path_factory.mktemp("run") / "tiny.yaml"
+    file.write_text(dump_config(config))
+    return file
+
+
+@pytest.fixture(scope="module")
+def write_sweep(run_file, tmp_path_factory) -> Callable[..., Path]:
+    """Writes a sweep file; ``settings`` are laid over those of a plain one."""
+
+    def write(**settings: Any) -> Path:
+        tree = {
+            "run": str(run_file),
+            "space": {"optim.learning_rate": {"log_uniform": [1e-4, 1e31]}},
+            "first": [{"optim.learning_rate": 1e-2}, {"optim.learning_rate": BREAKS}],
+            "trials": 3,
+            "sampler": {"name": "random", "seed": 5},
+            "scheduler": {"name": "none"},
+            "k": 2,
+            "validation_fraction": 0.34,
+            "max_concurrent": 2,
+        }
+        file = tmp_path_factory.mktemp("sweep") / "sweep.yaml"
+        file.write_text(yaml.safe_dump(tree | settings))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def undisturbed(write_sweep, tmp_path_factory) -> Sweep:
+    """A sweep of three trials, the second of which cannot work, that nobody disturbed."""
+    sweep = Sweep(write_sweep(), str(tmp_path_factory.mktemp("undisturbed") / "sweep"))
+    sweep.finish()
+    return sweep
+
+
+def test_a_trial_that_cannot_work_is_one_failed_row(undisturbed):
+    records = undisturbed.records()
+    assert [records[number].status for number in range(3)].count("failed") >= 1
+    assert records[0].status == "finished" and len(records[0].reports) == 2
+    assert records[1].status == "failed"
+    assert records[1].reason.startswith("task 1, step "), records[1].reason
+    rows = (Path(undisturbed.output) / "trials.csv").read_text().splitlines()
+    assert len(rows) == 4 and records[1].reason.split(";")[0] in "".join(rows)
+
+
+def test_the_best_settings_are_a_run_that_says_where_they_are_from(undisturbed):
+    best = load_config(Path(undisturbed.output) / "best.yaml")
+    assert best.evaluation.split == "test" and best.evaluation.exclude_tasks == 2
+    assert best.data.validation_fraction == 0 and best.tasks.limit is None
+    assert best.tuning.trials == 3 and best.tuning.protocol == "first_k_tasks"
+    assert best.tuning.device_hours > 0
+    winner = max(
+        (r for r in undisturbed.records().values() if r.status == "finished"),
+        key=lambda record: record.value(METRIC),
+    )
+    assert best.optim.learning_rate == winner.parameters["optim.learning_rate"]
+
+
+def test_a_trial_is_an_ordinary_run_on_held_out_training_images(undisturbed):
+    folder = Path(undisturbed.output) / "trials" / "000"
+    results = json.loads((folder / "run-0" / "results.json").read_text())
+    assert results["status"] == "finished"
+    evaluation = results["manifest"]["config"]["evaluation"]
+    assert evaluation["split"] == "validation"
+    assert "task 2 learned" in (folder / "run-0.log").read_text()
+    assert (Path(undisturbed.output) / "sweep.html").exists()
+
+
+def test_a_finished_sweep_does_nothing_again(undisturbed):
+    before = undisturbed.science()
+    _, said = undisturbed.finish(status=2)
+    assert "holds a sweep; add --resume" in said
+    undisturbed.finish("--resume")
+    assert undisturbed.science() == before
+    _, said = undisturbed.finish("--resume", "sampler.seed=6", status=2)
+    assert "holds another sweep: its sampler was" in said
+
+
+def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
+    undisturbed, write_sweep, tmp_path
+):
+    """must hold for a rank, for the process that Ray runs a trial in, and for the command itself"""
+    sweep = Sweep(write_sweep(), str(tmp_path / "sweep"))
+
+    process = sweep.start()
+    wait_for(process, lambda: sweep.reports(0) >= 1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, said
+    assert "error: stopped by SIGTERM" in said
+    sweep.assert_nothing_left()
+    assert sweep.records()[0].status == "running"
+    log = Path(sweep.output) / "trials" / "000" / "run-0.log"
+    assert "stopped by SIGTERM" in log.read_text()
+
+    process = sweep.start("--resume")
+    wait_for(process, lambda: sweep.processes("train.py --local_rank"))
+    wait_for(process, lambda: (Path(sweep.output) / "trials/000/run-0/results.json").exists())
+    for rank in sweep.processes("train.py --local_rank"):
+        rank.kill()
+    wait_for(process, lambda: "a process of the run" or sweep.processes("train.py --local_rank"))
+    for actor in sweep.processes("ray::TrialActor"):
+        actor.kill()
+    wait_for(process, lambda: sweep.processes("train.py --local_rank"))
+    process.kill()
+    process.communicate(timeout=60)
+    sweep.assert_nothing_left()
+
+    ended = {n: r for n, r in sweep.records().items() if r.status != "running"}
+    sweep.finish("--resume")
+    assert sweep.science() == undisturbed.science()
+    assert all(sweep.records()[number] == record for number, record in ended.items())
+    assert "going on at task" in log.read_text()
+
+
+def test_all_trials_failing_is_the_end_with_their_common_reason(write_sweep, tmp_path):
+    file = write_sweep(
+        space={"optim.learning_rate": {"choice": [BREAKS, 2 * BREAKS]}}, first=[], trials=2
+    )
+    _, said = Sweep(file, str(tmp_path / "sweep")).finish(status=1)
+    assert "error: none of 2 trials finished; " in said
+    assert "the loss is nan" in said.splitlines()[-1]
+
+
+def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
+    write_sweep, bucket: Bucket
+):
+    file = write_sweep(
+        first=[{"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e3}],
+        space={"optim.learning_rate": {"log_uniform": [1e-4, 1e4]}},
+        trials=2,
+        scheduler={"name": "asha", "grace_tasks": 1},
+        max_concurrent=1,
+    )
+    sweep = Sweep(file, f"{bucket.url}/sweep")
+    sweep.finish()
+    good, weak = sweep.records()[0], sweep.records()[1]
+    assert good.status == "finished" and weak.status == "stopped", (good, weak)
+    assert weak.reason == f"not among the best 1/2 after {weak.tasks_done} tasks"
+    assert weak.tasks_done < 2
+    names = {url.rsplit("/sweep/")[-1] for url in storage.list_files(sweep.output)}
+    wanted = {"sweep.json", "trials.csv", "best.yaml", "sweep.html"}
+    wanted |= {"trials/001/trial.json", "trials/001/run-0.log", "trials/000/run-0/results.json"}
+    assert wanted <= names
