@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -300,10 +301,17 @@ def _build_loader(maker: BatchMaker, feed: _Feed, workers: int) -> DataLoader[An
 def _adopt(environment: dict[str, str], worker: int) -> None:
     """Give a worker the environment of its consumer, not that of the process it was forked from.
 
-    It leaves the stop signals to its consumer.
+    It leaves the stop signals to its consumer, and ends with it: its parent, the server, would not.
     """
     os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server may be older than this run
+    threading.Thread(target=_end_with_consumer, daemon=True).start()
+
+
+def _end_with_consumer() -> None:
+    """Wait until the consumer has ended, killed or not; then end this worker."""
+    multiprocessing.parent_process().join()
+    os._exit(0)
 
 
 def _as_is(answer: Answer) -> Answer:
