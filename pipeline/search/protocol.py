@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TUNED_ON_EVALUATION, Config, load_config, parse_section
 from pipeline.errors import ConfigError
+from pipeline.methods import parse_options
 from pipeline.run import Run, check_run
 from pipeline.search.records import TrialRecord, trial_folder
 from pipeline.search.settings import SweepConfig
@@ -108,6 +109,8 @@ class Plan:
             config = self.run_config(corner, 0, 0)
             try:
                 run = check_run(config, self.sweep.resources.ranks)
+                record = TrialRecord(number=0, parameters=corner)
+                parse_options(self.best_config(record, [record]).method)
             except ConfigError as error:
                 raise ConfigError(f"space: with {_told(corner)}: {error}") from None
         if self.excluded_tasks:
