@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,24 +128,50 @@ def test_the_end_of_a_run_is_a_fault_of_its_settings_or_a_loss(status, tail, end
     assert how_it_ended(status, tail, finished=True) == Ended(None)
 
 
-def test_a_tethered_program_ends_with_its_parent():
-    tether = str(ROOT / "pipeline/search/tether.py")
-    sleeper = f"import os,time; print(os.getpid(), flush=True); time.sleep({60})"
+TETHER = str(ROOT / "pipeline/search/tether.py")
+SLEEPER = "import os,time; print(os.getpid(), flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def tethered() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A parent, and the child of the program that it started on a tether."""
+    starter = f"import subprocess,sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"
     parent = (
         "import os,subprocess,sys\n"
-        f"subprocess.run([sys.executable, '-I', {tether!r}, str(os.getpid()), "
-        f"sys.executable, '-c', {sleeper!r}])"
+        f"subprocess.run([sys.executable, '-I', {TETHER!r}, str(os.getpid()), "
+        f"sys.executable, '-c', {starter!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    child = psutil.Process(int(process.stdout.readline()))
-    assert child.is_running()
-    process.send_signal(signal.SIGKILL)
+    yield process, psutil.Process(int(process.stdout.readline()))
+    process.kill()
     process.communicate(timeout=30)
-    child.wait(30)
+
+
+def test_a_tethered_program_ends_with_its_parent(tethered):
+    """must end with everything that it started, whatever ends the parent"""
+    parent, grandchild = tethered
+    parent.send_signal(signal.SIGKILL)
+    grandchild.wait(30)
+
+
+def test_a_tethered_program_ends_with_its_tether(tethered):
+    _, grandchild = tethered
+    program, tether = grandchild.parent(), grandchild.parent().parent()
+    assert TETHER in tether.cmdline()
+    tether.kill()
+    program.wait(30)
+    grandchild.kill()
+
+
+def test_a_tether_gives_the_status_of_its_program():
+    words = [sys.executable, "-I", TETHER, str(os.getpid()), sys.executable, "-c"]
+    assert subprocess.run([*words, "raise SystemExit(75)"]).returncode == 75
+    killed = "import os; os.kill(os.getpid(), 9)"
+    assert subprocess.run([*words, killed]).returncode == 128 + 9
 
 
 def test_a_program_whose_parent_has_gone_is_not_started():
-    words = [sys.executable, "-I", str(ROOT / "pipeline/search/tether.py"), "1", "/bin/true"]
+    words = [sys.executable, "-I", TETHER, "1", "/bin/true"]
     if os.getpid() == 1:
         pytest.skip("this is process 1")
     assert subprocess.run(words, capture_output=True).returncode == 1

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pipeline.config import dump_config, load_config
 from pipeline.search.records import TrialRecord, read_records
 from tests.processes import command, left_after, marked
 from tests.services.nodes import wait_until
-from tests.services.object_store import Bucket
+from tests.services.object_store import Bucket, free_ports
 from tests.tiny import build_config
 from tests.variants import VARIANTS
 
@@ -34,6 +36,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[1]
 MARK = "MARK_OF_THIS_SWEEP"
 SECONDS = 580  # this machine may be busy with much else
+RANK = "train.py --local_rank"  # in a rank's command line
+ACTOR = "ray::ResourceTrainable"  # the name of the process that runs a trial
 METRIC = "average_incremental_accuracy"
 BREAKS = 1e30  # a learning rate that no run survives
 
@@ -46,14 +50,16 @@ class Sweep:
     output: str
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(
+        self, *words: str, environment: Mapping[str, str] = os.environ
+    ) -> subprocess.Popen[str]:
         """Start the command."""
         on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.tune", "--config", str(self.file)]
             + [f"output={self.output}", *words],
             cwd=ROOT,
-            env=os.environ | on_cpu,
+            env={**environment, **on_cpu},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,7 +78,7 @@ class Sweep:
 
     def assert_nothing_left(self) -> None:
         """must hold for Ray's processes, launchers and ranks alike"""
-        assert left_after(MARK, self.mark, seconds=30) == []
+        assert left_after(MARK, self.mark, seconds=60) == []
 
     def processes(self, words: str) -> list[psutil.Process]:
         """The living processes of the command whose command line has ``words``."""
@@ -103,6 +109,15 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
         lambda: process.poll() is not None or condition(), timeout_s=SECONDS, every_s=0.1
     )
     assert came and process.poll() is None, process.communicate(timeout=60)
+
+
+def kill_all(sweep: Sweep, words: str) -> None:
+    """Kill those processes of the sweep, and return once they and their ranks have gone."""
+    victims, ranks = sweep.processes(words), sweep.processes(RANK)
+    assert victims
+    for process in victims:
+        process.kill()
+    wait_until(lambda: not {*victims, *ranks} & {*sweep.processes("")}, timeout_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +228,11 @@ def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
     assert "stopped by SIGTERM" in log.read_text()
 
     process = sweep.start("--resume")
-    wait_for(process, lambda: sweep.processes("train.py --local_rank"))
-    wait_for(process, lambda: (Path(sweep.output) / "trials/000/run-0/results.json").exists())
-    for rank in sweep.processes("train.py --local_rank"):
-        rank.kill()
-    wait_for(process, lambda: "a process of the run" or sweep.processes("train.py --local_rank"))
-    for actor in sweep.processes("ray::TrialActor"):
-        actor.kill()
-    wait_for(process, lambda: sweep.processes("train.py --local_rank"))
+    wait_for(process, lambda: sweep.processes(RANK))
+    kill_all(sweep, RANK)
+    wait_for(process, lambda: sweep.processes(RANK))  # the same trial, launched again
+    kill_all(sweep, ACTOR)
+    wait_for(process, lambda: sweep.processes(RANK))  # by another process of Ray's
     process.kill()
     process.communicate(timeout=60)
     sweep.assert_nothing_left()
@@ -261,3 +273,62 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
     wanted = {"sweep.json", "trials.csv", "best.yaml", "sweep.html"}
     wanted |= {"trials/001/trial.json", "trials/001/run-0.log", "trials/000/run-0/results.json"}
     assert wanted <= names
+
+
+@pytest.fixture
+def two_raylets(tmp_path) -> Iterator[dict[str, str]]:
+    """A Ray cluster of two nodes with a core each; gives the environment that lets one use it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
+    port = str(free_ports(1)[0])
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        MARK: uuid.uuid4().hex,
+    }
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+    start += ["--disable-usage-stats", "--object-store-memory=80000000"]
+    # Several on one host: every port is one that is free.
+    start += ["--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
+    start += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    nodes = []
+    try:
+        for n, words in enumerate((head, [f"--address=127.0.0.1:{port}"])):
+            log = tmp_path / f"ray-{n}.log"
+            with open(log, "w") as file:
+                nodes.append(
+                    subprocess.Popen([*start, *words], env=environment, stdout=file, stderr=file)
+                )
+            wait_until(
+                lambda log=log, node=nodes[-1]: (
+                    "Ray runtime started" in log.read_text() or node.poll() is not None
+                ),
+                timeout_s=SECONDS,
+            )
+            assert nodes[-1].poll() is None, log.read_text()
+        yield environment
+    finally:
+        for node in reversed(nodes):
+            node.terminate()
+        for node in nodes:
+            node.wait(60)
+        left_after(MARK, environment[MARK], seconds=30)
+        for process in marked(MARK, environment[MARK]):
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_trial_on_two_nodes_is_the_run_of_two_ranks(two_raylets, write_sweep, tmp_path):
+    """must start a rank on each node of a cluster that was there before, and leave that running"""
+    file = write_sweep(first=[{"optim.learning_rate": 1e-2}], trials=1, resources={"nodes": 2})
+    sweep = Sweep(file, str(tmp_path / "sweep"), two_raylets[MARK])
+    process = sweep.start(f"address={two_raylets['RAY_ADDRESS']}", environment=two_raylets)
+    said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert left_after(MARK, sweep.mark, seconds=0), "the cluster is not the command's to end"
+    assert not sweep.processes(RANK)
+    results = json.loads((tmp_path / "sweep/trials/000/run-0/results.json").read_text())
+    assert results["manifest"]["world_size"] == 2 and results["status"] == "finished"

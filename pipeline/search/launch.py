@@ -225,12 +225,14 @@ def _processes_of(config: Path) -> Iterator[psutil.Process]:
             yield process
 
 
-def _ranks(runner: int) -> list[psutil.Process]:
-    """The ranks below deepspeed's front process: the children of its launcher."""
+def _ranks(tether: int) -> list[psutil.Process]:
+    """The ranks of a run: below its tether, deepspeed's front process and its launcher."""
+    found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        launchers = psutil.Process(runner).children()
-        return [rank for launcher in launchers for rank in _children(launcher)]
-    return []
+        found = [psutil.Process(tether)]
+    for _ in range(3):
+        found = [child for process in found for child in _children(process)]
+    return found
 
 
 def _children(process: psutil.Process) -> Sequence[psutil.Process]:
