@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.search.protocol import Plan, load_plan
 from pipeline.search.records import TrialRecord
 from pipeline.search.settings import SweepConfig, load_sweep
-from pipeline.search.sweep import open_table
+from pipeline.search.sweep import open_table, told
 from tests.tiny import build_config
 
 RATE = "optim.learning_rate"
@@ -156,3 +156,11 @@ def test_a_sweep_goes_on_only_as_itself_and_only_if_asked(run_file):
     for other in ({"seeds": [2]}, {"k": 1}, {"overrides": ["optim.epochs=3"]}):
         with pytest.raises(ConfigError, match="holds another sweep: its "):
             open_table(load_plan(sweep_of(run_file, **other)), resume=True, watch=print)
+
+
+def test_settings_that_do_not_go_together_are_a_trial_that_is_refused(run_file):
+    """must not end the sweep, where no end of the space shows it"""
+    plan = load_plan(sweep_of(run_file))
+    assert len(told(plan, 3, {RATE: 0.005})["runs"]) == 1
+    refused = told(plan, 3, {RATE: -0.005})
+    assert refused["runs"] == [] and "greater than 0" in refused["refused"]

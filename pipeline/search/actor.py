@@ -68,13 +68,14 @@ class TrialActor(tune.Trainable):
         losses: int,
         flag: ray.actor.ActorHandle,
     ) -> None:
-        """Be trial ``config["number"]``, whose runs are ``config["runs"]``."""
+        """Be trial ``config["number"]``, whose runs are ``config["runs"]`` unless it is refused."""
         os.chdir(folder)  # relative paths mean what they mean to the command
         self._held_since = time.monotonic()
         self._flag = flag
         self._metric = metric
         self._resources = resources
         self._record = TrialRecord(number=config["number"], parameters={})
+        self._refused = config.get("refused")
         runs = [parse_section(Config, run, place="the trial") for run in config["runs"]]
         self._n_reports = len(runs) * n_tasks
         self._reports = Trial(
@@ -87,6 +88,8 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The result of the next task."""
+        if self._refused:
+            return self._result(failure=self._refused, done=True)
         try:
             report = next(self._reports)
         except Preempted:

@@ -86,7 +86,8 @@ class RunProcess:
         command = launch_command(self._file, place, hostfile=self._folder / "hostfile")
         (self._folder / "hostfile").write_text(hostfile(place))
         tether = [sys.executable, "-I", str(_ROOT / "pipeline/search/tether.py"), str(os.getpid())]
-        with open(self._log, "wb") as log:
+        with open(self._log, "ab") as log:  # behind what a lost launch has left
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [*tether, *command],
                 env=launch_environment(os.environ, place.devices),
@@ -132,7 +133,7 @@ class RunProcess:
 
     def _tail(self) -> str:
         with open(self._log, "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return storage.scrub(log.read().decode(errors="replace"))
 
 

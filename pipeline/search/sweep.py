@@ -87,8 +87,7 @@ def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
 
     def begin(number: int, parameters: Parameters) -> dict[str, Any]:
         table.begin(number, parameters)
-        runs = [plan.run_config(parameters, number, r) for r in range(len(sweep.repetitions))]
-        return {"number": number, "runs": [run.model_dump(mode="json") for run in runs]}
+        return told(plan, number, parameters)
 
     searcher = TrialSearcher(
         proposer, known=known, new=new, begin=begin, is_over=lambda: stop.is_made
@@ -269,6 +268,16 @@ class _LastResort(tune.Stopper):
         if self._asked is None and self._stop.is_made:
             self._asked = time.monotonic()
         return self._asked is not None and time.monotonic() - self._asked > _STOP_S
+
+
+def told(plan: Plan, number: int, parameters: Parameters) -> dict[str, Any]:
+    """What the actor of a trial is told: its runs, or why there can be none."""
+    repetitions = range(len(plan.sweep.repetitions))
+    try:
+        runs = [plan.run_config(parameters, number, repetition) for repetition in repetitions]
+    except ConfigError as error:  # no end of the space showed that these do not go together
+        return {"number": number, "runs": [], "refused": str(error)}
+    return {"number": number, "runs": [run.model_dump(mode="json") for run in runs]}
 
 
 def _actor(plan: Plan, flag: ray.actor.ActorHandle) -> Any:
