@@ -84,6 +84,11 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         _destroy_process_group()
 
 
+def clone_of_world(timeout_s: float) -> dist.ProcessGroup:
+    """A further group of all ranks; every rank asks."""
+    return dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum of ``value`` over ranks, the same on each; ``value`` itself is left as it was."""
     total = value.clone()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.comm import World, gather, gather_with_gradient
+from pipeline.comm import World, clone_of_world, gather, gather_with_gradient
 from pipeline.config import Config
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
@@ -83,6 +83,7 @@ class Engine:
             weight_decay=config.optim.weight_decay,
         )
         deepspeed = _import_deepspeed()
+        _lend_group(config.engine.timeout_s)
         self._engine, *_ = deepspeed.initialize(
             model=method,
             model_parameters=list(self._active.values()),
@@ -218,3 +219,15 @@ def _import_deepspeed() -> Any:
     # minute at the first start, and leaves a lock behind if it is killed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _lend_group(timeout_s: float) -> None:
+    """Have DeepSpeed sum gradients in a group with our timeout; in its own it waits half an hour.
+
+    It clones the world, because it cannot ask the world itself for ranks, and gives the clone no
+    timeout.
+    """
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = clone_of_world(timeout_s)
