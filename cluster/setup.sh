@@ -11,7 +11,7 @@ unless a requirements file, the Python or the folder has changed.
 
   --tests   also install tests/requirements.txt, the S3 server that the tests start on loopback
             (in .venv-s3), and on a Debian or Ubuntu, as root, SLURM and sshd, which they start on
-            networks of their own; no service of the system is started or enabled. What cannot be
+            networks of their own, and Chromium; no service of the system is started or enabled. What cannot be
             had is named, and its tests are skipped
 
 environment:
@@ -58,7 +58,7 @@ apt_install() {
 # What the tests start or ask, and the Debian package that has it.
 services=(
     slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server pdsh:pdsh ip:iproute2
-    memcached:memcached shellcheck:shellcheck
+    memcached:memcached shellcheck:shellcheck chromium:chromium chromedriver:chromium-driver
 )
 
 # Names the packages of services whose programs are missing, or the programs if $1 says so.

@@ -21,6 +21,7 @@ from pipeline.search.scale import scale_for, spanning
 from pipeline.search.settings import SweepConfig
 from pipeline.search.space import Domain, parse_space
 from pipeline.storage import join, read_text
+from tests.conftest import skip_or_fail
 from tests.services.browser import Browser, why_unavailable
 from tests.tiny import build_config
 
@@ -264,8 +265,7 @@ def test_values_that_are_all_equal_lie_in_the_middle():
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if reason := why_unavailable():
-        pytest.skip(reason)
+    skip_or_fail(why_unavailable())
     with Browser() as opened:
         yield opened
 
