@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.config import TUNED_ON_EVALUATION, Config, dump_config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SweepFailedError
 from pipeline.search.protocol import Plan, load_plan
 from pipeline.search.records import TrialRecord
 from pipeline.search.settings import SweepConfig, load_sweep
-from pipeline.search.sweep import open_table, told
+from pipeline.search.sweep import conclude, open_table, told
 from tests.tiny import build_config
 
 RATE = "optim.learning_rate"
@@ -164,3 +164,14 @@ def test_settings_that_do_not_go_together_are_a_trial_that_is_refused(run_file):
     assert len(told(plan, 3, {RATE: 0.005})["runs"]) == 1
     refused = told(plan, 3, {RATE: -0.005})
     assert refused["runs"] == [] and "greater than 0" in refused["refused"]
+
+
+def test_all_trials_failing_is_the_end_with_their_common_reason(run_file):
+    plan = load_plan(sweep_of(run_file))
+    table = open_table(plan, resume=False, watch=lambda record: None)
+    for number, reason in enumerate(["the loss is nan", "out of memory", "out of memory"]):
+        table.begin(number, {RATE: 0.001})
+        table.end(number, "failed", reason=reason)
+    with pytest.raises(SweepFailedError, match="none of 3 trials .*; 2 of them: out of memory"):
+        conclude(plan, table)
+    assert SweepFailedError.exit_status == 1

@@ -187,11 +187,14 @@ class _NodeActor:
     def start(self, config: Config, place: Place) -> None:
         """Launch this node's ranks."""
         self._run = RunProcess(config, place)
+        self._log_url = f"{config.output}.node-{place.node}.log"
 
     def stop(self) -> None:
-        """End them, if they still run."""
+        """End them, if they still run, and keep what they said."""
         if self._run:
             self._run.stop()
+            self._run.keep_log(self._log_url)
+            self._run = None
 
 
 def own_devices(resources: ResourceSettings) -> Devices:
