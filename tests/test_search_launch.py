@@ -245,6 +245,11 @@ def test_losses_are_borne_as_often_as_was_said(tasks_done):
         list(trial(tasks_done, LOST, LOST, losses=1).reports())
 
 
+def test_a_run_that_ends_with_too_few_tasks_is_not_tried_for_ever(tasks_done):
+    with pytest.raises(TrialFailed, match="has 1 tasks, and 3 were expected"):
+        list(trial(tasks_done, Ended(None)).reports())
+
+
 def test_a_finished_run_is_not_launched_again(tasks_done):
     tasks_done[0] = 3
     assert len(list(trial(tasks_done).reports())) == 3

@@ -94,8 +94,11 @@ class Trial:
             finally:
                 run.stop()
                 run.keep_log(f"{config.output}.log")
-        yield from self._read(repetition)
+        done = self._read(repetition)
+        yield from done
         if ended.reason is None:
+            if len(done) != self._n_tasks:
+                raise TrialFailed(f"the run has {len(done)} tasks, and {self._n_tasks} were expected")
             return
         if not ended.lost:
             raise TrialFailed(ended.reason)
