@@ -246,7 +246,7 @@ def test_losses_are_borne_as_often_as_was_said(tasks_done):
 
 
 def test_a_run_that_ends_with_too_few_tasks_is_not_tried_for_ever(tasks_done):
-    with pytest.raises(TrialFailed, match="has 1 tasks, and 3 were expected"):
+    with pytest.raises(TrialFailed, match="it has 1 tasks, and 3 were expected"):
         list(trial(tasks_done, Ended(None)).reports())
 
 

@@ -98,7 +98,7 @@ class Trial:
         yield from done
         if ended.reason is None:
             if len(done) != self._n_tasks:
-                raise TrialFailed(f"the run has {len(done)} tasks, and {self._n_tasks} were expected")
+                raise TrialFailed(f"it has {len(done)} tasks, and {self._n_tasks} were expected")
             return
         if not ended.lost:
             raise TrialFailed(ended.reason)
