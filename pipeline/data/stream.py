@@ -301,16 +301,29 @@ def _build_loader(maker: BatchMaker, feed: _Feed, workers: int) -> DataLoader[An
 def _adopt(environment: dict[str, str], worker: int) -> None:
     """Give a worker the environment of its consumer, not that of the process it was forked from.
 
-    It leaves the stop signals to its consumer, and ends with it: its parent, the server, would not.
+    It heeds the stop signals of its consumer only, and ends with it: its parent, the server, would
+    not.
     """
     os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server may be older than this run
-    threading.Thread(target=_end_with_consumer, daemon=True).start()
+    for ending in (_end_with_consumer, _end_when_told):
+        threading.Thread(target=ending, daemon=True).start()
 
 
 def _end_with_consumer() -> None:
     """Wait until the consumer has ended, killed or not; then end this worker."""
     multiprocessing.parent_process().join()
+    os._exit(0)
+
+
+def _end_when_told() -> None:
+    """End at a signal of the consumer, which waits for this worker before it ends itself.
+
+    One that a batch system sends to every process of a job is the consumer's to answer.
+    """
+    consumer = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != consumer:
+        pass
     os._exit(0)
 
 
