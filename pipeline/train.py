@@ -16,10 +16,11 @@ to be started again, 1 a rank was lost or a fault of the program.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from pipeline.preemption import StopRequest
@@ -86,9 +87,22 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    _status = main()
+def leave(status: int) -> NoReturn:
+    """End the process with its exit ``status``, whatever signal comes meanwhile.
+
+    A finished run does not take the interpreter down: the threads of its process groups would, very
+    rarely, abort a rank that has done all its work.
+    """
     from pipeline.preemption import ignore_stop_signals
 
     ignore_stop_signals()
-    sys.exit(_status)
+    if status == 0:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    leave(main())
