@@ -11,8 +11,8 @@ unless a requirements file, the Python or the folder has changed.
 
   --tests   also install tests/requirements.txt, the S3 server that the tests start on loopback
             (in .venv-s3), and on a Debian or Ubuntu, as root, SLURM and sshd, which they start on
-            networks of their own, and Chromium; no service of the system is started or enabled. What cannot be
-            had is named, and its tests are skipped
+            networks of their own, and Chromium; no service of the system is started or enabled.
+            What cannot be had is named, and its tests are skipped
 
 environment:
   PYTHON    the interpreter to use (3.10 or newer); without it the first that fits is taken

@@ -60,6 +60,8 @@ def test_every_training_command_is_understood():
     for words in started:
         script = next(w for w in ("pipeline/train.py", "pipeline.train") if w in words)
         options = parse_arguments([w for w in words[words.index(script) + 1 :] if "$" not in w])
+        if Path(options.config).parts[0] == "runs":  # an earlier command writes that one
+            continue
         parse_options(load_config(options.config, options.overrides).method)
 
 
