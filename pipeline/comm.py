@@ -56,7 +56,9 @@ def read_world(environment: Mapping[str, str]) -> World:
 def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
     """Join the other ranks for the duration of the block.
 
-    A collective that takes longer than ``timeout_s`` raises on every rank that waits in it.
+    A collective that takes longer than ``timeout_s`` raises on every rank that waits in it. No rank
+    leaves the block before all have come to its end: of one that stands still, when others have
+    gone, no one would know, and its launcher would wait for it for ever.
     """
     on_gpu = world.device.type == "cuda"
     if on_gpu:
@@ -73,6 +75,7 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
     try:
         yield
+        sum_over_ranks(torch.zeros(()))
     except RuntimeError as error:
         if not _is_lost_rank(error):
             raise

@@ -7,6 +7,7 @@ PipelineError              one sentence: place, what was found, what was wanted,
 ├── WeightsError           a backbone that is missing or of the wrong kind
 ├── DivergenceError        a loss that is no longer a number
 ├── LostRankError          a rank that died, hangs or cannot be reached
+├── TakenOverError         an output that a later start of the command writes to
 ├── SweepFailedError       a sweep without one finished trial
 └── Preempted              no fault: a signal asked the run to stop, and it can go on later
 
@@ -45,6 +46,10 @@ class LostRankError(PipelineError):
     """A rank that died, hangs or cannot be reached; the same command goes on from a snapshot."""
 
     exit_status = 1
+
+
+class TakenOverError(PipelineError):
+    """An output that a later start of the command writes to."""
 
 
 class SweepFailedError(PipelineError):

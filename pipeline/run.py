@@ -20,6 +20,7 @@ from pipeline.identity import identify
 from pipeline.methods import build_method, parse_options
 from pipeline.methods.base import Method, Setting
 from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
+from pipeline.ownership import Ownership
 from pipeline.preemption import StopRequest
 from pipeline.recovery import is_finished, recover
 from pipeline.results import Results, build_manifest, restate
@@ -84,6 +85,7 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
     Raises:
         ConfigError: the output holds another run.
         Preempted: ``stop`` asked for it.
+        TakenOverError: a later start of the run writes to the output.
     """
     config = run.config
     with process_group(world, timeout_s=config.engine.timeout_s):
@@ -95,6 +97,8 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
         clip = load_clip(config.model.arch, config.model.weights, device=world.device)
         identity = {**expected, "backbone_sha256": clip.sha256}
         recovered = from_main(world, lambda: recover(config, identity))
+        owner = Ownership(config.output)
+        from_main(world, owner.take)
         manifest = build_manifest(
             config,
             tasks=run.tasks,
@@ -112,7 +116,8 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
         method = build_method(config.method, _setting(config, clip))
         try:
             stop = stop or StopRequest()
-            Trainer(config, world, run.index, source, method, results, stop).run(recovered)
+            trainer = Trainer(config, world, run.index, source, method, results, owner, stop)
+            trainer.run(recovered)
         finally:
             source.close()
         _tell_origin(config, world)

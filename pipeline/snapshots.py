@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -76,10 +76,14 @@ class Snapshot:
 
 
 class SnapshotWriter:
-    """Writes snapshots in a background thread, one at a time, and keeps the last two."""
+    """Writes snapshots in a background thread, one at a time, and keeps the last two.
 
-    def __init__(self, folder: str) -> None:
+    Before each of them ``check`` may raise why it must not be written.
+    """
+
+    def __init__(self, folder: str, check: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
+        self._check = check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._running: Future[None] | None = None
 
@@ -89,16 +93,16 @@ class SnapshotWriter:
         The files ``beside`` (content by URL) are whole before the snapshot is.
 
         Raises:
-            StorageError: the snapshot before could not be written.
+            PipelineError: the snapshot before could not, or must not, be written.
         """
         self.wait()
-        self._running = self._thread.submit(_write, self._folder, snapshot, dict(beside))
+        self._running = self._thread.submit(self._write, snapshot, dict(beside))
 
     def wait(self) -> None:
         """Return once everything is written.
 
         Raises:
-            StorageError: it could not be.
+            PipelineError: it could not, or must not, be.
         """
         running, self._running = self._running, None
         if running:
@@ -107,6 +111,10 @@ class SnapshotWriter:
     def close(self) -> None:
         """End the thread once it has written what it was given, however that went."""
         self._thread.shutdown()
+
+    def _write(self, snapshot: Snapshot, beside: Mapping[str, bytes]) -> None:
+        self._check()
+        _write(self._folder, snapshot, beside)
 
 
 def read_latest(folder: str) -> Snapshot | None:

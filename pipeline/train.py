@@ -90,18 +90,16 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
 def leave(status: int) -> NoReturn:
     """End the process with its exit ``status``, whatever signal comes meanwhile.
 
-    A finished run does not take the interpreter down: the threads of its process groups would, very
-    rarely, abort a rank that has done all its work.
+    The interpreter is not taken down: the threads of its process groups would, very rarely, abort
+    a rank that has done all its work.
     """
     from pipeline.preemption import ignore_stop_signals
 
     ignore_stop_signals()
-    if status == 0:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

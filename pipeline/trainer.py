@@ -28,6 +28,7 @@ from pipeline.frozen import FrozenFeatures, FrozenStore
 from pipeline.log import MetricsWriter
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
+from pipeline.ownership import Ownership
 from pipeline.pictures import TaskPictures
 from pipeline.preemption import StopRequest
 from pipeline.progress import Display, StepClock, StepReport
@@ -63,6 +64,7 @@ class Trainer:
         source: ShardSource,
         method: Method,
         results: Results,
+        owner: Ownership,
         stop: StopRequest,
     ) -> None:
         self._config = config
@@ -70,6 +72,7 @@ class Trainer:
         self._method = method
         self._results = results
         self._tasks = results.tasks
+        self._owner = owner
         self._stop = stop
         self._metrics = MetricsWriter(storage.join(config.output, "metrics.jsonl"))
         self._note = config.tuning.note if config.tuning else None
@@ -84,7 +87,7 @@ class Trainer:
         )
         self._frozen = FrozenStore(method.clip, world, config.data.feature_cache)
         self._evaluator = Evaluator(method, world, self._pictures, self._frozen)
-        self._snapshots = SnapshotWriter(snapshot_folder(config))
+        self._snapshots = SnapshotWriter(snapshot_folder(config), owner.check)
         self._learned_means: list[Tensor] = []  # per scored task, C×E
         self._learned_sha256: list[str | None] = []  # per learned task
         self._steps_before = 0  # of all tasks before the present one
@@ -96,8 +99,10 @@ class Trainer:
 
         Raises:
             Preempted: the run was asked to stop and can go on from a snapshot.
+            TakenOverError: a later start of the run writes to its output.
         """
-        self._write(CONFIG_NAME, dump_config(self._config).encode())
+        url = storage.join(self._config.output, CONFIG_NAME)
+        self._write(url, dump_config(self._config).encode())
         try:
             with self._display:
                 self._learn_tasks(self._restore(recovered) if recovered else TaskProgress())
@@ -174,9 +179,7 @@ class Trainer:
                 if name in active or name not in before
             }
             data = to_safetensors(changed)
-            with faults_shared():
-                if self._world.is_main:
-                    storage.write_atomically(learned_url(self._config, task.index), data)
+            self._write(learned_url(self._config, task.index), data)
             sha256 = hashlib.sha256(data).hexdigest()
         self._learned_sha256.append(sha256)
         self._steps_before += self._pictures.n_steps(task)
@@ -337,6 +340,7 @@ class Trainer:
         with faults_shared():
             if self._world.is_main:
                 self._snapshots.wait()  # results without the snapshot behind them are no use
+                self._owner.check()
                 self._metrics.flush()
                 self._results.write(self._config.output)
 
@@ -363,11 +367,12 @@ class Trainer:
         with torch.no_grad():
             return self._method.clip.encode_image(batch.image_BCHW)
 
-    def _write(self, name: str, data: bytes) -> None:
-        """Rank 0 writes for all; if it cannot, no other waits for it."""
+    def _write(self, url: str, data: bytes) -> None:
+        """Rank 0 writes for all; if it cannot, or must not, no other waits for it."""
         with faults_shared():
             if self._world.is_main:
-                storage.write_atomically(storage.join(self._config.output, name), data)
+                self._owner.check()
+                storage.write_atomically(url, data)
 
 
 def _check_untouched(

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "search.markup search.tether search.environment",
         "preemption slurm",
         "storage config comm tasks model.backbone data.transforms data.decoding data.folder",
-        "log results search.settings snapshots model.prompts data.samples data.pictures",
+        "log ownership results search.settings snapshots model.prompts data.samples data.pictures",
         "model.anchors search.records data.index data.records data.roster",
         "methods.base data.plan data.cache data.writer data.sources data.mirror data.audit",
         "search.display search.space search.launch search.cluster",

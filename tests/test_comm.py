@@ -20,7 +20,7 @@ from pipeline.comm import (
     read_world,
     sum_over_ranks,
 )
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, LostRankError
 from tests.ranks import run_ranks
 
 
@@ -101,19 +101,24 @@ def test_average_of_gradients_is_that_of_one_process(alone):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-def wait_in_vain(world: World) -> str:
-    if world.rank == 1:
-        time.sleep(4)
-        return "came too late"
-    with pytest.raises(RuntimeError) as caught:
-        sum_over_ranks(torch.zeros(1))
-    return str(caught.value)
+def come_late(world: World, place: str) -> str:
+    """What is said to each rank when rank 1 stands still for longer than it may."""
+    try:
+        with process_group(world, timeout_s=2):
+            if world.rank == 1:
+                time.sleep(4)
+            elif place == "in a collective":
+                sum_over_ranks(torch.zeros(1))
+    except LostRankError as error:
+        return str(error)
+    return "nothing"
 
 
-def test_collective_without_a_partner_ends_in_time():
-    """must raise on the rank that waits instead of hanging for ever"""
-    waiting, late = run_ranks(wait_in_vain, 2, collective_s=2)
-    assert "imed out" in waiting and late == "came too late"
+@pytest.mark.parametrize("place", ["in a collective", "at the end"])
+def test_rank_that_stands_still_is_noticed_in_time(place):
+    """must raise on the rank that waits instead of hanging for ever, or leaving the other behind"""
+    waiting, _ = run_ranks(come_late, 2, place, collective_s=None)
+    assert waiting.startswith("rank 0 lost contact with the others: ") and "imed out" in waiting
 
 
 def fail_on_rank_one(world: World) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.comm import World
-from pipeline.errors import DataError, DivergenceError, StorageError
+from pipeline.errors import DataError, DivergenceError, StorageError, TakenOverError
+from pipeline.ownership import Ownership
 from pipeline.run import check_run, execute
 from pipeline.snapshots import Snapshot, SnapshotWriter, read_latest
 from tests.ranks import run_ranks
@@ -275,6 +276,21 @@ def test_failed_write_is_told_at_the_next_one(tmp_path):
         writer.write(draw(0, 2), beside={})
     writer.wait()  # told once
     writer.close()
+
+
+def test_nothing_is_written_that_must_not_be(tmp_path):
+    owner = Ownership(str(tmp_path))
+    owner.take()
+    writer, url = SnapshotWriter(str(tmp_path), owner.check), str(tmp_path / "metrics.jsonl")
+    writer.write(draw(0, 1), beside={})
+    writer.wait()
+    Ownership(str(tmp_path)).take()
+    writer.write(draw(0, 2), beside={url: b"a line\n"})
+    with pytest.raises(TakenOverError):
+        writer.wait()
+    writer.close()
+    assert_same(read_latest(str(tmp_path)), draw(0, 1))
+    assert not storage.exists(url)
 
 
 def error_of(world: World, arch: str, index: str, folder: Path, every_steps: int) -> str:

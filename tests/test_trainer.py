@@ -215,7 +215,7 @@ def test_files_beside_the_results(finished):
     files = {str(f.relative_to(config.output)) for f in Path(config.output).rglob("*.*")}
     files = {name for name in files if not name.startswith("snapshots/")}
     tasks = {f"tasks/task-00{index}.safetensors" for index in range(3)}
-    assert files == {"results.json", "metrics.jsonl", "config.yaml"} | tasks
+    assert files == {"results.json", "metrics.jsonl", "config.yaml", "owner.json"} | tasks
     assert (Path(config.output) / "config.yaml").read_text() == dump_config(config)
 
 

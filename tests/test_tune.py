@@ -210,7 +210,10 @@ def test_a_finished_sweep_does_nothing_again(undisturbed):
 def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
     undisturbed, write_sweep, tmp_path
 ):
-    """must hold for a rank, for the process that Ray runs a trial in, and for the command itself"""
+    """must hold for a rank, for the process that Ray runs a trial in, and for the command itself,
+
+    and for a command that is started again while it still runs
+    """
     sweep = Sweep(write_sweep(), str(tmp_path / "sweep"))
 
     process = sweep.start()
@@ -235,7 +238,11 @@ def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
     sweep.assert_nothing_left()
 
     ended = {n: r for n, r in sweep.records().items() if r.status != "running"}
+    earlier = sweep.start("--resume")
+    wait_for(earlier, lambda: sweep.processes(RANK))
     sweep.finish("--resume")
+    _, said = earlier.communicate(timeout=60)
+    assert earlier.returncode == 2 and "another start of the command has taken over" in said
     assert sweep.science() == undisturbed.science()
     assert all(sweep.records()[number] == record for number, record in ended.items())
     assert "going on at task" in log.read_text()

@@ -171,7 +171,10 @@ def write_table(output: str, records: Sequence[TrialRecord], metric: Metric, mar
 
 
 class TrialTable:
-    """The records of a sweep; every change is written at once, and shown to ``watch``."""
+    """The records of a sweep; every change is written at once, and shown to ``watch``.
+
+    Before each of them ``check`` may raise why it must not be written.
+    """
 
     def __init__(
         self,
@@ -180,11 +183,13 @@ class TrialTable:
         *,
         mark: str = "",
         watch: Callable[[TrialRecord], None] = lambda record: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._output = output
         self._metric = metric
         self._mark = mark
         self._watch = watch
+        self._check = check
         self._records = {record.number: record for record in read_records(output)}
         for record in self.records:
             watch(record)
@@ -228,6 +233,7 @@ class TrialTable:
         self._put(self._records[number].model_copy(update={"device_hours": device_hours}))
 
     def _put(self, record: TrialRecord) -> None:
+        self._check()
         self._records[record.number] = record
         write_record(self._output, record)
         write_table(self._output, self.records, self._metric, self._mark)

@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from pipeline import storage
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, SweepFailedError
+from pipeline.ownership import Ownership
 from pipeline.preemption import StopRequest
 from pipeline.search.actor import StopFlag, TrialActor
 from pipeline.search.cluster import ray_cluster
@@ -62,7 +63,9 @@ def open_table(plan: Plan, *, resume: bool, watch: Callable[[TrialRecord], None]
                 )
     else:
         storage.write_atomically(url, f"{json.dumps(wanted, indent=2)}\n".encode())
-    return TrialTable(sweep.output, sweep.metric, mark=plan.mark, watch=watch)
+    owner = Ownership(sweep.output)
+    owner.take()
+    return TrialTable(sweep.output, sweep.metric, mark=plan.mark, watch=watch, check=owner.check)
 
 
 def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
@@ -70,6 +73,7 @@ def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
 
     Raises:
         ConfigError: Ray cannot be reached, or has no room for a trial.
+        TakenOverError: a later start of the command writes to the output.
     """
     sweep = plan.sweep
     proposer = Proposer(plan.space, sweep.sampler, sweep.metric, sweep.trials)
