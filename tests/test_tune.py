@@ -270,9 +270,27 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
     assert wanted <= names
 
 
-@pytest.fixture
-def two_raylets(tmp_path) -> Iterator[dict[str, str]]:
-    """A Ray cluster of two nodes with a core each; gives the environment that lets one use it."""
+@dataclass(frozen=True)
+class RayCluster:
+    """A Ray that was there before any sweep: a head and one more node, with a core each."""
+
+    environment: dict[str, str]  # that lets one use it
+    nodes: list[subprocess.Popen[bytes]]
+
+    @property
+    def address(self) -> str:
+        """Where the head listens."""
+        return self.environment["RAY_ADDRESS"]
+
+    def on_node(self, number: int) -> list[psutil.Process]:
+        """Every process of a node, those of trials included."""
+        raylet = psutil.Process(self.nodes[number].pid)
+        return [raylet, *raylet.children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
+    """Two nodes; the last test that uses them may lose the second."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
     port = str(free_ports(1)[0])
     environment = os.environ | {
@@ -286,16 +304,22 @@ def two_raylets(tmp_path) -> Iterator[dict[str, str]]:
     start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
     start += ["--disable-usage-stats", "--object-store-memory=80000000"]
     # Several on one host: every port is one that is free.
-    start += ["--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
+    start += ["--min-worker-port=0", "--max-worker-port=0"]
     start += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     nodes = []
     try:
         for n, words in enumerate((head, [f"--address=127.0.0.1:{port}"])):
-            log = tmp_path / f"ray-{n}.log"
+            log = tmp_path_factory.mktemp("ray") / f"{n}.log"
             with open(log, "w") as file:
                 nodes.append(
-                    subprocess.Popen([*start, *words], env=environment, stdout=file, stderr=file)
+                    subprocess.Popen(
+                        # An address each: the command uses the node that has its own.
+                        [*start, f"--node-ip-address=127.0.0.{n + 1}", *words],
+                        env=environment,
+                        stdout=file,
+                        stderr=file,
+                    )
                 )
             wait_until(
                 lambda log=log, node=nodes[-1]: (
@@ -304,7 +328,7 @@ def two_raylets(tmp_path) -> Iterator[dict[str, str]]:
                 timeout_s=SECONDS,
             )
             assert nodes[-1].poll() is None, log.read_text()
-        yield environment
+        yield RayCluster(environment, nodes)
     finally:
         for node in reversed(nodes):
             node.terminate()
@@ -316,11 +340,11 @@ def two_raylets(tmp_path) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_trial_on_two_nodes_is_the_run_of_two_ranks(two_raylets, write_sweep, tmp_path):
+def test_a_trial_on_two_nodes_is_the_run_of_two_ranks(ray_nodes, write_sweep, tmp_path):
     """must start a rank on each node of a cluster that was there before, and leave that running"""
     file = write_sweep(first=[{"optim.learning_rate": 1e-2}], trials=1, resources={"nodes": 2})
-    sweep = Sweep(file, str(tmp_path / "sweep"), two_raylets[MARK])
-    process = sweep.start(f"address={two_raylets['RAY_ADDRESS']}", environment=two_raylets)
+    sweep = Sweep(file, str(tmp_path / "sweep"), ray_nodes.environment[MARK])
+    process = sweep.start(f"address={ray_nodes.address}", environment=ray_nodes.environment)
     said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
     assert left_after(MARK, sweep.mark, seconds=0), "the cluster is not the command's to end"
@@ -328,3 +352,30 @@ def test_a_trial_on_two_nodes_is_the_run_of_two_ranks(two_raylets, write_sweep, 
     results = json.loads((tmp_path / "sweep/trials/000/run-0/results.json").read_text())
     assert results["manifest"]["world_size"] == 2 and results["status"] == "finished"
     assert (tmp_path / "sweep/trials/000/run-0.node-1.log").exists()
+
+
+def test_trials_of_a_node_that_is_lost_go_on_elsewhere(
+    ray_nodes, undisturbed, write_sweep, tmp_path
+):
+    """must be as if nothing had been, though nothing on that node had a last word"""
+    file = write_sweep(first=[{"optim.learning_rate": 1e-2}] * 2, trials=2)  # one on each node
+    sweep = Sweep(file, str(tmp_path / "sweep"), ray_nodes.environment[MARK])
+
+    def half_way() -> list[Path]:
+        """The outputs of runs on the second node that have a snapshot of more than nothing."""
+        words = (r.cmdline() for r in ray_nodes.on_node(1) if RANK in command(r))
+        configs = (load_config(each[each.index("--config") + 1]) for each in words)
+        outputs = (Path(config.output) for config in configs)
+        return [o for o in outputs if list(o.glob("snapshots/*-step-00000[1-9]/state.json"))]
+
+    process = sweep.start(f"address={ray_nodes.address}", environment=ray_nodes.environment)
+    wait_for(process, half_way)
+    lost = half_way()
+    for victim in ray_nodes.on_node(1):
+        victim.kill()
+    said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    wanted = undisturbed.science()[0]
+    for number, found in sweep.science().items():
+        assert found == wanted | {"number": number}
+    assert lost and "going on at task" in lost[0].with_suffix(".log").read_text()

@@ -20,6 +20,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
 from pipeline.config import dump_config
@@ -37,6 +38,7 @@ from pipeline.search.space import Parameters
 _SETTINGS = "sweep.json"
 _STOP_S = 150.0  # after this long, trials that were asked to stop are stopped by Tune
 _POLL_S = 0.2
+_NOTICE_S = 25.0  # within which Ray notices that a node has gone (five health checks, 3 s apart)
 
 
 def open_table(plan: Plan, *, resume: bool, watch: Callable[[TrialRecord], None]) -> TrialTable:
@@ -105,7 +107,9 @@ def run_sweep(plan: Plan, table: TrialTable, stop: StopRequest) -> bool:
     )
     with ray_cluster(sweep.address, sweep.resources) as folder:
         stop.listen(signal.SIGINT)  # again: Ray has put a handler of its own in its place
-        flag = StopFlag.remote()
+        # Beside the command, so that no other node's loss takes it from the trials.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        flag = StopFlag.options(scheduling_strategy=here).remote()
         run_config = tune.RunConfig(
             name="sweep",
             storage_path=folder,
@@ -190,6 +194,7 @@ class Bookkeeper(tune.Callback):
         self._stop = stop
         self._waved = False
         self._stopping: set[int] = set()  # trials that were stopped early
+        self._restarted: set[int] = set()  # trials that have said nothing since
         self._hours_before: dict[int, float] = {}  # of each trial, before its present process
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
@@ -217,6 +222,19 @@ class Bookkeeper(tune.Callback):
         number = trial.config["number"]
         self._hours_before[number] = self._table[number].device_hours
 
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial that has lost its process or node is about to be started again.
+
+        Until Ray notices that a node has gone it would start the trial there, again and again.
+        """
+        number = trial.config["number"]
+        give_up = time.monotonic() + _NOTICE_S
+        while number in self._restarted and time.monotonic() < give_up and not self._stop.is_made:
+            time.sleep(_POLL_S)
+        self._restarted.add(number)
+
     def on_trial_result(
         self,
         iteration: int,
@@ -227,6 +245,7 @@ class Bookkeeper(tune.Callback):
     ) -> None:
         """A trial has learned a task or ended; ``done`` may be what the scheduler says."""
         number = trial.config["number"]
+        self._restarted.discard(number)
         held_hours = result["held_s"] / 3600 * self._sweep.resources.devices
         hours = self._hours_before[number] + held_hours
         if "failure" in result:
