@@ -173,7 +173,7 @@ def write_table(output: str, records: Sequence[TrialRecord], metric: Metric, mar
 class TrialTable:
     """The records of a sweep; every change is written at once, and shown to ``watch``.
 
-    Before each of them ``check`` may raise why it must not be written.
+    Before each of them :meth:`check` may raise why it must not be written.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class TrialTable:
         self._metric = metric
         self._mark = mark
         self._watch = watch
-        self._check = check
+        self.check = check
         self._records = {record.number: record for record in read_records(output)}
         for record in self.records:
             watch(record)
@@ -233,7 +233,7 @@ class TrialTable:
         self._put(self._records[number].model_copy(update={"device_hours": device_hours}))
 
     def _put(self, record: TrialRecord) -> None:
-        self._check()
+        self.check()
         self._records[record.number] = record
         write_record(self._output, record)
         write_table(self._output, self.records, self._metric, self._mark)

@@ -38,6 +38,7 @@ from pipeline.search.space import Parameters
 _SETTINGS = "sweep.json"
 _STOP_S = 150.0  # after this long, trials that were asked to stop are stopped by Tune
 _POLL_S = 0.2
+_LOOK_S = 2.0  # between two looks at whether a later start has taken over
 _NOTICE_S = 25.0  # within which Ray notices that a node has gone (five health checks, 3 s apart)
 
 
@@ -194,11 +195,18 @@ class Bookkeeper(tune.Callback):
         self._stop = stop
         self._waved = False
         self._stopping: set[int] = set()  # trials that were stopped early
+        self._looked = time.monotonic()
         self._restarted: set[int] = set()  # trials that have said nothing since
         self._hours_before: dict[int, float] = {}  # of each trial, before its present process
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Ask the trials to stop if the sweep was asked to."""
+        """Ask the trials to stop if the sweep was asked to, and end if another has taken over.
+
+        Both would launch the trials, and end those of the other.
+        """
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._table.check()
+            self._looked = time.monotonic()
         if self._stop.is_made and not self._waved:
             self._flag.wave.remote()
             self._waved = True
