@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ConfigError, LostRankError, PipelineError
@@ -108,6 +109,39 @@ def gather(value_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def sum_in_halves(items: Sequence[T], value_of: Callable[[T], Tensor]) -> Tensor:
+    """Sum of the values of all items: of the first half, plus of the second, each summed likewise.
+
+    Asked for one after another, so that only as many are in memory as items can be halved.
+    """
+    if len(items) == 1:
+        return value_of(items[0])
+    middle = len(items) // 2
+    return sum_in_halves(items[:middle], value_of) + sum_in_halves(items[middle:], value_of)
+
+
+def share_of_sum(value_X: Tensor, common_X: Tensor) -> Tensor:
+    """This rank's share, in its place among zeros, of the values of all ranks and ``common_X``.
+
+    ``common_X`` is the same on every rank and enters once. The engine, which averages over ranks,
+    puts the whole sum together from shares of this scale, adding only zeros. Ranks are summed in
+    halves: if their values are sums in halves too, and the number of ranks is a power of two, the
+    bits are those of the sum in halves of everything, on one rank or on many.
+    """
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    if world_size == 1:
+        return value_X + common_X
+    share = -(-len(value_X) // world_size)
+    mine = slice(rank * share, (rank + 1) * share)
+    sent = F.pad(value_X, (0, share * world_size - len(value_X))).view(world_size, share)
+    received = torch.empty_like(sent)  # this rank's share of each rank's value
+    dist.all_to_all_single(received, sent)
+    total = sum_in_halves(range(world_size), lambda index: received[index])
+    result_X = torch.zeros_like(value_X)
+    result_X[mine] = (total[: len(result_X[mine])] + common_X[mine]) * world_size
+    return result_X
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank; for small things of plain types."""
     values = [value]
@@ -152,30 +186,6 @@ def faults_shared() -> Iterator[None]:
         raise fault
     rank, first = next((r, error) for r, error in enumerate(gather_objects(fault)) if error)
     raise type(first)(f"rank {rank}: {first}") from fault
-
-
-def gather_with_gradient(value_BE: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, through which gradients reach this rank's rows.
-
-    The backward pass needs no communication: each rank computes the same loss from the same
-    gathered rows, so its own slice of the gradient is already whole. It is multiplied by the
-    number of ranks because the engine averages gradients over them, while the rows of different
-    ranks add up. Compare open_clip#616, where a gather without this factor was found too weak.
-    """
-    if dist.get_world_size() == 1:
-        return value_BE
-    return _Gather.apply(value_BE)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, value_BE: Tensor) -> Tensor:
-        return gather(value_BE)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_NE: Tensor) -> Tensor:
-        world_size, rank = dist.get_world_size(), dist.get_rank()
-        return gradient_NE.chunk(world_size)[rank] * world_size
 
 
 def _destroy_process_group() -> None:

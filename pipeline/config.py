@@ -46,7 +46,7 @@ class DataConfig(Section):
 
     index: str | list[str]  # folder of prepared shards; of a list, each brings further classes
     global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
-    eval_batch: int = Field(256, gt=0)  # images per forward pass, per rank
+    eval_batch: int = Field(64, gt=0)  # images per forward pass of a test, dealt to ranks whole
     workers: int = Field(2, ge=0)  # loader processes per rank; 0 decodes in the rank itself
     train_transform: Literal["clip", "squash", "random_crop"] = "clip"
     eval_transform: Literal["clip", "squash"] = "clip"
@@ -109,7 +109,10 @@ class EngineConfig(Section):
     """How the work is spread over ranks."""
 
     zero_stage: Literal[0, 1] = 0  # the learned tensors are small: more stages only cost
-    micro_batch: int | None = Field(None, gt=0)  # images per rank and pass; the loss stays global
+    # Images per forward pass of a rank; the loss stays global. While a rank has a multiple of it,
+    # 1, 2, 4, … ranks learn the same bits.
+    micro_batch: int = Field(16, gt=0)
+    recompute: bool = False  # each pass twice, in the memory of one: about a third more time
     timeout_s: float = Field(600.0, gt=0)  # a collective that takes longer ends the run
 
 

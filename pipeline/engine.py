@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.comm import World, clone_of_world, gather, gather_with_gradient
+from pipeline.comm import World, clone_of_world, gather, share_of_sum, sum_in_halves
 from pipeline.config import Config
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
@@ -30,11 +30,10 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     There is no precision block: the frozen towers are cast by the backbone, the learned tensors
     stay float32. Clipping is always written, since DeepSpeed's own default is 1.
     """
-    n_passes = passes_per_step(config, world_size)
     return {
         "train_batch_size": config.data.global_batch,
-        "train_micro_batch_size_per_gpu": config.data.global_batch // world_size // n_passes,
-        "gradient_accumulation_steps": n_passes,
+        "train_micro_batch_size_per_gpu": config.data.global_batch // world_size,
+        "gradient_accumulation_steps": 1,  # a step's parts are added up before it is asked
         "gradient_clipping": config.optim.gradient_clipping,
         "zero_optimization": {"stage": config.engine.zero_stage},
         "steps_per_print": 10**9,
@@ -42,24 +41,13 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     }
 
 
-def passes_per_step(config: Config, world_size: int) -> int:
-    """Forward passes of one rank for one optimizer step."""
-    per_rank = config.data.global_batch // world_size
-    return per_rank // min(config.engine.micro_batch or per_rank, per_rank)
-
-
 def layout_problem(config: Config, world_size: int) -> str | None:
     """Why this configuration cannot be spread over ``world_size`` ranks, or None."""
-    batch, micro = config.data.global_batch, config.engine.micro_batch
+    batch = config.data.global_batch
     if batch % world_size:
         return (
             f"data.global_batch: {batch} images cannot be shared equally by {world_size} ranks; "
             f"use a multiple of {world_size} or another number of ranks"
-        )
-    if micro and (batch // world_size) % min(micro, batch // world_size):
-        return (
-            f"engine.micro_batch: {micro} does not divide the {batch // world_size} images "
-            "of a rank"
         )
     return None
 
@@ -71,7 +59,8 @@ class Engine:
         self._method = method
         self._optim = config.optim
         self._n_steps = n_steps
-        self._n_passes = passes_per_step(config, world.world_size)
+        self._micro_batch = config.engine.micro_batch
+        self._recompute = config.engine.recompute
         self._world = world
         self._is_partitioned = config.engine.zero_stage > 0
         self._active = {n: p for n, p in method.named_parameters() if p.requires_grad}
@@ -97,19 +86,36 @@ class Engine:
     ) -> Losses:
         """One optimizer step, the ``index``-th of the task, on this rank's part of a batch.
 
+        The loss is that of the global batch. Images are embedded in parts of ``micro_batch``, then
+        come the loss and its gradient on all embeddings, then that of each part, which its own
+        embeddings' gradient drives. Which rank has a part enters no sum, so that any number of
+        ranks with the same parts gives the same bits; see :func:`pipeline.comm.share_of_sum`.
+
         Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
         without a graph in the host's memory, so that reading it does not wait for the device.
+
+        Source of a second pass with ``recompute``: GradCache, arXiv 2101.06983.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
-        if self._n_passes == 1:
-            losses = self._engine(image_BCHW, label_B, frozen)
-            total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
-            if total.isfinite():
-                self._engine.backward(losses.total)
-                self._engine.step()
-        else:
-            losses, total = self._step_in_parts(image_BCHW, label_B, frozen)
+        parts = _cut(image_BCHW, frozen, self._micro_batch)
+        with torch.set_grad_enabled(not self._recompute):
+            embeddings = [self._method.embed(*part) for part in parts]
+        image_NE = gather(torch.cat(embeddings).detach()).requires_grad_()
+        losses = self._method.losses(image_NE, gather(label_B))
+        total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
+        if not total.isfinite():
+            return losses._replace(total=total)
+        slope_NE, *of_loss = self._gradients(losses.total, image_NE)
+        slopes = slope_NE.chunk(self._world.world_size)[self._world.rank].split(self._micro_batch)
+
+        def gradient_of(part: int) -> Tensor:
+            if self._recompute:
+                embeddings[part] = self._method.embed(*parts[part])
+            return _flat(self._gradients(embeddings[part], slope=slopes[part]))
+
+        share_X = share_of_sum(sum_in_halves(range(len(parts)), gradient_of), _flat(of_loss))
+        self._apply(share_X)
         return losses._replace(total=total)
 
     def learning_rate(self, index: int) -> float:
@@ -167,44 +173,35 @@ class Engine:
         """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
         self._engine.destroy()
 
-    def _step_in_parts(
-        self, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
-    ) -> tuple[Losses, Tensor]:
-        """The step of the whole batch in several passes, with the loss of the whole batch.
+    def _gradients(
+        self, output: Tensor, *inputs: Tensor, slope: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Gradients on ``inputs`` and what is learned; zero where ``output`` does not depend."""
+        wanted = [*inputs, *self._active.values()]
+        if not output.requires_grad:
+            return tuple(map(torch.zeros_like, wanted))
+        return torch.autograd.grad(output, wanted, slope, allow_unused=True, materialize_grads=True)
 
-        First all embeddings without a graph, then the loss and its gradient on them, then each
-        part again with a graph, driven by its share of that gradient.
+    def _apply(self, gradient_X: Tensor) -> None:
+        """Have DeepSpeed average this gradient over ranks, clip it and step."""
+        parts = gradient_X.split([parameter.numel() for parameter in self._active.values()])
+        products = zip(self._active.values(), parts, strict=True)
+        self._engine.backward(sum((p.flatten() * part_X).sum() for p, part_X in products))
+        self._engine.step()
 
-        Source: GradCache, arXiv 2101.06983.
-        """
-        parts = _cut(image_BCHW, frozen, self._n_passes)
-        with torch.no_grad():
-            embedding_BE = torch.cat([self._method.embed(*part) for part in parts])
-        embedding_BE.requires_grad_()
-        gathered_NE = gather_with_gradient(embedding_BE)
-        losses = self._method.losses(gathered_NE, gather(label_B))
-        total = losses.total.detach().cpu()
-        if not total.isfinite():
-            return losses, total
-        (slope_BE,) = torch.autograd.grad(losses.total, embedding_BE, retain_graph=True)
-        slopes = slope_BE.chunk(self._n_passes)
-        for index, part in enumerate(parts):
-            pull = (self._method.embed(*part) * slopes[index]).sum()
-            if index == 0:  # what the loss owes to the anchors themselves enters once
-                pull = pull + losses.total
-            self._engine.backward(pull * self._n_passes)  # the engine divides by it
-            self._engine.step()
-        return losses, total
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _cut(
-    image_BCHW: Tensor, frozen: ImageFeatures | None, n_parts: int
+    image_BCHW: Tensor, frozen: ImageFeatures | None, size: int
 ) -> list[tuple[Tensor, ImageFeatures | None]]:
-    """The batch in equal parts."""
-    images = image_BCHW.chunk(n_parts)
+    """The batch in parts of ``size`` images, the last one perhaps smaller."""
+    images = image_BCHW.split(size)
     if frozen is None:
         return [(image, None) for image in images]
-    columns = (column.chunk(n_parts) for column in frozen)
+    columns = (column.split(size) for column in frozen)
     return list(zip(images, map(ImageFeatures, *columns), strict=True))
 
 

@@ -14,7 +14,7 @@ from pipeline.data.cache import SegmentCache
 from pipeline.data.index import Selection, ShardIndex, join_indexes, read_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.data.stream import ShardSource
-from pipeline.engine import layout_problem, passes_per_step
+from pipeline.engine import layout_problem
 from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import identify
 from pipeline.methods import build_method, parse_options
@@ -127,6 +127,7 @@ def execute(run: Run, world: World, stop: StopRequest | None = None) -> bool:
 def describe(run: Run) -> str:
     """The plan of a run: what will be learned, what it takes, what must be fetched."""
     config, index = run.config, run.index
+    per_rank = config.data.global_batch // run.world_size
     clip = load_clip(config.model.arch, "random", device=torch.device("cpu"))
     trainable = trainable_parameters(build_method(config.method, _setting(config, clip)), run.tasks)
     lines = [
@@ -134,8 +135,8 @@ def describe(run: Run) -> str:
         f"output     {config.output}",
         f"frozen     {clip.n_parameters:,} parameters of {config.model.arch}, "
         f"{config.model.weights or 'its own weights'}",
-        f"ranks      {run.world_size}, {config.data.global_batch // run.world_size} images each in "
-        f"{passes_per_step(config, run.world_size)} pass(es) per step",
+        f"ranks      {run.world_size}, {per_rank} images each in passes of "
+        f"{min(config.engine.micro_batch, per_rank)}",
         *_said_of_the_result(config),
         "",
         "task  classes  train images  test images  steps  trainable  to fetch",
@@ -250,8 +251,8 @@ def _memory_estimate(run: Run, clip: FrozenClip, trainable: int) -> str:
     """Rough bytes per rank: towers, activations of one pass, learned tensors with their state."""
     on_gpu = torch.cuda.is_available()
     width = 2 if on_gpu else 4
-    per_rank = run.config.data.global_batch // run.world_size
-    images = per_rank // passes_per_step(run.config, run.world_size)
+    engine, per_rank = run.config.engine, run.config.data.global_batch // run.world_size
+    images = min(engine.micro_batch, per_rank) if engine.recompute else per_rank
     tokens = clip.image_tokens + 10
     activations = 10 * clip.vision_layers * tokens * clip.vision_width * width * images
     state = 16 * trainable

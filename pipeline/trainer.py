@@ -364,8 +364,10 @@ class Trainer:
             return frozen.of(batch.sample_B)
         if not self._method.reads_frozen:
             return None
+        parts = batch.image_BCHW.split(self._config.engine.micro_batch)
         with torch.no_grad():
-            return self._method.clip.encode_image(batch.image_BCHW)
+            columns = zip(*map(self._method.clip.encode_image, parts), strict=True)
+            return ImageFeatures(*map(torch.cat, columns))
 
     def _write(self, url: str, data: bytes) -> None:
         """Rank 0 writes for all; if it cannot, or must not, no other waits for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from pipeline.comm import (
     faults_shared,
     gather,
     gather_objects,
-    gather_with_gradient,
     process_group,
     read_world,
+    share_of_sum,
+    sum_in_halves,
     sum_over_ranks,
 )
 from pipeline.errors import ConfigError, DataError, LostRankError
@@ -80,25 +82,38 @@ def test_every_rank_gets_the_same_in_rank_order():
         assert answer["objects"] == [("r", 0), ("r", 1), ("r", 2)]
 
 
-def averaged_gradient(world: World, n_rows: int) -> Tensor:
-    """The gradient that an engine, which averages over ranks, sees of a loss of all rows.
-
-    The loss is no sum over rows, so a gather without its gradient, or one scaled wrongly, shows.
-    """
-    weight = torch.tensor([0.3, -0.2], requires_grad=True)
-    bias = torch.tensor(0.1, requires_grad=True)
-    own = torch.tanh(rows_of(world.rank, n_rows // world.world_size) / 20 * weight)
-    rows = gather_with_gradient(own)
-    loss = (rows.sum(dim=1) + bias).logsumexp(dim=0).square()
-    slopes = torch.autograd.grad(loss, (weight, bias))
-    return sum_over_ranks(torch.cat([slope.flatten() for slope in slopes])) / world.world_size
+PARTS_PX = torch.rand(8, 7, generator=torch.Generator().manual_seed(1)).exp().sin()
 
 
-def test_average_of_gradients_is_that_of_one_process(alone):
-    expected = averaged_gradient(alone, 8)
-    for world_size in (2, 4):
-        for found in run_ranks(averaged_gradient, world_size, 8):
-            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+def averaged_shares(world: World) -> Tensor:
+    """What an engine, which averages over ranks, makes of the shares of eight parts and a ninth."""
+    own = PARTS_PX.chunk(world.world_size)[world.rank]
+    own_X = sum_in_halves(range(len(own)), lambda part: own[part])
+    return sum_over_ranks(share_of_sum(own_X, PARTS_PX[0])) / world.world_size
+
+
+def test_sum_in_shares_has_the_same_bits_on_any_number_of_ranks(alone):
+    expected = averaged_shares(alone)
+    exact = PARTS_PX.double().sum(dim=0) + PARTS_PX[0]
+    torch.testing.assert_close(expected.double(), exact, rtol=1e-6, atol=1e-6)
+    for world_size in (2, 4, 8):
+        assert all(torch.equal(found, expected) for found in run_ranks(averaged_shares, world_size))
+    for found in run_ranks(averaged_shares, 3):
+        torch.testing.assert_close(found, expected)
+
+
+def test_sum_in_halves_keeps_few_values():
+    """must ask for one value at a time, in order, and hold only one of each depth"""
+    asked, alive = [], weakref.WeakSet()
+
+    def value(item: int) -> Tensor:
+        asked.append((item, len(alive)))
+        alive.add(made := torch.ones(1))
+        return made
+
+    assert sum_in_halves(range(13), value) == 13
+    assert [item for item, _ in asked] == [*range(13)]
+    assert max(n_alive for _, n_alive in asked) <= 4
 
 
 def come_late(world: World, place: str) -> str:

@@ -118,7 +118,9 @@ class Breakable(Finetune):
         return Losses(losses.total / 0.0, losses.terms) if self.broken else losses
 
 
-@pytest.mark.parametrize("layout", [{}, {"zero_stage": 1}, {"micro_batch": 2}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [{}, {"zero_stage": 1}, {"micro_batch": 2, "recompute": True}], ids=str
+)
 def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
     """must leave tensors and moments as they were, so that the step after is as if alone"""
     config = build_config("none", "none", engine=layout)

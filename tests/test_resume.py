@@ -33,10 +33,6 @@ from tests.variants import VARIANTS
 VT = VARIANTS["anchors kept as learned"].model_dump()  # the one with the most kinds of tensors
 TASK_STEPS = [10, 10, 4]  # 18, 18 and 8 images in batches of 4, two epochs
 N_STEPS = sum(TASK_STEPS)
-# Adam divides by the size of the gradient. With the usual 1e-8 in its denominator a rounding error
-# in a gradient near zero moves a tensor as far as a real one, which no resuming could help. Runs on
-# 1 and 2 ranks were seen to differ by up to 2e-3 with 1e-8, 4e-5 with 1e-5 and 3e-6 with this.
-EPSILON = 1e-3
 
 
 pytestmark = pytest.mark.usefixtures("one_clip")
@@ -179,15 +175,17 @@ def test_zero_stage_one(reference, tmp_path):
     partitioned.assert_equals_run(config)
 
 
-def test_micro_batches(reference, tmp_path):
+def test_recomputed_parts(reference, tmp_path):
     undisturbed = changed(
-        reference.config, output=str(tmp_path / "undisturbed"), engine={"micro_batch": 2}
+        reference.config,
+        output=str(tmp_path / "undisturbed"),
+        engine={"micro_batch": 2, "recompute": True},
     )
-    in_parts = Reference(undisturbed)
+    recomputed = Reference(undisturbed)
     config = changed(undisturbed, output=str(tmp_path / "run"))
     assert not start(config, StopAt(5))
     assert start(config)
-    in_parts.assert_equals_run(config)
+    recomputed.assert_equals_run(config)
 
 
 def test_output_and_snapshots_on_object_storage(reference, tiny_shards, bucket):
@@ -251,24 +249,27 @@ def test_two_ranks_go_on_as_if_undisturbed(reference, tmp_path, zero_stage):
 
 
 @pytest.fixture(scope="module")
-def damped(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """A run that does not blow rounding errors up, on one rank."""
-    output = str(tmp_path_factory.mktemp("damped") / "undisturbed")
-    return Reference(changed(reference.config, output=output, optim={"epsilon": EPSILON}))
+def in_parts(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that was finished on one rank, with steps summed in parts of two images."""
+    config = changed(
+        reference.config,
+        output=str(tmp_path_factory.mktemp("in-parts") / "undisturbed"),
+        engine={"micro_batch": 2},
+        # ZeRO adds up the norm of its shares in an order that depends on their number.
+        optim={"gradient_clipping": 0.0},
+    )
+    assert start_ranks(1, config)
+    return config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(2, 1), (1, 2)], ids=["2 then 1", "1 then 2"])
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_another_number_of_ranks(damped, tmp_path, ranks, zero_stage):
-    """must find the same accuracies, and tensors that differ by rounding only"""
+def test_another_number_of_ranks(in_parts, tmp_path, ranks, zero_stage):
+    """must learn the same bits from the same parts, with Adam's usual epsilon"""
     engine = {"zero_stage": zero_stage}
-    config = changed(damped.config, output=str(tmp_path / "run"), engine=engine)
+    config = changed(in_parts, output=str(tmp_path / "run"), engine=engine)
     assert not start_ranks(ranks[0], config, 20)
     assert newest_snapshot(config) > "task-001-step-000000"
     assert start_ranks(ranks[1], config)
-    found, wanted = outcome(config.output), damped.outcome
-    assert found.results["accuracy_matrix"] == wanted.results["accuracy_matrix"]
-    for mine, theirs in zip(found.learned, wanted.learned, strict=True):
-        for name in theirs:
-            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-5)
+    outcome(config.output).assert_equals(outcome(in_parts.output))

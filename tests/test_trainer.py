@@ -291,8 +291,8 @@ def test_same_run_again_gives_the_same_bits(finished, tmp_path):
 
 @pytest.mark.parametrize(
     "machine",
-    [{"engine": {"zero_stage": 1}}, {"engine": {"micro_batch": 2}}, {"data": {"workers": 2}}],
-    ids=["ZeRO 1", "gradient caching", "loader workers"],
+    [{"engine": {"zero_stage": 1}}, {"engine": {"micro_batch": 3}}, {"data": {"workers": 2}}],
+    ids=["ZeRO 1", "parts of a batch", "loader workers"],
 )
 def test_machine_does_not_change_the_matrix(finished, tmp_path, machine):
     config, results = finished

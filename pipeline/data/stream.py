@@ -255,17 +255,18 @@ def eval_stream(
     workers: int = 0,
     upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
-    """This rank's samples in canonical order; over all ranks each sample comes exactly once.
+    """This rank's batches of a selection; over all ranks each sample comes exactly once.
 
-    A rank's share is contiguous, and shares differ by at most one sample, so ranks may have
-    different numbers of batches, and a rank none.
+    The batches are the same on any number of ranks, in canonical order, and each rank has a run of
+    them: an image is always encoded beside the same others, as its last bits may depend on how many
+    they are. Ranks may have different numbers of batches, and a rank none.
 
     Raises:
         DataError: a sample cannot be used.
         StorageError: a shard cannot be read.
     """
-    share = np.array_split(np.arange(len(selection)), world_size)[rank]
-    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    starts = np.array_split(np.arange(0, len(selection), batch_size), world_size)[rank]
+    batches = [np.arange(start, min(start + batch_size, len(selection))) for start in starts]
     agenda = Agenda(selection, batches, transform)
     return source.batches(agenda, workers=workers, replace_bad=False, upcoming=upcoming)
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.comm import gather, gather_with_gradient
 from pipeline.config import Section
 from pipeline.errors import DataError
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
@@ -82,9 +81,8 @@ class Method(nn.Module):
     def forward(
         self, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None = None
     ) -> Losses:
-        """The training loss of the global batch, the same on every rank."""
-        image_NE = gather_with_gradient(self.embed(image_BCHW, frozen))
-        return self.losses(image_NE, gather(label_B))
+        """The training loss of one batch in one graph; the engine makes the same of many parts."""
+        return self.losses(self.embed(image_BCHW, frozen), label_B)
 
     def end_task(self, task: Task) -> None:
         """Consolidate what ``task`` taught and fix the anchors that predictions use."""
