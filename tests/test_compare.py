@@ -124,7 +124,10 @@ def test_table_tells_how_settings_were_found_and_marks_those_chosen_on_its_own_i
     text = capsys.readouterr().out
     assert cells(text)["after task"] == ["tppt_v ×2 †", "finetune", "zeroshot"]
     lines = " ".join(text.split()).split("┘")[-1]
-    assert lines.split() == (
-        f"† tppt_v: tuned by protocol oracle_sequence, 9 trials, sweep runs/o: {note} "
-        "finetune: tuned by protocol transfer, 12 trials, 3.5 device-hours, sweep runs/[t]"
-    ).split()
+    assert (
+        lines.split()
+        == (
+            f"† tppt_v: tuned by protocol oracle_sequence, 9 trials, sweep runs/o: {note} "
+            "finetune: tuned by protocol transfer, 12 trials, 3.5 device-hours, sweep runs/[t]"
+        ).split()
+    )
