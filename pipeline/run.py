@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import identify
 from pipeline.methods import build_method, parse_options
 from pipeline.methods.base import Method, Setting
-from pipeline.model.backbone import FrozenClip, load_clip, weights_problem
+from pipeline.model.backbone import FrozenClip, blank_clip, load_clip, weights_problem
 from pipeline.ownership import Ownership
 from pipeline.preemption import StopRequest
 from pipeline.recovery import is_finished, recover
@@ -128,7 +128,7 @@ def describe(run: Run) -> str:
     """The plan of a run: what will be learned, what it takes, what must be fetched."""
     config, index = run.config, run.index
     per_rank = config.data.global_batch // run.world_size
-    clip = load_clip(config.model.arch, "random", device=torch.device("cpu"))
+    clip = blank_clip(config.model.arch)
     trainable = trainable_parameters(build_method(config.method, _setting(config, clip)), run.tasks)
     lines = [
         f"run        {config.name}: {config.method.name} on {index.url}",

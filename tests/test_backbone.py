@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.data.transforms import build_transform
 from pipeline.errors import WeightsError
-from pipeline.model.backbone import FrozenClip, PromptTokens, load_clip, weights_problem
+from pipeline.model.backbone import FrozenClip, PromptTokens, blank_clip, load_clip, weights_problem
 from tests.tiny import (
     CONTEXT_LENGTH,
     IMAGE_SIZE,
@@ -315,6 +315,21 @@ def named_arch(tmp_path: Path) -> str:
 def test_random_weights_come_from_their_seed(named_arch):
     hashes = [load_clip(named_arch, "random", device=CPU, seed=s).sha256 for s in (3, 3, 4)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_blank_clip_has_the_shapes_and_the_limits_of_the_real_one(named_arch):
+    """must tell of a prompt that is too long, as the run would"""
+    context_DLW = torch.zeros(1, 4, TEXT_WIDTH)
+    answers = []
+    for clip in (blank_clip(named_arch), load_clip(named_arch, "random", device=CPU)):
+        text_CE = clip.encode_text(clip.tokenize(["a bee", "an elk"]))
+        too_long = clip.tokenize(["bee " * (clip.context_length - 5)])
+        with pytest.raises(WeightsError, match="text tower takes") as refusal:
+            clip.encode_text(too_long, context_DLW)
+        said = str(refusal.value).partition(": ")[2]
+        sizes = clip.n_parameters, clip.vision_width, clip.embed_words("a photo").shape
+        answers.append((text_CE.shape, text_CE.dtype, *sizes, said))
+    assert answers[0] == answers[1]
 
 
 def test_weights_are_read_from_a_file(named_arch, tiny_clip, tmp_path):

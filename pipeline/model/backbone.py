@@ -222,6 +222,16 @@ class FrozenClip:
         )
 
 
+class BlankClip(FrozenClip):
+    """A CLIP that is asked for shapes, counts and limits: its texts cost nothing."""
+
+    def encode_text(self, prompt: PromptTokens, context_DLW: Tensor | None = None) -> Tensor:
+        """Zeros in the shape of the features, of prompts that are checked for their length."""
+        n_context = 0 if context_DLW is None else context_DLW.shape[1]
+        self._checked_length(prompt.token_CN.shape[1] + n_context, n_context)
+        return torch.zeros(len(prompt.end_C), self.joint_width)
+
+
 class _TextTower:
     """The text half of a CLIP, under one set of names for open_clip's two layouts."""
 
@@ -248,6 +258,20 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
         WeightsError: no such architecture, tag or file, one that cannot be fetched or read, or an
             activation that does not fit.
     """
+    clip, tokenizer = _create(arch, weights, seed)
+    name = arch if weights is None else f"{arch}/{weights}"
+    # Hashed before the cast to the device's type: the same name on every kind of device.
+    return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
+
+
+def blank_clip(arch: str) -> BlankClip:
+    """A stand-in for the CLIP that ``arch`` names, without its weights; raises WeightsError."""
+    clip, tokenizer = _create(arch, "random", seed=0)
+    return BlankClip(clip, tokenizer, name=arch, device=torch.device("cpu"))
+
+
+def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, object]:
+    """open_clip's model and tokenizer."""
     problem = weights_problem(arch, weights)
     if problem:
         raise WeightsError(problem)
@@ -256,16 +280,13 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     try:
         with _quiet_open_clip():
             clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
-            tokenizer = open_clip.get_tokenizer(arch)
+            return clip, open_clip.get_tokenizer(arch)
     except Exception as error:  # whatever a download, a file or an absent package makes of it
         reason = " ".join(str(error).split())[:300]
         what = "its own weights" if weights is None else repr(weights)
         raise WeightsError(
             f"model.weights: {what} cannot be loaded into {arch}: {reason}"
         ) from error
-    name = arch if weights is None else f"{arch}/{weights}"
-    # Hashed before the cast to the device's type: the same name on every kind of device.
-    return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
 
 
 def weights_problem(arch: str, weights: str | None) -> str | None:
