@@ -187,4 +187,4 @@ if [ -n "$with_tests" ]; then
     [ -z "$lacking" ] ||
         say "not to be had here: $lacking; what tests need them is skipped, or slower"
 fi
-say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+ or .venv/bin/python -m pytest}"
+say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+, or -m pytest -n 2}"

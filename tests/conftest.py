@@ -30,6 +30,13 @@ def skip_or_fail(reason: str | None) -> None:
         stop(reason)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with the files that have slow tests, so that they end together."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
     """No test hears the log of another, whichever of them has run a command in this process."""

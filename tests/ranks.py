@@ -43,10 +43,11 @@ def run_ranks(
     # The store lives here and picks a free port itself: no rank can find it taken.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+    task = (function, arguments, dict(os.environ))
     ranks = [
         context.Process(
             target=_be_rank,
-            args=(rank, world_size, store.port, collective_s, pipes[rank][1], function, arguments),
+            args=(rank, world_size, store.port, collective_s, pipes[rank][1], *task),
         )
         for rank in range(world_size)
     ]
@@ -110,7 +111,10 @@ def _be_rank(
     sender: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    environment: dict[str, str],
 ) -> None:
+    os.environ.clear()  # what the server has is that of the test that first asked for ranks
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
