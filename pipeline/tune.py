@@ -84,6 +84,7 @@ def _tune(options: argparse.Namespace) -> int:
         with display:
             finished = run_sweep(plan, table, stop)
     finally:
+        table.check()  # of a sweep that another start has taken over, that one tells
         write_report(plan, table.records)
     if not finished:
         stop.check()
