@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from deepspeed.launcher.runner import fetch_hostfile
@@ -142,6 +143,16 @@ def test_sweep_of_kubernetes_runs_a_command_that_can_be_parsed():
     assert options.resume
     sweep = load_sweep(ROOT / options.config, options.overrides)
     assert sweep.address == "auto" and sweep.output.startswith("s3://")
+
+
+@pytest.mark.parametrize("version", ["1.30.0", kubernetes_validate.latest_version()])
+def test_every_word_is_one_that_kubernetes_knows(version):
+    """must hold for the pods of a RayJob, whose own schema is KubeRay's"""
+    objects = list(documents("train").values())
+    for spec in pods(documents("sweep")):
+        objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec})
+    for each in objects:
+        kubernetes_validate.validate(each, version, strict=True)
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=named)
