@@ -19,6 +19,7 @@ from pipeline.comm import World, clone_of_world, gather, share_of_sum, sum_in_ha
 from pipeline.config import Config
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
+from pipeline.rng import derive_seed
 from pipeline.schedule import learning_rate_factor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -57,6 +58,7 @@ class Engine:
 
     def __init__(self, method: Method, config: Config, world: World, n_steps: int) -> None:
         self._method = method
+        self._run_seed = config.seed
         self._optim = config.optim
         self._n_steps = n_steps
         self._micro_batch = config.engine.micro_batch
@@ -89,7 +91,8 @@ class Engine:
         The loss is that of the global batch. Images are embedded in parts of ``micro_batch``, then
         come the loss and its gradient on all embeddings, then that of each part, which its own
         embeddings' gradient drives. Which rank has a part enters no sum, so that any number of
-        ranks with the same parts gives the same bits; see :func:`pipeline.comm.share_of_sum`.
+        ranks with the same parts gives the same bits; see :func:`pipeline.comm.share_of_sum`. What
+        a method draws at random depends on seed, task, step and part.
 
         Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
         without a graph in the host's memory, so that reading it does not wait for the device.
@@ -99,9 +102,16 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
         parts = _cut(image_BCHW, frozen, self._micro_batch)
+
+        def embed(part: int) -> Tensor:
+            first = self._world.rank * len(image_BCHW) + part * self._micro_batch
+            self._seed("step", index, first)
+            return self._method.embed(*parts[part])
+
         with torch.set_grad_enabled(not self._recompute):
-            embeddings = [self._method.embed(*part) for part in parts]
+            embeddings = [embed(part) for part in range(len(parts))]
         image_NE = gather(torch.cat(embeddings).detach()).requires_grad_()
+        self._seed("loss", index)
         losses = self._method.losses(image_NE, gather(label_B))
         total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
         if not total.isfinite():
@@ -111,7 +121,7 @@ class Engine:
 
         def gradient_of(part: int) -> Tensor:
             if self._recompute:
-                embeddings[part] = self._method.embed(*parts[part])
+                embeddings[part] = embed(part)
             return _flat(self._gradients(embeddings[part], slope=slopes[part]))
 
         share_X = share_of_sum(sum_in_halves(range(len(parts)), gradient_of), _flat(of_loss))
@@ -172,6 +182,10 @@ class Engine:
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
         self._engine.destroy()
+
+    def _seed(self, purpose: str, *path: int) -> None:
+        """What is drawn from here on is the same on any layout, and in a second pass."""
+        torch.manual_seed(derive_seed(purpose, self._run_seed, self._method.task.index, *path))
 
     def _gradients(
         self, output: Tensor, *inputs: Tensor, slope: Tensor | None = None

@@ -148,9 +148,9 @@ class Trainer:
             snapshot.group("moments"),
         )
 
-    def _seed(self, purpose: str, task: Task, *path: int) -> None:
+    def _seed(self, purpose: str, task: Task) -> None:
         """What is drawn from here on is the same however often the run was interrupted before."""
-        torch.manual_seed(derive_seed(purpose, self._config.seed, task.index, *path))
+        torch.manual_seed(derive_seed(purpose, self._config.seed, task.index))
 
     def _learn_task(self, task: Task, progress: TaskProgress) -> int:
         """Train what ``task`` may change, prove that nothing else did, keep what was learned.
@@ -234,7 +234,6 @@ class Trainer:
         self, task: Task, step: int, engine: Engine, batch: Batch, frozen: FrozenFeatures | None
     ) -> Losses:
         """One optimizer step, unless the loss is not finite and that is tolerated."""
-        self._seed("step", task, step, self._world.rank)
         features = self._frozen_of(batch, frozen)
         label_B = self._pictures.classes(batch.label_B)
         losses = engine.step(step, batch.image_BCHW, label_B, features)

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.comm import World
 from pipeline.config import Config
 from pipeline.engine import Engine, deepspeed_config, layout_problem
-from pipeline.methods.base import Method
+from pipeline.methods.base import Losses, Method
+from pipeline.methods.finetune import Finetune
 from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
 from pipeline.schedule import learning_rate_factor
 from tests.ranks import run_ranks
-from tests.tiny import build_config, draw_batch, tiny_tasks
+from tests.tiny import build_config, build_setting, draw_batch, tiny_tasks
 from tests.variants import LEARNING, build_variant
 
 FIRST, SECOND, _ = tiny_tasks()
@@ -208,6 +210,40 @@ def test_same_parts_give_the_same_bits_on_any_number_of_ranks(tiny_arch):
                 assert found["losses"] == wanted["losses"], (label, world_size, layout)
                 for name, value in wanted["learned"].items():
                     assert torch.equal(found["learned"][name], value), (label, world_size, name)
+
+
+class Noisy(Finetune):
+    """Draws at random in both of its halves."""
+
+    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
+        return F.dropout(super().embed(image_BCHW, frozen))
+
+    def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
+        return super().losses(F.dropout(image_NE), label_N)
+
+
+def noisy_steps(world: World, arch: str, recompute: bool) -> dict[str, Any]:
+    clip = load_clip(arch, None, device=world.device)
+    method = Noisy(build_setting(clip), Noisy.Options())
+    method.begin_task(FIRST)
+    config = configure(engine={"micro_batch": 2, "recompute": recompute})
+    with engine_of(method, config, world, 3) as engine:
+        totals = [
+            engine.step(number, *share_of(world, method, clip, number)).total.item()
+            for number in range(3)
+        ]
+    return {"losses": totals, "learned": dict(method.state_dict())}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_drawn_at_random_does_not_depend_on_the_number_of_ranks(recompute, tiny_arch):
+    """must hold in a second pass too, or its gradient would be that of another loss"""
+    (expected,) = run_ranks(noisy_steps, 1, tiny_arch, recompute)
+    (kept,) = run_ranks(noisy_steps, 1, tiny_arch, False)
+    assert_same_tensors(expected["learned"], kept["learned"], rtol=1e-4)
+    for found in run_ranks(noisy_steps, 2, tiny_arch, recompute):
+        assert found["losses"] == expected["losses"]
+        assert all(torch.equal(found["learned"][n], v) for n, v in expected["learned"].items())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
