@@ -112,7 +112,7 @@ class EngineConfig(Section):
     # Images per forward pass of a rank; the loss stays global. While a rank has a multiple of it,
     # 1, 2, 4, … ranks learn the same bits.
     micro_batch: int = Field(16, gt=0)
-    recompute: bool = False  # each pass twice, in the memory of one: about a third more time
+    recompute: bool = False  # each pass twice, in the memory of one: two fifths more time
     timeout_s: float = Field(600.0, gt=0)  # a collective that takes longer ends the run
 
 
