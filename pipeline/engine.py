@@ -19,7 +19,7 @@ from pipeline.comm import World, clone_of_world, gather, share_of_sum, sum_in_ha
 from pipeline.config import Config
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
-from pipeline.rng import derive_seed
+from pipeline.rng import seed_torch
 from pipeline.schedule import learning_rate_factor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -102,16 +102,17 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
         parts = _cut(image_BCHW, frozen, self._micro_batch)
+        stream = (self._run_seed, self._method.task.index, index)
 
         def embed(part: int) -> Tensor:
             first = self._world.rank * len(image_BCHW) + part * self._micro_batch
-            self._seed("step", index, first)
+            seed_torch("step", *stream, first)
             return self._method.embed(*parts[part])
 
         with torch.set_grad_enabled(not self._recompute):
             embeddings = [embed(part) for part in range(len(parts))]
         image_NE = gather(torch.cat(embeddings).detach()).requires_grad_()
-        self._seed("loss", index)
+        seed_torch("loss", *stream)
         losses = self._method.losses(image_NE, gather(label_B))
         total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
         if not total.isfinite():
@@ -182,10 +183,6 @@ class Engine:
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
         self._engine.destroy()
-
-    def _seed(self, purpose: str, *path: int) -> None:
-        """What is drawn from here on is the same on any layout, and in a second pass."""
-        torch.manual_seed(derive_seed(purpose, self._run_seed, self._method.task.index, *path))
 
     def _gradients(
         self, output: Tensor, *inputs: Tensor, slope: Tensor | None = None

@@ -31,3 +31,12 @@ def numpy_stream(*path: int | str) -> np.random.Generator:
 def torch_stream(*path: int | str) -> torch.Generator:
     """A CPU torch generator for the stream named by ``path``."""
     return torch.Generator().manual_seed(derive_seed(*path))
+
+
+def seed_torch(*path: int | str) -> None:
+    """Have what torch draws globally from here on, on every device, be the stream of ``path``.
+
+    For what cannot be handed a generator, such as dropout: it is then the same however often a run
+    was interrupted before.
+    """
+    torch.manual_seed(derive_seed(*path))

@@ -34,7 +34,7 @@ from pipeline.preemption import StopRequest
 from pipeline.progress import Display, StepClock, StepReport
 from pipeline.recovery import Recovered, learned_url, snapshot_folder
 from pipeline.results import CONFIG_NAME, Results, Stage
-from pipeline.rng import derive_seed
+from pipeline.rng import seed_torch
 from pipeline.scoring import TaskScore, anchor_cosine, feature_drift, modality_gap
 from pipeline.snapshots import Snapshot, SnapshotWriter
 from pipeline.tasks import Task
@@ -126,7 +126,7 @@ class Trainer:
         """Be where the snapshot was taken; returns what the task at hand had come to."""
         snapshot, state = recovered.snapshot, recovered.snapshot.state
         for task, learned in zip(self._tasks, recovered.learned, strict=False):
-            self._seed("task", task)
+            seed_torch("task", self._config.seed, task.index)
             self._method.restore_task(task, learned)
             self._steps_before += self._pictures.n_steps(task)
         self._learned_sha256 = list(state["learned_sha256"])
@@ -148,17 +148,13 @@ class Trainer:
             snapshot.group("moments"),
         )
 
-    def _seed(self, purpose: str, task: Task) -> None:
-        """What is drawn from here on is the same however often the run was interrupted before."""
-        torch.manual_seed(derive_seed(purpose, self._config.seed, task.index))
-
     def _learn_task(self, task: Task, progress: TaskProgress) -> int:
         """Train what ``task`` may change, prove that nothing else did, keep what was learned.
 
         Returns the number of trainable parameters.
         """
         before = {name: value.clone() for name, value in self._method.state_dict().items()}
-        self._seed("task", task)
+        seed_torch("task", self._config.seed, task.index)
         self._method.train()
         self._method.begin_task(task)
         active = {name: p for name, p in self._method.named_parameters() if p.requires_grad}
@@ -167,7 +163,7 @@ class Trainer:
             progress.open_names = active.keys() | (self._method.state_dict().keys() - before.keys())
             self._train(task, progress)
         self._method.eval()
-        self._seed("end of task", task)
+        seed_torch("end of task", self._config.seed, task.index)
         self._method.end_task(task)
         after = self._method.state_dict()
         _check_untouched(before, after, set(active), task)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.rng import derive_seed, numpy_stream, torch_stream
+from pipeline.rng import derive_seed, numpy_stream, seed_torch, torch_stream
 
 
 def test_seeds_never_change():
@@ -52,6 +52,8 @@ def test_streams_repeat_and_do_not_disturb_each_other():
     first = torch.rand(4, generator=torch_stream("x", 1))
     assert torch.equal(torch.rand(2), expected)  # the global stream did not move
     assert torch.equal(torch.rand(4, generator=torch_stream("x", 1)), first)
+    seed_torch("x", 1)  # and where no generator can be given
+    assert torch.equal(torch.rand(4), first)
     assert not torch.equal(torch.rand(4, generator=torch_stream("x", 2)), first)
     draw = numpy_stream("x", 1).integers(0, 2**63, 4)
     assert np.array_equal(numpy_stream("x", 1).integers(0, 2**63, 4), draw)

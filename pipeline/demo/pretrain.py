@@ -38,7 +38,7 @@ from pipeline.demo.pictures import (
     UNSEEN_NOUNS,
     draw_picture,
 )
-from pipeline.rng import derive_seed, numpy_stream, torch_stream
+from pipeline.rng import numpy_stream, seed_torch, torch_stream
 
 # B images · C nouns · G groups · N text tokens · E joint width
 
@@ -96,7 +96,7 @@ def draw_pool(config: PretrainingConfig) -> tuple[Tensor, Tensor]:
 
 def pretrain(config: PretrainingConfig, image_PCHW: Tensor, label_P: Tensor) -> open_clip.CLIP:
     """Train both towers on a pool of ``P`` pictures, float32, single process."""
-    torch.manual_seed(derive_seed("weights", config.seed))  # open_clip has no other way to be told
+    seed_torch("weights", config.seed)  # open_clip has no other way to be told
     model = open_clip.CLIP(**MODEL)
     generator = torch_stream("batches", config.seed)
     captions = CaptionTokens()
