@@ -8,21 +8,20 @@ another split than the rest, or leaves other tasks out of its summary.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config import TuningConfig
-from pipeline.errors import DataError, PipelineError
-from pipeline.results import read_results
+from pipeline.cli import build_parser, run_command
+from pipeline.errors import DataError
+from pipeline.output.results import RunResults, finished_results
+from pipeline.text import format_percent
 
-MARK = "†"  # of a column whose figures are not what they seem
+MARK = "†"  # of a column whose reader must know how its settings were found
 _FIGURES = (
     ("average", "average_incremental_accuracy"),
     ("last", "last_accuracy"),
@@ -32,18 +31,15 @@ _FIGURES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("python -m pipeline.compare", __doc__)
     parser.add_argument("outputs", nargs="+", metavar="OUTPUT", help="folder or URL of a run")
-    try:
-        Console().print(comparison(parser.parse_args(arguments).outputs))
-    except PipelineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+
+    def compare() -> int:
+        Console().print(comparison(options.outputs))
+        return 0
+
+    return run_command(compare)
 
 
 def comparison(outputs: Sequence[str]) -> Group:
@@ -54,28 +50,29 @@ def comparison(outputs: Sequence[str]) -> Group:
     Raises:
         DataError: an output holds no finished run, or their figures mean different things.
     """
-    by_method: dict[str, list[dict[str, Any]]] = {}
+    by_method: dict[str, list[RunResults]] = {}
     for output in outputs:
-        results = _finished(output)
-        by_method.setdefault(results["method"], []).append(results)
+        results = finished_results(output)
+        by_method.setdefault(results.method, []).append(results)
     every = [run for runs in by_method.values() for run in runs]
-    n_stages = _common({len(r["accuracy_matrix"]) for r in every}, "have {} tasks")
-    split = _common({r["evaluation"]["split"] for r in every}, "were tested on {} images")
+    n_stages = _common({run.n_learned for run in every}, "have {} tasks")
+    split = _common({run.evaluation.split for run in every}, "were tested on {} images")
     excluded = _common(
-        {r["evaluation"]["exclude_tasks"] for r in every}, "leave {} first tasks out of the summary"
+        {run.evaluation.exclude_tasks for run in every}, "leave {} first tasks out of the summary"
     )
     table = Table()
     table.add_column("after task", justify="right")
     for method, runs in by_method.items():
-        mark = f" {MARK}" if any(r["tuning"] and r["tuning"]["note"] for r in runs) else ""
+        mark = f" {MARK}" if any(run.tuning and run.tuning.note for run in runs) else ""
         times = f" ×{len(runs)}" if len(runs) > 1 else ""
         table.add_column(f"{method}{times}{mark}", justify="right")
     for stage in range(n_stages):
-        cells = ([r["stage_accuracy"]["micro"][stage] for r in runs] for runs in by_method.values())
-        table.add_row(str(stage + 1), *map(_spread, cells))
+        cells = ([run.stage_accuracy.micro[stage] for run in runs] for runs in by_method.values())
+        table.add_row(str(stage + 1), *map(format_percent, cells))
     table.add_section()
     for title, key in _FIGURES:
-        table.add_row(title, *(_spread([r[key] for r in runs]) for runs in by_method.values()))
+        cells = ([getattr(run, key) for run in runs] for runs in by_method.values())
+        table.add_row(title, *map(format_percent, cells))
     # not as the table's own title and caption, which would be as narrow as the table
     return Group(Text(_title(split, excluded)), table, *map(Text, _origins(by_method)))
 
@@ -95,29 +92,11 @@ def _title(split: str, excluded: int) -> str:
     return f"accuracy over {seen} (%{'' if split == 'test' else f' of {split} images'})"
 
 
-def _origins(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """For each method how its settings were found; marked where a reader must know of it."""
+def _origins(by_method: Mapping[str, Sequence[RunResults]]) -> Iterator[str]:
+    """For each method the source of its settings; marked where a reader must know of it."""
     for method, runs in by_method.items():
-        tunings = [TuningConfig.model_validate(run["tuning"]) for run in runs if run["tuning"]]
-        for tuning in dict.fromkeys(tunings):
+        for tuning in dict.fromkeys(run.tuning for run in runs if run.tuning):
             yield f"{f'{MARK} ' if tuning.note else ''}{method}: {tuning.summary}"
-
-
-def _finished(output: str) -> dict[str, Any]:
-    results = read_results(output)
-    if results is None or results["status"] != "finished":
-        found = "no results.json" if results is None else f"a run that is {results['status']}"
-        raise DataError(f"{output}: holds {found}; only finished runs can be compared")
-    return results
-
-
-def _spread(fractions: Sequence[float | None]) -> str:
-    if None in fractions:
-        return "–"
-    percent = [100 * fraction for fraction in fractions]
-    if len(percent) == 1:
-        return f"{percent[0]:.1f}"
-    return f"{fmean(percent):.1f} ± {stdev(percent):.1f}"
 
 
 if __name__ == "__main__":

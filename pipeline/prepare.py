@@ -26,11 +26,11 @@ from rich.progress import (
 )
 
 from pipeline import storage
-from pipeline.data.audit import Statistics, find_faults, gather_statistics
 from pipeline.data.index import read_index
-from pipeline.data.mirror import copy_data_set
-from pipeline.data.processes import usable_cores
-from pipeline.data.sharding import Recipe, shard_pictures
+from pipeline.data.prepare.audit import Statistics, find_faults, gather_statistics
+from pipeline.data.prepare.copying import copy_data_set
+from pipeline.data.prepare.parallel import usable_cores
+from pipeline.data.prepare.sharding import Recipe, write_shards
 from pipeline.errors import ConfigError, DataError, PipelineError
 
 _SHARD_EXAMPLES = """\
@@ -72,7 +72,7 @@ def _run_shard(options: argparse.Namespace) -> None:
     if recipe.resize is not None and recipe.resize < 1:
         raise ConfigError(f"--resize {recipe.resize} is no size; give pixels of the short side")
     with _progress_display("pictures") as progress:
-        outcome = shard_pictures(
+        outcome = write_shards(
             options.source,
             options.out,
             recipe,

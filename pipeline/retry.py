@@ -54,7 +54,7 @@ _TRANSIENT_NAMES = {
 _PERMANENT_NAMES = {"ClientConnectorCertificateError", "SSLCertVerificationError"}
 
 
-class OutOfPatience(Exception):
+class RetryDeadlineExceeded(Exception):
     """A call that failed in a passing way until its deadline; the last failure is ``cause``."""
 
     def __init__(self, attempts: int, elapsed_s: float, cause: BaseException) -> None:
@@ -64,13 +64,13 @@ class OutOfPatience(Exception):
         self.cause = cause
 
 
-def call_patiently(
+def retry_until(
     action: Callable[[float], T], *, deadline_s: float, describe: Callable[[BaseException], str]
 ) -> T:
     """``action(seconds left)``, tried again after each transient failure until ``deadline_s``.
 
     Raises:
-        OutOfPatience: it failed in a passing way until the deadline.
+        RetryDeadlineExceeded: it failed in a passing way until the deadline.
         Exception: whatever else ``action`` raises, at once.
     """
     started = time.monotonic()
@@ -93,7 +93,9 @@ def call_patiently(
     except tenacity.RetryError as error:
         last = error.last_attempt
         elapsed_s = time.monotonic() - started
-        raise OutOfPatience(last.attempt_number, elapsed_s, last.exception()) from last.exception()
+        raise RetryDeadlineExceeded(
+            last.attempt_number, elapsed_s, last.exception()
+        ) from last.exception()
 
 
 def is_transient(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from pipeline.errors import StorageError
-from pipeline.retry import OutOfPatience, call_patiently
+from pipeline.retry import RetryDeadlineExceeded, retry_until
 
 DEADLINE_S = 120.0  # how long a call is tried again unless its caller says otherwise
 
@@ -238,7 +238,7 @@ def _call(
         return f"cannot {verb} {redact(url)}: {_cause(error)}"
 
     with _explained(verb, url):
-        return call_patiently(attempt, deadline_s=deadline_s, describe=describe)
+        return retry_until(attempt, deadline_s=deadline_s, describe=describe)
 
 
 async def _within(
@@ -256,7 +256,7 @@ def _explained(verb: str, url: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise StorageError(f"cannot {verb} {redact(url)}: there is no such file") from None
-    except OutOfPatience as error:
+    except RetryDeadlineExceeded as error:
         raise StorageError(
             f"cannot {verb} {redact(url)}: {error.attempts} attempts in {error.elapsed_s:.0f} s, "
             f"the last failed with {_cause(error.cause)}"

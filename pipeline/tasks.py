@@ -53,10 +53,10 @@ def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[i
     return tuple(rule)
 
 
-def order_of_arrivals(
-    rule: str | Sequence[int], arrivals: Sequence[int], seed: int
+def grouped_class_order(
+    rule: str | Sequence[int], group_sizes: Sequence[int], seed: int
 ) -> tuple[int, ...]:
-    """:func:`class_order` where classes arrive in groups of ``arrivals``: no later one goes first.
+    """:func:`class_order` for classes that arrive in groups of ``group_sizes`` classes, in order.
 
     A rule orders each group by itself, so that what arrives later changes nothing before it.
 
@@ -64,16 +64,16 @@ def order_of_arrivals(
         ConfigError: as there, or a list mixes the groups.
     """
     if not isinstance(rule, str):
-        order = class_order(rule, sum(arrivals), seed)
-        group_of = np.repeat(np.arange(len(arrivals)), arrivals)[list(order)]
+        order = class_order(rule, sum(group_sizes), seed)
+        group_of = np.repeat(np.arange(len(group_sizes)), group_sizes)[list(order)]
         if (np.diff(group_of) < 0).any():
             raise ConfigError(
                 "tasks.class_order: the list must name every class of an index before those of "
-                f"the next one; data.index gives groups of {list(arrivals)} classes"
+                f"the next one; data.index gives groups of {list(group_sizes)} classes"
             )
         return order
     order, first = (), 0
-    for n_classes in arrivals:
+    for n_classes in group_sizes:
         order += tuple(first + label for label in class_order(rule, n_classes, seed))
         first += n_classes
     return order
@@ -86,19 +86,19 @@ def split_classes(
     classes_per_task: int,
     initial_classes: int = 0,
     limit: int | None = None,
-    arrivals: Sequence[int] | None = None,
+    group_sizes: Sequence[int] | None = None,
 ) -> tuple[Task, ...]:
     """Cut ``order`` into tasks; ``names[label]`` is the name of an index label.
 
     The first task has ``initial_classes`` classes (0: as many as every other), the last one what
-    is left. ``limit`` keeps the first tasks only. Classes that arrive in groups of ``arrivals``
+    is left. ``limit`` keeps the first tasks only. Classes that arrive in groups of ``group_sizes``
     share no task with those of another group.
 
     Raises:
         ConfigError: the first task alone would take more classes than there are.
     """
     first_size = initial_classes or classes_per_task
-    groups = arrivals or [len(order)]
+    groups = group_sizes or [len(order)]
     if first_size > groups[0]:
         raise ConfigError(
             f"tasks: the first task wants {first_size} classes and there are {groups[0]}"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from pipeline.preemption import StopRequest
+    from pipeline.distributed.preemption import StopRequest
 
 if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
     _here = Path(__file__).resolve().parent
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
     # Heavy imports only after the arguments are right.
+    from pipeline.distributed.preemption import StopRequest
+    from pipeline.distributed.slurm import adopt_step
     from pipeline.errors import LostRankError, PipelineError
-    from pipeline.preemption import StopRequest
-    from pipeline.slurm import adopt_step
 
     stop = StopRequest()
     if not (options.dry_run or options.print_config):
@@ -66,10 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
-    from pipeline.comm import read_world
     from pipeline.config import dump_config, load_config
+    from pipeline.distributed.world import read_world
     from pipeline.log import setup_logging
-    from pipeline.run import check_run, describe, execute
+    from pipeline.training.run import check_run, describe, execute
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -93,7 +93,7 @@ def leave(status: int) -> NoReturn:
     The interpreter is not taken down: the threads of its process groups would, very rarely, abort
     a rank that has done all its work.
     """
-    from pipeline.preemption import ignore_stop_signals
+    from pipeline.distributed.preemption import ignore_stop_signals
 
     ignore_stop_signals()
     atexit._run_exitfuncs()

@@ -49,12 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from pipeline.distributed.preemption import StopRequest
     from pipeline.log import setup_logging
-    from pipeline.preemption import StopRequest
-    from pipeline.search.environment import ray_environment
-    from pipeline.search.protocol import load_plan
-    from pipeline.search.settings import load_sweep
     from pipeline.storage import redact
+    from pipeline.sweep.config import load_sweep
+    from pipeline.sweep.plan import load_plan
+    from pipeline.sweep.ray_environment import ray_environment
 
     setup_logging(0)
     stop = StopRequest()
@@ -62,14 +62,14 @@ def _tune(options: argparse.Namespace) -> int:
     plan = load_plan(load_sweep(options.config, options.overrides))
     os.environ |= ray_environment(plan.sweep.address)  # before anything imports Ray
     if options.dry_run:
-        from pipeline.search.forecast import describe_sweep
+        from pipeline.sweep.dry_run import describe_sweep
 
         sys.stdout.write(describe_sweep(plan) + "\n")
         return 0
 
-    from pipeline.search.display import SweepDisplay
-    from pipeline.search.report import write_report
-    from pipeline.search.sweep import conclude, open_table, run_sweep
+    from pipeline.reporting.sweep_page import write_report
+    from pipeline.sweep.progress import SweepDisplay
+    from pipeline.sweep.sweep import conclude, open_table, run_sweep
 
     sweep = plan.sweep
     display = SweepDisplay(
@@ -84,10 +84,10 @@ def _tune(options: argparse.Namespace) -> int:
         with display:
             finished = run_sweep(plan, table, stop)
     finally:
-        table.check()  # of a sweep that another start has taken over, that one tells
+        table.raise_if_taken_over()  # of a sweep that another start has taken over, that one tells
         write_report(plan, table.records)
     if not finished:
-        stop.check()
+        stop.raise_if_requested()
     winner = conclude(plan, table)
     spent = sum(record.device_hours for record in table.records)
     value = 100 * winner.value(sweep.metric)

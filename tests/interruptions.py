@@ -14,15 +14,15 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.comm import World, read_world
 from pipeline.config import Config, parse_section
-from pipeline.engine import Engine
+from pipeline.distributed.preemption import StopRequest
+from pipeline.distributed.world import World, read_world
 from pipeline.errors import Preempted
 from pipeline.model.backbone import load_clip
-from pipeline.preemption import StopRequest
-from pipeline.recovery import snapshot_folder
-from pipeline.results import read_results
-from pipeline.run import check_run, execute
+from pipeline.output.recovery import snapshot_folder
+from pipeline.output.results import finished_results
+from pipeline.training.engine import Engine
+from pipeline.training.run import check_run, execute
 
 _OF_THE_CLOCK = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
 
@@ -31,7 +31,7 @@ _OF_THE_CLOCK = {"images_per_second", "data_wait", "train_seconds", "test_second
 def one_clip() -> Iterator[None]:
     """The frozen CLIP, which no run changes, is loaded once for all starts of this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.run.load_clip", functools.cache(load_clip))
+        patch.setattr("pipeline.training.run.load_clip", functools.cache(load_clip))
         yield
 
 
@@ -42,11 +42,11 @@ class StopAt(StopRequest):
         super().__init__()
         self.count = count
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         self.count -= 1
         if self.count == 0:
             self._reason = "stopped by the test"
-        super().check()
+        super().raise_if_requested()
 
 
 class Died(BaseException):
@@ -137,8 +137,7 @@ class Outcome:
 
 def outcome(output: str) -> Outcome:
     """What is in the output of a finished run."""
-    results = read_results(output)
-    assert results["status"] == "finished"
+    results = finished_results(output).content()
     lines = storage.read_text(storage.join(output, "metrics.jsonl")).splitlines()
     files = storage.list_files(storage.join(output, "tasks"))
     return Outcome(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.config import dump_config
-from pipeline.results import read_results
+from pipeline.output.results import finished_results
 from tests.services.nodes import PATH, Node, Nodes, wait_until
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -58,8 +58,7 @@ class Science:
 
 def science(output: Path) -> Science:
     """The science in a run's output."""
-    results = read_results(str(output))
-    assert results["status"] == "finished"
+    results = finished_results(str(output)).content()
     diagnostics = [
         {key: value for key, value in entry.items() if not key.endswith("seconds")}
         for entry in results["diagnostics"]

@@ -17,10 +17,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.comm import process_group, read_world
+from pipeline.distributed.world import process_group, read_world
 
 # Imported once by the server from which every rank is forked: a rank then starts in a moment.
-_PRELOADED = ["deepspeed", "tests.variants", "pipeline.run"]
+_PRELOADED = ["deepspeed", "tests.variants", "pipeline.training.run"]
 
 
 def run_ranks(

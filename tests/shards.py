@@ -13,14 +13,14 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data.index import INDEX_NAME, ShardIndex, format_index, parse_index
-from pipeline.data.writer import Sample, build_shards
+from pipeline.data.prepare.writer import Sample, build_shards
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 TRAIN = (11, 7, 13, 5, 9)  # pictures per class: 45
 TEST = (3, 2, 5, 1, 4)  # 15
 
 
-def draw_picture(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "JPEG") -> bytes:
+def draw_image_file(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "JPEG") -> bytes:
     """A picture of noise, another one for each seed, as an image file."""
     pixel_HWC = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -36,7 +36,7 @@ def draw_samples(*, data_seed: int = 0) -> list[Sample]:
             label,
             f"{CLASSES[label]}/{number:03d}",
             "jpg",
-            draw_picture(data_seed, split == "test", label, number),
+            draw_image_file(data_seed, split == "test", label, number),
         )  # fmt: skip
         for split, counts in (("train", TRAIN), ("test", TEST))
         for label, count in enumerate(counts)

@@ -8,24 +8,15 @@ import pytest
 
 from pipeline.compare import main
 from pipeline.config import EvaluationConfig, TuningConfig
-from pipeline.results import Results, Stage
-from tests.tiny import tiny_tasks
+from tests.stages import build_results, stage
 
 
 def write_run(
     output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3, **said: Any
 ) -> str:
     """A run whose tasks have ten images each; every stage with so many right answers per task."""
-    stages = [
-        Stage(
-            correct=row, images=(10,) * len(row), anchor_cosine=0.0, modality_gap=0.0,
-            feature_drift=None, trainable_parameters=0, images_per_second=None,
-            train_seconds=0.0, test_seconds=0.0,
-        )
-        for row in correct
-    ]  # fmt: skip
-    manifest = {"identity": {"backbone_sha256": "c" * 64}}
-    Results(method, tiny_tasks()[:n_tasks], manifest, stages=stages, **said).write(output)
+    stages = [stage(row, (10,) * len(row)) for row in correct]
+    build_results(stages, method=method, n_tasks=n_tasks, **said).build().write(output)
     return output
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.config import Config, dump_config, load_config
 from pipeline.data.index import Segment, Shard, format_index
-from pipeline.engine import layout_problem
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.backbone import weights_problem
-from pipeline.run import check_run
 from pipeline.train import parse_arguments
+from pipeline.training.engine import layout_problem
+from pipeline.training.run import check_run
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("tune_*.yaml")))

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline import storage
-from pipeline.log import MetricsWriter, setup_logging
+from pipeline.log import setup_logging
+from pipeline.output.metrics_log import MetricsLog
 
 
 @pytest.mark.parametrize(("rank", "said"), [(0, ["told", "warned"]), (3, ["warned"])])
@@ -35,7 +36,7 @@ def test_other_libraries_are_left_alone(capsys):
 
 
 def test_metrics_are_whole_lines_of_json_after_each_flush():
-    writer = MetricsWriter("memory://log/metrics.jsonl")
+    writer = MetricsLog("memory://log/metrics.jsonl")
     writer.add(kind="step", loss=0.5)
     assert not storage.exists("memory://log/metrics.jsonl")
     writer.flush()

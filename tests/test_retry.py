@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from pipeline.retry import OutOfPatience, call_patiently, is_transient
+from pipeline.retry import RetryDeadlineExceeded, is_transient, retry_until
 
 
 class ClientPayloadError(Exception):
@@ -55,7 +55,7 @@ def test_passing_failures_are_tried_again(error):
             raise error
         return "done"
 
-    assert call_patiently(act, deadline_s=20, describe=str) == "done"
+    assert retry_until(act, deadline_s=20, describe=str) == "done"
     assert len(attempts) == 3 and attempts == sorted(attempts, reverse=True)
 
 
@@ -74,15 +74,15 @@ def test_passing_failures_are_tried_again(error):
 def test_lasting_failures_end_at_once(error):
     assert not is_transient(error)
     with pytest.raises(type(error)):
-        call_patiently(lambda left: (_ for _ in ()).throw(error), deadline_s=20, describe=str)
+        retry_until(lambda left: (_ for _ in ()).throw(error), deadline_s=20, describe=str)
 
 
 def test_the_deadline_ends_it_with_attempts_and_cause():
     def act(seconds_left: float) -> None:
         raise ConnectionRefusedError("nobody there")
 
-    with pytest.raises(OutOfPatience) as caught:
-        call_patiently(act, deadline_s=0.5, describe=str)
+    with pytest.raises(RetryDeadlineExceeded) as caught:
+        retry_until(act, deadline_s=0.5, describe=str)
     assert caught.value.attempts > 1
     assert 0.3 < caught.value.elapsed_s < 3
     assert "nobody there" in str(caught.value.cause)

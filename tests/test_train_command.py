@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import dump_config, load_config
-from pipeline.preemption import STOP_SIGNALS
-from pipeline.results import read_results
+from pipeline.distributed.preemption import STOP_SIGNALS
+from pipeline.output.results import read_results
 from pipeline.train import main
 from tests.services.object_store import free_ports
 from tests.tiny import build_config
@@ -153,7 +153,7 @@ def test_dry_run_counts_what_will_be_learned(capsys, file):
         if line.strip()[:1].isdigit()
     ]
     assert main(["--config", str(file), "method.name=tppt_vt", "optim.epochs=1"]) == 0
-    assert read_results(str(file.parent / "run"))["trainable_parameters"] == planned
+    assert read_results(str(file.parent / "run")).content()["trainable_parameters"] == planned
 
 
 def test_help_shows_an_example(capsys):

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.comm import World, process_group, read_world
 from pipeline.config import Config, parse_section
-from pipeline.methods.base import Setting
+from pipeline.distributed.world import World, process_group, read_world
+from pipeline.methods.base import MethodContext
 from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
 from pipeline.tasks import Task, split_classes
 
@@ -86,7 +86,7 @@ def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str
     return f"local-dir:{folder}"
 
 
-def write_pictures(folder: Path) -> Path:
+def write_images(folder: Path) -> Path:
     """An ImageFolder of noisy pictures, each class around a colour of its own; returns the names.
 
     The pictures are not square, so that cropping matters.
@@ -122,10 +122,10 @@ def build_config(arch: str, index: str, **sections: Any) -> Config:
     return parse_section(Config, tree, place="the test's configuration")
 
 
-def build_setting(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) -> Setting:
+def build_context(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) -> MethodContext:
     """What a method may know, with two templates."""
     templates = ("a photo of a {}.", "art of the {}.")
-    return Setting(clip, lambda name: [t.format(name) for t in templates], ensemble, seed)
+    return MethodContext(clip, lambda name: [t.format(name) for t in templates], ensemble, seed)
 
 
 def tiny_tasks() -> tuple[Task, ...]:
@@ -175,22 +175,22 @@ def tiny_custom_clip(tiny_custom_arch: str) -> FrozenClip:
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny pictures and their ``names.json``."""
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
+    write_images(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_shards(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_shards(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same pictures as shards, several to a split; a path of them."""
-    from pipeline.data.sharding import Recipe, shard_pictures
+    from pipeline.data.prepare.sharding import Recipe, write_shards
 
     out = str(tmp_path_factory.mktemp("shards"))
-    names = str(tiny_pictures / "names.json")
+    names = str(tiny_images / "names.json")
     recipe = Recipe(shard_bytes=60_000)
-    shard_pictures(str(tiny_pictures), out, recipe, names_url=names)
+    write_shards(str(tiny_images), out, recipe, names_url=names)
     return out
 
 

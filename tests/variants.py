@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import MethodConfig
 from pipeline.methods import METHODS, build_method
 from pipeline.methods.base import Method
-from tests.tiny import build_setting
+from tests.tiny import build_context
 
 _SMALL = {"components": 3, "length": 5}
 
@@ -53,4 +53,4 @@ LEARNING = [label for label, method in VARIANTS.items() if method.name != "zeros
 
 def build_variant(label: str, clip, *, seed: int = 1, ensemble: bool = False) -> Method:
     """The method of a variant, before its first task."""
-    return build_method(VARIANTS[label], build_setting(clip, seed=seed, ensemble=ensemble))
+    return build_method(VARIANTS[label], build_context(clip, seed=seed, ensemble=ensemble))

@@ -1,1 +1,4 @@
-"""Shards in, batches out: what exists, in which order it is read, and how it gets here."""
+"""From prepared shards to batches of images; ``data.prepare`` makes the shards.
+
+Imports the words and ``distributed``; never ``data.prepare``.
+"""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.data.folder import POLL_S, BoundedFolder
+from pipeline.data.cache_folder import POLL_S, BoundedFolder
 from pipeline.data.index import Segment
 from pipeline.errors import DataError, StorageError
 

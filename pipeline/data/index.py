@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.samples import COLUMNS, Samples, SampleTable, check_open, read_table
+from pipeline.data.samples import COLUMNS, Samples, SampleTable, read_table, refuse_closed
 from pipeline.errors import DataError
 from pipeline.rng import derive_seed
 
@@ -116,11 +116,11 @@ class ShardIndex:
     class_folders: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
-    arrivals: tuple[int, ...]  # classes of each index that was joined to this one, in order
+    group_sizes: tuple[int, ...]  # classes of each index that was joined to this one, in order
     closed_splits: frozenset[str] = frozenset()  # of which nothing may be opened
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
 
-    def closing(self, *splits: str) -> ShardIndex:
+    def with_closed(self, *splits: str) -> ShardIndex:
         """The same index, through which no table and no sample of ``splits`` can be opened.
 
         What the index itself says of them, counts and hashes, it still says.
@@ -141,7 +141,7 @@ class ShardIndex:
         self._check_labels(labels)
         wanted = frozenset(labels)
         stored_split = "test" if split == "test" else "train"
-        check_open(stored_split, self.closed_splits, place=self._place)
+        refuse_closed(stored_split, self.closed_splits, place=self._place)
         parts: list[dict[str, Any]] = []
         first_sample = 0
         for number, shard in enumerate(self.shards):
@@ -169,7 +169,7 @@ class ShardIndex:
             DataError: it is not the one that the index was written with, or its split is closed.
         """
         shard = self.shards[shard_number]
-        check_open(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
+        refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
         if shard_number not in self._tables:
             self._tables[shard_number] = read_table(
                 shard.table_url, shard.samples, shard.table_sha256
@@ -262,7 +262,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             class_folders=tuple(str(entry["folder"]) for entry in content["classes"]),
             shards=tuple(replace(parse_shard(e), folder=folder) for e in content["shards"]),
             sha256=hashlib.sha256(data).hexdigest(),
-            arrivals=(len(content["classes"]),),
+            group_sizes=(len(content["classes"]),),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -302,7 +302,7 @@ def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
         class_folders=tuple(folder for index in indexes for folder in index.class_folders),
         shards=tuple(shards),
         sha256=hashlib.sha256("".join(index.sha256 for index in indexes).encode()).hexdigest(),
-        arrivals=tuple(count for index in indexes for count in index.arrivals),
+        group_sizes=tuple(count for index in indexes for count in index.group_sizes),
     )
 
 

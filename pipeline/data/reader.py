@@ -1,7 +1,7 @@
 """The bytes of samples: from local shards directly, from remote ones through the node's cache.
 
 Every sample that is ever read passes ``ShardReader.read``, so a split that the index has closed
-cannot be opened by any other way; what is fetched ahead asks ``ShardReader.check_open``.
+cannot be opened by any other way; what is fetched ahead asks ``ShardReader.refuse_closed``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import Segment, ShardIndex
-from pipeline.data.samples import Samples, check_open
+from pipeline.data.samples import Samples, refuse_closed
 from pipeline.errors import DataError, StorageError
 
 
@@ -42,7 +42,7 @@ class ShardReader:
         """
         records: list[bytes] = [b""] * len(samples)
         for number, rows in _grouped(samples.shard_S):
-            self.check_open(number)
+            self.refuse_closed(number)
             for row, record in self._read_shard(self.shards[number], samples, rows):
                 if zlib.crc32(record) != samples.crc32_S[row]:
                     raise DataError(
@@ -52,13 +52,13 @@ class ShardReader:
                 records[row] = record
         return records
 
-    def check_open(self, shard: int) -> None:
+    def refuse_closed(self, shard: int) -> None:
         """Nothing, if the split of shard number ``shard`` may be opened.
 
         Raises:
             DataError: it is closed.
         """
-        check_open(self._splits[shard], self._closed_splits, place=self.place(shard))
+        refuse_closed(self._splits[shard], self._closed_splits, place=self.place(shard))
 
     def stored_label(self, samples: Samples, row: int) -> int:
         """The class of a sample as its shard has it: not counted from another index's classes."""

@@ -60,7 +60,7 @@ class Samples:
         return Samples(**columns, keys=tuple(self.keys[position] for position in positions))
 
 
-def check_open(split: str, closed_splits: Collection[str], *, place: str) -> None:
+def refuse_closed(split: str, closed_splits: Collection[str], *, place: str) -> None:
     """Nothing, if what lies at ``place`` and belongs to the stored ``split`` may be opened.
 
     Raises:

@@ -31,8 +31,8 @@ from pipeline.data.prefetch import Need, Prefetcher
 from pipeline.data.reader import ShardReader
 from pipeline.data.samples import Samples
 from pipeline.data.transforms import Transform
+from pipeline.distributed.preemption import STOP_SIGNALS, stop_signals_blocked
 from pipeline.errors import DataError
-from pipeline.preemption import STOP_SIGNALS, deaf_children
 
 OnBadSample = Literal["fail", "skip"]
 
@@ -50,7 +50,7 @@ class SkippedSample:
 
 
 @dataclass(frozen=True, eq=False)
-class Agenda:
+class BatchPlan:
     """The requests of one stream, made when they are looked at: rows of ``selection``, by batch."""
 
     selection: Selection
@@ -95,18 +95,18 @@ class ShardSource:
             cache = None
         if cache:
             open_shards = [s for s in index.shards if s.split not in index.closed_splits]
-            cache.folder.check(sum(shard.bytes for shard in open_shards))
+            cache.folder.check_room(sum(shard.bytes for shard in open_shards))
         self._reader = ShardReader(index, cache=cache)
         self._maker = BatchMaker(self._reader)
         self._prefetcher = Prefetcher(cache) if cache else None
-        self._feed = _Feed()
+        self._feed = RequestFeed()
         self._loaders: dict[int, DataLoader[Answer]] = {}
         self._workers: set[multiprocessing.process.BaseProcess] = set()
         self._streams = 0
 
     def batches(
         self,
-        agenda: Agenda,
+        agenda: BatchPlan,
         *,
         workers: int,
         replace_bad: bool,
@@ -125,7 +125,7 @@ class ShardSource:
         self._streams += 1
         for selection in (agenda.selection, *upcoming):
             for shard in np.unique(selection.shard_S).tolist():
-                self._reader.check_open(shard)
+                self._reader.refuse_closed(shard)
         if self._prefetcher:
             self._prefetcher.follow(_needs(self._reader.shards, agenda, upcoming))
         return self._run(agenda, self._answers(agenda, workers), replace_bad, self._streams)
@@ -140,7 +140,7 @@ class ShardSource:
             self._prefetcher.close()
 
     def _run(
-        self, agenda: Agenda, answers: Iterator[Answer], replace_bad: bool, stream: int
+        self, agenda: BatchPlan, answers: Iterator[Answer], replace_bad: bool, stream: int
     ) -> Iterator[Batch]:
         for number in range(len(agenda)):
             if self._streams != stream:
@@ -152,12 +152,12 @@ class ShardSource:
             batch = answer.batch
             if answer.bad:
                 refill = agenda.selection if replace_bad else None
-                batch = self._mend(answer, agenda[number], refill)
+                batch = self._replace_bad(answer, agenda[number], refill)
             if self._prefetcher:
                 self._prefetcher.advance(number + 1)
             yield dataclasses.replace(batch, wait_s=time.perf_counter() - asked)
 
-    def _answers(self, agenda: Agenda, workers: int) -> Iterator[Answer]:
+    def _answers(self, agenda: BatchPlan, workers: int) -> Iterator[Answer]:
         if not workers:
             return map(self._maker.__getitem__, agenda)
         if any(shard.url.startswith("memory:") for shard in self.index.shards):
@@ -166,21 +166,21 @@ class ShardSource:
             self._loaders[workers] = _build_loader(self._maker, self._feed, workers)
         self._feed.requests = agenda
         before = {*multiprocessing.active_children()}
-        with deaf_children():  # also the process that they are forked from
+        with stop_signals_blocked():  # also the process that they are forked from
             answers = iter(self._loaders[workers])
         self._workers |= {*multiprocessing.active_children()} - before
         return answers
 
-    def _mend(self, answer: Answer, request: Request, refill: Selection | None) -> Batch:
+    def _replace_bad(self, answer: Answer, request: Request, refill: Selection | None) -> Batch:
         for row, reason in answer.bad.items():
-            self._note_bad(request.samples, row, reason)
+            self._record_bad(request.samples, row, reason)
         if refill is None:
             return answer.batch.without(set(answer.bad))
         for row in answer.bad:
             self._replace(answer.batch, row, request, refill)
         return answer.batch
 
-    def _note_bad(self, samples: Samples, row: int, reason: str) -> None:
+    def _record_bad(self, samples: Samples, row: int, reason: str) -> None:
         place, key = self._reader.place(int(samples.shard_S[row])), samples.keys[row]
         self.skipped[int(samples.sample_S[row])] = SkippedSample(place, key, reason)
         if self._budget < 0:
@@ -207,7 +207,7 @@ class ShardSource:
                 batch.image_BCHW[row] = answer.batch.image_BCHW[0]
                 batch.sample_B[row] = answer.batch.sample_B[0]
                 return
-            self._note_bad(samples, 0, answer.bad[0])
+            self._record_bad(samples, 0, answer.bad[0])
         place, name = storage.redact(self.index.url), self.index.class_names[label]
         raise DataError(f"{place}: no usable {refill.split} sample is left of class {name}")
 
@@ -238,7 +238,7 @@ def train_stream(
     batches = global_batches(order, global_batch=global_batch, tail=tail)[start_step:]
     shares = [rank_slice(batch, rank, world_size) for batch in batches]
     seed_path = ("augment", seed, task, epoch) if transform.is_random else ()
-    agenda = Agenda(selection, shares, transform, seed_path)
+    agenda = BatchPlan(selection, shares, transform, seed_path)
     # The rest of the selection first: the next epoch of this rank will want it.
     upcoming = (selection, *upcoming)
     return source.batches(agenda, workers=workers, replace_bad=True, upcoming=upcoming)
@@ -267,11 +267,11 @@ def eval_stream(
     """
     starts = np.array_split(np.arange(0, len(selection), batch_size), world_size)[rank]
     batches = [np.arange(start, min(start + batch_size, len(selection))) for start in starts]
-    agenda = Agenda(selection, batches, transform)
+    agenda = BatchPlan(selection, batches, transform)
     return source.batches(agenda, workers=workers, replace_bad=False, upcoming=upcoming)
 
 
-class _Feed:
+class RequestFeed:
     """Hands the requests of the present stream to a loader that outlives many streams."""
 
     requests: Iterable[Request] = ()
@@ -280,7 +280,7 @@ class _Feed:
         return iter(self.requests)
 
 
-def _build_loader(maker: BatchMaker, feed: _Feed, workers: int) -> DataLoader[Answer]:
+def _build_loader(maker: BatchMaker, feed: RequestFeed, workers: int) -> DataLoader[Answer]:
     # fork is unsafe beside threads and s3fs; forkserver starts each worker from a clean process
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
@@ -333,7 +333,7 @@ def _as_is(answer: Answer) -> Answer:
 
 
 def _needs(
-    shards: Sequence[RemoteShard], agenda: Agenda, upcoming: Sequence[Selection]
+    shards: Sequence[RemoteShard], agenda: BatchPlan, upcoming: Sequence[Selection]
 ) -> list[Need]:
     """Every segment once, with the batch that reads it first; ``upcoming`` after the last batch."""
     parts = [(agenda.selection, number, rows) for number, rows in enumerate(agenda.batches)]

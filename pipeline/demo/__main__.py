@@ -21,8 +21,8 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.compare import comparison
-from pipeline.data.sharding import Recipe, shard_pictures
-from pipeline.demo.pictures import write_pictures
+from pipeline.data.prepare.sharding import Recipe, write_shards
+from pipeline.demo.drawing import write_images
 from pipeline.errors import PipelineError
 
 METHODS = ("zeroshot", "finetune", "tppt_vt")
@@ -60,8 +60,8 @@ def _prepare(folder: Path) -> None:
     if storage.exists(str(shards / "index.json")):
         return
     _say(f"drawing pictures into {folder / 'pictures'}")
-    write_pictures(folder / "pictures")
-    shard_pictures(str(folder / "pictures"), str(shards), Recipe())
+    write_images(folder / "pictures")
+    write_shards(str(folder / "pictures"), str(shards), Recipe())
 
 
 def _train(method: str, folder: Path) -> int:

@@ -6,7 +6,7 @@ import difflib
 
 from pipeline.config import MethodConfig, Section, parse_section
 from pipeline.errors import ConfigError
-from pipeline.methods.base import Method, Setting
+from pipeline.methods.base import Method, MethodContext
 from pipeline.methods.finetune import Finetune
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
@@ -42,6 +42,6 @@ def parse_options(method: MethodConfig) -> Section:
     return options[method.name]
 
 
-def build_method(method: MethodConfig, setting: Setting) -> Method:
+def build_method(method: MethodConfig, setting: MethodContext) -> Method:
     """The method that a configuration names, before its first task."""
     return METHODS[method.name](setting, parse_options(method))

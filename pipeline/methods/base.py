@@ -28,7 +28,7 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What a method may know of the run."""
 
     clip: FrozenClip
@@ -48,7 +48,7 @@ class Method(nn.Module):
     Options: ClassVar[type[Section]] = Section
     anchors: FixedAnchors | LearnedAnchors
 
-    def __init__(self, setting: Setting, options: Any) -> None:
+    def __init__(self, setting: MethodContext, options: Any) -> None:
         super().__init__()
         self.clip = setting.clip
         self.options = options
@@ -71,10 +71,10 @@ class Method(nn.Module):
         self.anchors.begin_task(task)
 
     def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``image_BE`` from the images, their frozen features, or both."""
+        """Unit embeddings ``embedding_BE`` from the images, their frozen features, or both."""
         raise NotImplementedError
 
-    def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
         """Loss terms of one global batch; ``label_N`` are class numbers of the current task."""
         raise NotImplementedError
 
@@ -115,6 +115,6 @@ class Method(nn.Module):
         for name in own.keys() & learned.keys():
             own[name].copy_(learned[name])
 
-    def logits(self, image_BE: Tensor) -> Tensor:
+    def logits(self, embedding_BE: Tensor) -> Tensor:
         """Scores ``logits_BC`` of embedded images over all classes seen, after a task's end."""
-        return self.clip.logit_scale * image_BE @ self.tested_CE.T
+        return self.clip.logit_scale * embedding_BE @ self.tested_CE.T

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Section
-from pipeline.methods.base import Losses, Method, Setting
+from pipeline.methods.base import Losses, Method, MethodContext
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
@@ -31,7 +31,7 @@ class Finetune(Method):
 
     Options = FinetuneOptions
 
-    def __init__(self, setting: Setting, options: FinetuneOptions) -> None:
+    def __init__(self, setting: MethodContext, options: FinetuneOptions) -> None:
         super().__init__(setting, options)
         self.visual_prompts = VisualPrompts(
             options.visual_prompts,
@@ -53,15 +53,15 @@ class Finetune(Method):
         self.to(self.clip.device)
 
     def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``image_BE`` of the prompted image tower."""
+        """Unit embeddings ``embedding_BE`` of the prompted image tower."""
         query_BV = frozen.pooled_BV if self.reads_frozen else None
         prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
         return unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE)
 
-    def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
         """Image→text cross-entropy."""
         anchor_CE, position_N = self.competing(self.anchors.current(), label_N)
-        loss = image_to_text(image_NE, anchor_CE, position_N, self.clip.logit_scale)
+        loss = image_to_text(embedding_NE, anchor_CE, position_N, self.clip.logit_scale)
         return Losses(loss, {"image_to_text": loss})
 
     def competing(self, current_CE: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:

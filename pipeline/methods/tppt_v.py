@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Section
-from pipeline.methods.base import Losses, Setting
+from pipeline.methods.base import Losses, MethodContext
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
 from pipeline.model.losses import (
@@ -53,27 +53,27 @@ class TpptV(Finetune):
 
     Options = TpptVOptions
 
-    def __init__(self, setting: Setting, options: TpptVOptions) -> None:
+    def __init__(self, setting: MethodContext, options: TpptVOptions) -> None:
         super().__init__(setting, options)
         self.anchors = self._build_anchors(setting, options)
 
     def _build_anchors(
-        self, setting: Setting, options: TpptVOptions
+        self, setting: MethodContext, options: TpptVOptions
     ) -> FixedAnchors | LearnedAnchors:
         """The frozen text embeddings, with residuals on top if they are wanted."""
         if not options.anchor_residuals:
             return self.anchors
         return LearnedAnchors(setting.clip, self.anchors, residuals=True, seed=setting.seed)
 
-    def losses(self, image_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
         """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""
         current_CE = self.anchors.current()  # once: moving anchors run through the text tower
         anchor_CE, position_N = self.competing(current_CE, label_N)
         scale, backwards = self.clip.logit_scale, self.options.text_to_image
-        terms = {"image_to_text": image_to_text(image_NE, anchor_CE, position_N, scale)}
+        terms = {"image_to_text": image_to_text(embedding_NE, anchor_CE, position_N, scale)}
         if backwards.weight:
             terms["text_to_image"] = backwards.weight * text_to_image(
-                image_NE,
+                embedding_NE,
                 anchor_CE,
                 position_N,
                 backwards.scale or scale,

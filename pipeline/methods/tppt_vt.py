@@ -5,7 +5,7 @@ Source: arXiv 2505.20680.
 
 from __future__ import annotations
 
-from pipeline.methods.base import Setting
+from pipeline.methods.base import MethodContext
 from pipeline.methods.tppt_v import DiversityOptions, TpptV, TpptVOptions
 from pipeline.model.anchors import LearnedAnchors, OldAnchors
 from pipeline.model.prompts import TextualPromptOptions
@@ -25,7 +25,7 @@ class TpptVT(TpptV):
 
     Options = TpptVTOptions
 
-    def _build_anchors(self, setting: Setting, options: TpptVTOptions) -> LearnedAnchors:
+    def _build_anchors(self, setting: MethodContext, options: TpptVTOptions) -> LearnedAnchors:
         """Anchors read from the text tower behind a learned context."""
         return LearnedAnchors(
             setting.clip,

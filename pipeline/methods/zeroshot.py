@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.config import Section
-from pipeline.methods.base import Method, Setting
+from pipeline.methods.base import Method, MethodContext
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompts import unit
@@ -20,7 +20,7 @@ class ZeroShot(Method):
 
     Options = ZeroShotOptions
 
-    def __init__(self, setting: Setting, options: ZeroShotOptions) -> None:
+    def __init__(self, setting: MethodContext, options: ZeroShotOptions) -> None:
         super().__init__(setting, options)
         self.anchors = FixedAnchors(setting.clip, setting.describe, ensemble=setting.ensemble)
 
@@ -35,5 +35,5 @@ class ZeroShot(Method):
         return False
 
     def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``image_BE`` of the frozen image tower."""
+        """Unit embeddings ``embedding_BE`` of the frozen image tower."""
         return unit(frozen.joint_BE)

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def image_to_text(image_NE: Tensor, anchor_CE: Tensor, label_N: Tensor, scale: float) -> Tensor:
+def image_to_text(embedding_NE: Tensor, anchor_CE: Tensor, label_N: Tensor, scale: float) -> Tensor:
     """Cross-entropy of each image over the anchors, mean over images.
 
     ``label_N`` are positions in ``anchor_CE``; ``scale`` multiplies the cosines.
     """
-    return F.cross_entropy(scale * image_NE @ anchor_CE.T, label_N)
+    return F.cross_entropy(scale * embedding_NE @ anchor_CE.T, label_N)
 
 
 def text_to_image(
-    image_NE: Tensor,
+    embedding_NE: Tensor,
     anchor_CE: Tensor,
     label_N: Tensor,
     scale: float,
@@ -38,7 +38,7 @@ def text_to_image(
     authors' sister code), ``mean`` over an anchor's own images, ``batch`` with the further 1/N of
     the paper's transcription.
     """
-    log_share_CN = F.log_softmax(scale * anchor_CE @ image_NE.T, dim=1)
+    log_share_CN = F.log_softmax(scale * anchor_CE @ embedding_NE.T, dim=1)
     member_CN = torch.arange(len(anchor_CE), device=label_N.device)[:, None] == label_N[None]
     weight_CN = member_CN.to(log_share_CN.dtype)
     if normalisation == "mean":

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import INDEX_NAME, ShardIndex, format_index, read_index
+from pipeline.data.prepare.writer import Sample, build_shards
 from pipeline.data.stream import ShardSource, train_stream
 from pipeline.data.transforms import build_transform
-from pipeline.data.writer import Sample, build_shards
 from tests.services.object_store import Access, ObjectStore
 
 T = TypeVar("T")

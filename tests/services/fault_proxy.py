@@ -42,7 +42,7 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request as a schedule sees it; ``number`` counts arrivals from 0.
+    """One request as a schedule sees it; ``number`` counts group_sizes from 0.
 
     ``extent`` says which bytes of the object are asked for, as HTTP does; empty for all of it.
     """

@@ -1,0 +1,43 @@
+"""The front door of every command: help, errors and exit status in one form.
+
+Exit status: 0 done, 1 a fault of the program or a lost rank, 2 an error that the user can correct,
+75 stopped by a signal (the same command goes on), 130 interrupted from the keyboard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from pipeline.errors import PipelineError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def build_parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser whose help keeps the line breaks of ``description`` and ``epilog``."""
+    return argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run_command(
+    work: Callable[[], int], *, speaks: Callable[[PipelineError], bool] = lambda error: True
+) -> int:
+    """The exit status of ``work()``; a :class:`PipelineError` becomes one line on stderr.
+
+    Where several ranks run, only those for which ``speaks(error)`` holds write that line.
+    """
+    try:
+        return work()
+    except PipelineError as error:
+        if speaks(error):
+            sys.stderr.write(f"error: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; start the same command again to go on\n")
+        return INTERRUPTED

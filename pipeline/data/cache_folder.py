@@ -1,0 +1,242 @@
+"""A folder of whole files that never outgrows its limit, shared by every process of a node.
+
+The mechanics below ``pipeline.data.cache``; nothing here knows what the files hold.
+
+- A file is written under ``.part``, reserved at its full size and locked by its writer, and renamed
+  when complete. A ``.part`` whose lock is free was left by a killed writer, and counts as unused.
+- A file in use is held by a shared lock; only files whose exclusive lock is free are evicted, the
+  longest unused first.
+- A scan of the folder before each reservation replaces any ledger that a crash could leave wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+POLL_S = 0.05
+
+_SUFFIX = ".segment"
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class BoundedFolder:
+    """Files by name, at most ``limit_bytes`` together; small to pickle, opens nothing by itself."""
+
+    def __init__(self, path: str | Path, *, limit_bytes: int, deadline_s: float) -> None:
+        self.path = Path(os.path.expandvars(os.path.expanduser(path)))
+        self.limit_bytes = limit_bytes
+        self._deadline_s = deadline_s
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Make sure, before any work, that the folder can take ``needed_bytes`` or its limit.
+
+        Raises:
+            StorageError: it cannot be written, or its disk is too full.
+        """
+        if "$" in str(self.path):
+            raise StorageError(f"{self.path}: names an environment variable that is not set")
+        probe = self.path / f".probe-{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"probe")
+            probe.unlink()
+            disk = os.statvfs(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot hold the cache ({error.strerror}); "
+                "set data.cache.folder to a writable local folder"
+            ) from error
+        wanted = min(self.limit_bytes, needed_bytes)
+        room = disk.f_bavail * disk.f_frsize + self.used_bytes()
+        if wanted > room:
+            raise StorageError(
+                f"{self.path}: the cache wants {_mib(wanted)} and its disk has room for "
+                f"{_mib(room)}; lower data.cache.limit_gb or choose another data.cache.folder"
+            )
+
+    def used_bytes(self) -> int:
+        """Bytes of all files, those being written included."""
+        return sum(size for _, size, _ in self._entries())
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a complete file of that name now."""
+        return self._file(name).exists()
+
+    def touch(self, name: str) -> bool:
+        """Whether there is a complete file of that name, which now counts as just used."""
+        try:
+            os.utime(self._file(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, name: str) -> None:
+        """Delete a file, whoever may be reading it; a missing one is no error."""
+        self._file(name).unlink(missing_ok=True)
+
+    def pin(self, name: str) -> int | None:
+        """An open descriptor of a complete file, which is not evicted until it is closed."""
+        return _lock(self._file(name), fcntl.LOCK_SH, os.O_RDONLY)
+
+    def claim(self, name: str) -> int | None:
+        """A descriptor whose holder alone may write ``name``; ``None`` while another holds it.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        lock = self._file(name).with_suffix(".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return _lock(lock, fcntl.LOCK_EX, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise self._disk_error("1 more file", error) from error
+
+    @contextmanager
+    def reserved(self, sizes: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
+        """Open files of the given (name, bytes), to be filled and then handed to ``complete``.
+
+        Raises:
+            StorageError: there is no room for them within the limit, or on the disk.
+        """
+        needed = sum(size for _, size in sizes)
+        if needed > self.limit_bytes:
+            raise StorageError(
+                f"{self.path}: {_mib(needed)} at once are more than the limit of "
+                f"{_mib(self.limit_bytes)}; raise data.cache.limit_gb"
+            )
+        with self._room_for(sizes, needed) as files:
+            yield files
+
+    def complete(self, name: str, file: int) -> None:
+        """Give a filled file its name; from now on it may be pinned, and evicted."""
+        os.replace(self._file(name).with_suffix(".part"), self._file(name))
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _room_for(self, sizes: Sequence[tuple[str, int]], needed: int) -> Iterator[list[int]]:
+        give_up = time.monotonic() + self._deadline_s
+        while (parts := self._try_to_reserve(sizes, needed)) is None:
+            if time.monotonic() > give_up:
+                raise StorageError(
+                    f"{self.path}: no room for {_mib(needed)} within the limit of "
+                    f"{_mib(self.limit_bytes)}, all of it in use; raise data.cache.limit_gb"
+                )
+            time.sleep(POLL_S)
+        stack, files = parts
+        with stack:
+            yield files
+
+    def _try_to_reserve(
+        self, sizes: Sequence[tuple[str, int]], needed: int
+    ) -> tuple[ExitStack, list[int]] | None:
+        with ExitStack() as stack, self._alone():
+            entries = self._entries()
+            excess = sum(size for _, size, _ in entries) + needed - self.limit_bytes
+            if _evict(entries, excess) < excess:
+                return None
+            try:
+                files = [self._create(stack, name, size) for name, size in sizes]
+            except OSError as error:
+                # others may have filled the disk: give back what is ours, then try again
+                if error.errno in _FULL_DISK and _evict(self._entries(), needed) >= needed:
+                    return None
+                raise self._disk_error(f"{needed:,} more bytes", error) from error
+            return stack.pop_all(), files
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else reserves room meanwhile; only for moments, so waited for without a limit."""
+        try:
+            flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+            file = os.open(self.path / "room.lock", flags, 0o666)
+        except OSError as error:
+            raise self._disk_error("1 more file", error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _disk_error(self, wanted: str, error: OSError) -> StorageError:
+        disk = os.statvfs(next(p for p in (self.path, *self.path.parents) if p.exists()))
+        return StorageError(
+            f"{self.path}: cannot take {wanted} ({error.strerror}; "
+            f"{disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files are free); "
+            "free some of its disk or lower data.cache.limit_gb"
+        )
+
+    def _create(self, stack: ExitStack, name: str, size: int) -> int:
+        part = self._file(name).with_suffix(".part")
+        file = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        stack.callback(os.close, file)
+        stack.callback(part.unlink, missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.posix_fallocate(file, 0, size)
+        return file
+
+    def _entries(self) -> list[tuple[Path, int, float]]:
+        """(path, bytes, last use) of every file, those being written included."""
+        found = []
+        with os.scandir(self.path) as files:
+            for file in files:
+                if not file.name.endswith((_SUFFIX, ".part")):
+                    continue
+                try:
+                    status = file.stat()
+                except FileNotFoundError:  # evicted since the scan
+                    continue
+                found.append((Path(file.path), status.st_size, status.st_mtime))
+        return found
+
+    def _file(self, name: str) -> Path:
+        return self.path / (name + _SUFFIX)
+
+
+def _evict(entries: Sequence[tuple[Path, int, float]], wanted: int) -> int:
+    """Remove unused files, longest unused first, until ``wanted`` bytes are free; bytes freed."""
+    freed = 0
+    for path, size, _ in sorted(entries, key=lambda entry: entry[2]):
+        if freed >= wanted:
+            break
+        if _remove_unused(path):
+            freed += size
+    return freed
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove the file unless some process reads or writes it; the lock of its writers goes too."""
+    for place in (path, path.with_suffix(".lock")):
+        file = _lock(place, fcntl.LOCK_EX, os.O_RDWR)
+        if file is None:
+            return place != path
+        place.unlink(missing_ok=True)
+        os.close(file)
+    return True
+
+
+def _lock(path: Path, kind: int, flags: int) -> int | None:
+    """A descriptor that holds the lock on the file now at ``path``; ``None`` where it cannot."""
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:  # else it was removed between open and lock
+            return file
+    except BlockingIOError:
+        pass
+    os.close(file)
+    return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -1,0 +1,223 @@
+"""From a source of pictures to a prepared data set: read, check, shrink, pack, store, index.
+
+Pictures are encoded by several processes and packed in order by this one, which stores shards while
+the next are being filled. After each stored shard ``unfinished.json`` says how far the work is, so
+the same command takes it up again; the index comes last, and then that file goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import PIL
+
+from pipeline import storage
+from pipeline.data.index import (
+    INDEX_NAME,
+    SCHEMA,
+    Shard,
+    ShardIndex,
+    format_index,
+    format_shard,
+    parse_index,
+    parse_shard,
+    read_index,
+)
+from pipeline.data.prepare.encoding import encode_rows
+from pipeline.data.prepare.folder_sources import SPLITS
+from pipeline.data.prepare.listing import Row, read_classes, sort_rows
+from pipeline.data.prepare.sources import open_source
+from pipeline.data.prepare.writer import SEGMENT_BYTES, BuiltShard, Sample, build_shards
+from pipeline.errors import ConfigError, DataError, StorageError
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_NAME = "unfinished.json"
+
+_STORING = 2  # shards on their way to the storage while the next is being filled
+
+Progress = Callable[[int, int], None]  # pictures done, pictures in all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures become shards."""
+
+    shard_bytes: int = 64 << 20
+    resize: int | None = None  # short side in pixels; smaller pictures keep their bytes
+    on_bad_image: Literal["fail", "skip"] = "fail"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``write_shards`` did; ``skipped`` names pictures that could not be used, and why."""
+
+    index: ShardIndex
+    skipped: tuple[str, ...] = ()
+    resumed: int = 0  # shards that an earlier attempt had stored
+
+
+@dataclass
+class _Work:
+    """How far the work is."""
+
+    fingerprint: str
+    shards: list[Shard] = field(default_factory=list)
+    last_key: tuple[str, str] | None = None  # (split, key) of the last sample that is stored
+
+
+def write_shards(
+    source_url: str,
+    out_url: str,
+    recipe: Recipe,
+    *,
+    names_url: str | None = None,
+    overwrite: bool = False,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Outcome:
+    """Write the pictures of ``source_url`` as shards and an index below ``out_url``.
+
+    ``names_url`` is a JSON list of ``{"name", "folder"}``: readable class names, in the index's
+    order. ``jobs`` processes encode. The bytes written depend on nothing but source and recipe.
+
+    Raises:
+        PipelineError: the source or the target cannot be used.
+    """
+    index_url = storage.join(out_url, INDEX_NAME)
+    replaced = _replaced_files(out_url, index_url, overwrite)
+    source = open_source(source_url)
+    pictures = source.list()
+    names, folders = read_classes(names_url, pictures)
+    rows = sort_rows(pictures, folders)
+    work = _resume(out_url, _fingerprint(rows, recipe))
+    resumed, done = len(work.shards), _rows_done(rows, work.last_key)
+    storage.remove(index_url)
+    skipped: list[str] = []
+    results = encode_rows(source, rows[done:], resize=recipe.resize, jobs=jobs)
+    samples = _usable(_counted(results, progress, done, len(rows)), recipe, skipped)
+    numbers = {split: sum(s.split == split for s in work.shards) for split in SPLITS}
+    _store_all(
+        out_url, build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers), work
+    )
+    content = format_index(names, folders, work.shards)
+    index = parse_index(out_url, content)
+    storage.write_atomically(index_url, content)
+    kept = {name for shard in index.shards for name in (shard.name, shard.table_name)}
+    for name in [UNFINISHED_NAME, *sorted(replaced - kept)]:
+        storage.remove(storage.join(out_url, name))
+    return Outcome(index, tuple(skipped), resumed)
+
+
+def _replaced_files(out_url: str, index_url: str, overwrite: bool) -> set[str]:
+    """The shards of the data set that is there, if it may go.
+
+    Raises:
+        ConfigError: there is one, and it may not.
+    """
+    if not storage.exists(index_url):
+        return set()
+    if not overwrite:
+        raise ConfigError(
+            f"{storage.redact(index_url)} exists already; give another --out, or --overwrite"
+        )
+    try:
+        old = read_index(out_url)
+    except DataError:  # not an index of ours; nothing besides it is touched
+        return set()
+    return {name for shard in old.shards for name in (shard.name, shard.table_name)}
+
+
+def _fingerprint(rows: Sequence[Row], recipe: Recipe) -> str:
+    """What must be equal for a second attempt to go on where the first one stopped."""
+    digest = hashlib.sha256(repr((SCHEMA, SEGMENT_BYTES, PIL.__version__, recipe)).encode())
+    for row in rows:
+        digest.update(repr((row.picture, row.label, row.key)).encode())
+    return digest.hexdigest()
+
+
+def _resume(out_url: str, fingerprint: str) -> _Work:
+    """What an earlier attempt at the same work has stored, or nothing."""
+    url = storage.join(out_url, UNFINISHED_NAME)
+    if not storage.exists(url):
+        return _Work(fingerprint)
+    try:
+        content = json.loads(storage.read_bytes(url))
+        shards = [parse_shard(entry) for entry in content["shards"]]
+        if content["fingerprint"] != fingerprint:
+            return _Work(fingerprint)
+        for shard in shards:
+            if storage.size(storage.join(out_url, shard.name)) != shard.bytes:
+                return _Work(fingerprint)
+        last_key = tuple(content["last_key"])
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        log.info("%s cannot be used (%s); starting anew", storage.redact(url), error)
+        return _Work(fingerprint)
+    return _Work(fingerprint, shards, last_key)
+
+
+def _rows_done(rows: Sequence[Row], last_key: tuple[str, str] | None) -> int:
+    if last_key is None:
+        return 0
+    return 1 + [(row.picture.split, row.key) for row in rows].index(last_key)
+
+
+def _counted(
+    results: Iterator[Sample | str], progress: Progress, done: int, total: int
+) -> Iterator[Sample | str]:
+    for result in results:
+        yield result
+        done += 1
+        progress(done, total)
+
+
+def _usable(
+    results: Iterator[Sample | str], recipe: Recipe, skipped: list[str]
+) -> Iterator[Sample]:
+    """The samples among ``results``; what else there is goes to ``skipped``, if it may."""
+    for result in results:
+        if isinstance(result, Sample):
+            yield result
+        elif recipe.on_bad_image == "fail":
+            raise DataError(f"{result}; mend it, or leave such pictures out with --on-bad skip")
+        else:
+            log.warning("skipped %s", result)
+            skipped.append(result)
+
+
+def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
+    """Store the shards in the background, note each once it is stored, in order."""
+    storing: deque[tuple[BuiltShard, Future[None]]] = deque()
+
+    def finish_oldest() -> None:
+        entry, future = storing.popleft()
+        future.result()
+        work.shards.append(entry.shard)
+        work.last_key = (entry.shard.split, entry.last_key)
+        content = {
+            "fingerprint": work.fingerprint,
+            "last_key": work.last_key,
+            "shards": [format_shard(shard) for shard in work.shards],
+        }
+        url = storage.join(out_url, UNFINISHED_NAME)
+        storage.write_atomically(url, json.dumps(content).encode())
+
+    with ThreadPoolExecutor(_STORING, thread_name_prefix="store") as threads:
+        for entry in built:
+            storing.append((entry, threads.submit(_store, out_url, entry)))
+            if len(storing) > _STORING:
+                finish_oldest()
+        while storing:
+            finish_oldest()
+
+
+def _store(out_url: str, entry: BuiltShard) -> None:
+    storage.write_atomically(storage.join(out_url, entry.shard.name), entry.tar)
+    storage.write_atomically(storage.join(out_url, entry.shard.table_name), entry.table)

@@ -1,0 +1,57 @@
+"""What a run does, as lines of JSON for the program that has launched it.
+
+The launcher names a file on the local disk in the variable ``TPPT_EVENTS``; without the variable
+nothing is written. Every line is one object with ``event`` and ``rank``:
+
+===========  ============================================================================
+``resumed``  ``task``, ``step``: the run goes on before this optimizer step, from 0
+``step``     ``task``, ``step``: this optimizer step is done, from 0
+``learned``  ``task``: the task was learned and tested
+``ended``    ``error`` (class name), ``message``, ``status``: a rank ends with this error
+===========  ============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "TPPT_EVENTS"
+
+
+class EventLog:
+    """Appends the events of one rank to the launcher's file, if there is one."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._path = environment.get(VARIABLE)
+        self._rank = int(environment.get("RANK", "0"))
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one event; a single write, so that lines of several ranks never mix."""
+        if not self._path:
+            return
+        line = json.dumps({"event": event, "rank": self._rank, **values}) + "\n"
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+    def add_end(self, error: BaseException, status: int) -> None:
+        """Append that this rank ends with ``error`` and exit ``status``."""
+        message = " ".join(str(error).split())
+        self.add("ended", error=type(error).__name__, message=message, status=status)
+
+
+def read_events(path: Path, *, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The events in whole lines from byte ``offset`` on, and the offset after the last of them."""
+    if not path.exists():
+        return [], offset
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)

@@ -1,0 +1,4 @@
+"""Runs as child processes: the launch command, its environment, its port and its end.
+
+Imports the words and ``output``.
+"""

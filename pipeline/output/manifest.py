@@ -1,0 +1,51 @@
+"""Where a run came from: configuration, data, backbone, packages and commit."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, config_hash
+from pipeline.tasks import Task
+
+_PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
+
+
+def build_manifest(
+    config: Config,
+    *,
+    tasks: Sequence[Task],
+    index_sha256: str,
+    identity: Mapping[str, Any],
+    ranks: int,
+) -> dict[str, Any]:
+    """Everything that is needed to make the same results again."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config_hash(config),
+        "class_order": [label for task in tasks for label in task.labels],
+        "index_sha256": index_sha256,
+        "backbone_sha256": identity["backbone_sha256"],
+        "identity": identity,
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "world_size": ranks,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's checkout, with ``+`` if files were changed; None outside one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

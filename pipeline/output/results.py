@@ -1,0 +1,192 @@
+"""``results.json``: everything that a run measured, as a checked value.
+
+``docs/results.schema.json`` is the JSON schema of :class:`RunResults`. A file of an older version
+of the program is read with the defaults of the fields that it lacks; fields of a newer one stay.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import storage
+from pipeline.config import Config, EvaluationConfig, TuningConfig, config_hash, dump_config
+from pipeline.errors import DataError
+from pipeline.output.metrics import summarise
+
+SCHEMA = 2
+NAME = "results.json"
+CONFIG_NAME = "config.yaml"
+
+
+class _Record(BaseModel):
+    """A frozen part of the results."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class Counts(_Record):
+    """Images of each seen task after each task: ``correct[t][k]`` of ``images[t][k]``."""
+
+    correct: list[list[int]]
+    images: list[list[int]]
+
+
+class StageAccuracy(_Record):
+    """Accuracy over all seen tasks after each task, a fraction; None if every task is excluded."""
+
+    micro: list[float | None]  # over all images
+    macro: list[float | None]  # mean over tasks
+
+
+class StageDiagnostics(_Record):
+    """What was measured beside the accuracies after one task."""
+
+    task: int  # counted from 0
+    anchor_cosine: float | None  # mean cosine between different anchors; None without anchors
+    modality_gap: float | None  # distance of mean image and mean anchor; None without anchors
+    feature_drift: float | None  # of old classes' mean features since learned; None at first
+    train_seconds: float
+    test_seconds: float
+
+
+class SkippedSample(_Record):
+    """A sample that could not be used."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+class SkippedStep(_Record):
+    """An optimizer step that was left out because its loss was not finite."""
+
+    task: int
+    step: int
+    loss: str
+    samples: list[str]  # keys
+
+
+class RunManifest(_Record):
+    """Everything that is needed to make the same results again."""
+
+    config: dict[str, Any]
+    config_sha256: str
+    class_order: list[int]
+    index_sha256: str
+    backbone_sha256: str
+    identity: dict[str, Any]  # see pipeline.output.identity
+    packages: dict[str, str] = {}
+    git_commit: str | None = None
+    world_size: int
+
+
+class RunResults(_Record):
+    """The content of ``results.json``; accuracies are fractions.
+
+    ``accuracy_matrix[t][k]`` is the accuracy on task ``k`` after task ``t``, None for ``k > t``.
+    The matrix and the counts behind it are of every task; the summary figures leave out the first
+    ``evaluation.exclude_tasks`` tasks, see :func:`pipeline.output.metrics.summarise`.
+    """
+
+    schema_version: Literal[2] = Field(alias="schema")  # `schema` is a method of pydantic's
+    status: Literal["running", "finished"]
+    method: str
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig | None = None
+    tasks: list[list[str]]  # class names of each task
+    accuracy_matrix: list[list[float | None]]
+    counts: Counts
+    stage_accuracy: StageAccuracy
+    average_incremental_accuracy: float | None
+    last_accuracy: float | None
+    forgetting: float | None
+    backward_transfer: float | None
+    diagnostics: list[StageDiagnostics]
+    trainable_parameters: list[int]  # of each task
+    images_per_second: float | None  # in training, all ranks; None if nothing was trained
+    skipped_samples: list[SkippedSample] = []
+    skipped_steps: list[SkippedStep] = []
+    manifest: RunManifest
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every task was learned and tested."""
+        return self.status == "finished"
+
+    @property
+    def n_learned(self) -> int:
+        """How many tasks were learned and tested."""
+        return len(self.accuracy_matrix)
+
+    def content(self) -> dict[str, Any]:
+        """The results as plain JSON types, in the order of the file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def write(self, output: str) -> None:
+        """Replace ``results.json`` in the folder or URL ``output`` as a whole."""
+        text = json.dumps(self.content(), indent=2)
+        storage.write_atomically(storage.join(output, NAME), f"{text}\n".encode())
+
+
+def read_results(output: str) -> RunResults | None:
+    """The results in the folder or URL ``output``, or None if there are none.
+
+    Raises:
+        DataError: there is a ``results.json``, but no run of this program wrote it.
+    """
+    url = storage.join(output, NAME)
+    if not storage.exists(url):
+        return None
+    try:
+        return RunResults.model_validate_json(storage.read_text(url))
+    except ValidationError:
+        raise DataError(
+            f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; "
+            "choose another output=, or remove that file"
+        ) from None
+
+
+def finished_results(output: str) -> RunResults:
+    """The results of the finished run in the folder or URL ``output``.
+
+    Raises:
+        DataError: it holds no run, or one that is not finished.
+    """
+    results = read_results(output)
+    if results is None or not results.is_finished:
+        found = "no results.json" if results is None else f"a run that is {results.status}"
+        raise DataError(f"{storage.redact(output)}: holds {found}; a finished run is wanted")
+    return results
+
+
+def update_summary(config: Config) -> None:
+    """Bring the summary of finished results up to ``config``; no measurement changes.
+
+    The summary depends on the tasks that it leaves out and on where the settings came from. The
+    latter can be replaced but not removed.
+    """
+    results = read_results(config.output)
+    assert results is not None, "only a finished run has a summary"
+    changes = {"evaluation": config.evaluation, "tuning": config.tuning or results.tuning}
+    if all(getattr(results, key) == value for key, value in changes.items()):
+        return
+    said = {key: value and value.model_dump(mode="json") for key, value in changes.items()}
+    recorded = Config.model_validate({**results.manifest.config, **said})
+    manifest = results.manifest.model_copy(
+        update={
+            "config": recorded.model_dump(mode="json"),
+            "config_sha256": config_hash(recorded),
+        }
+    )
+    summary = summarise(
+        results.counts.correct,
+        results.counts.images,
+        exclude_tasks=config.evaluation.exclude_tasks,
+    )
+    summary["stage_accuracy"] = StageAccuracy(**summary["stage_accuracy"])
+    url = storage.join(config.output, CONFIG_NAME)
+    storage.write_atomically(url, dump_config(recorded).encode())
+    results.model_copy(update={**changes, "manifest": manifest, **summary}).write(config.output)

@@ -1,0 +1,112 @@
+"""The results of a run while it goes on: one stage after each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from pipeline.config import EvaluationConfig, TuningConfig
+from pipeline.output.metrics import micro_accuracy, summarise
+from pipeline.output.results import SCHEMA, RunResults
+from pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What was measured after one task: per seen task, in order."""
+
+    correct: tuple[int, ...]
+    images: tuple[int, ...]
+    anchor_cosine: float | None  # mean cosine between different anchors; None without anchors
+    modality_gap: float | None  # distance of mean image and mean anchor; None without anchors
+    feature_drift: float | None  # of old classes' mean features since learned; None at first
+    trainable_parameters: int  # of this task
+    images_per_second: float | None  # in training, all ranks; None if nothing was trained
+    train_seconds: float
+    test_seconds: float
+
+
+@dataclass
+class ResultsBuilder:
+    """All stages so far and where they came from."""
+
+    method: str
+    tasks: Sequence[Task]
+    manifest: dict[str, Any]
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig | None = None
+    stages: list[Stage] = field(default_factory=list)
+    skipped_samples: list[dict[str, Any]] = field(default_factory=list)
+    skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
+
+    def state(self) -> dict[str, Any]:
+        """The measurements so far, for :meth:`restore`; of plain JSON types."""
+        return {
+            "tuning": self.tuning and self.tuning.model_dump(mode="json"),
+            "stages": [asdict(stage) for stage in self.stages],
+            "skipped_samples": list(self.skipped_samples),
+            "skipped_steps": list(self.skipped_steps),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the value of :meth:`state`; the source of the settings is kept."""
+        if self.tuning is None and state["tuning"]:
+            self.tuning = TuningConfig.model_validate(state["tuning"])
+        self.stages = [
+            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
+            for stage in state["stages"]
+        ]
+        self.skipped_samples = list(state["skipped_samples"])
+        self.skipped_steps = list(state["skipped_steps"])
+
+    def accuracy_matrix(self) -> list[list[float | None]]:
+        """``a[t][k]``: accuracy on task k after task t, None above the diagonal."""
+        rows = (self.accuracy_after(stage)[1] for stage in range(len(self.stages)))
+        return [[*row, *[None] * (len(self.tasks) - len(row))] for row in rows]
+
+    def accuracy_after(self, stage: int) -> tuple[float, list[float]]:
+        """After one stage: the accuracy over all images of all tasks, and of each task.
+
+        No task is left out here, whatever the summary figures leave out.
+        """
+        correct, images = self.stages[stage].correct, self.stages[stage].images
+        by_task = [right / total for right, total in zip(correct, images, strict=True)]
+        return micro_accuracy(correct, images), by_task
+
+    def build(self) -> RunResults:
+        """The results as they stand now."""
+        correct = [list(stage.correct) for stage in self.stages]
+        images = [list(stage.images) for stage in self.stages]
+        speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
+        finished = len(self.stages) == len(self.tasks)
+        return RunResults.model_validate(
+            {
+                "schema": SCHEMA,
+                "status": "finished" if finished else "running",
+                "method": self.method,
+                "evaluation": self.evaluation,
+                "tuning": self.tuning,
+                "tasks": [list(task.names) for task in self.tasks],
+                "accuracy_matrix": self.accuracy_matrix(),
+                "counts": {"correct": correct, "images": images},
+                **summarise(correct, images, exclude_tasks=self.evaluation.exclude_tasks),
+                "diagnostics": [
+                    {
+                        "task": index,
+                        "anchor_cosine": stage.anchor_cosine,
+                        "modality_gap": stage.modality_gap,
+                        "feature_drift": stage.feature_drift,
+                        "train_seconds": round(stage.train_seconds, 3),
+                        "test_seconds": round(stage.test_seconds, 3),
+                    }
+                    for index, stage in enumerate(self.stages)
+                ],
+                "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
+                "images_per_second": fmean(speeds) if speeds else None,
+                "skipped_samples": self.skipped_samples,
+                "skipped_steps": self.skipped_steps,
+                "manifest": self.manifest,
+            }
+        )

@@ -1,1 +1,0 @@
-"""Searching hyperparameters over a whole task sequence; the command is ``pipeline.tune``."""

@@ -1,0 +1,169 @@
+"""Which configuration comes next: an Optuna study that Ray Tune asks; the only door to Optuna.
+
+Everything is drawn from (seed, number of the trial) and what is known of the others, never from how
+often the sweep was started: trial 7 of a random search is the same in every start.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from pipeline.rng import derive_seed
+from pipeline.sweep.config import Metric, SamplerSettings
+from pipeline.sweep.space import Domain, Parameters, Space
+from pipeline.sweep.trial_table import TrialRecord
+
+_STATES = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+class Proposer:
+    """Draws configurations and learns what they were worth."""
+
+    def __init__(self, space: Space, sampler: SamplerSettings, metric: Metric, trials: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._settings = sampler
+        self._metric = metric
+        self._first_draws = min(10, max(4, trials // 3))  # at random, before TPE knows anything
+        self._study = optuna.create_study(direction="maximize")
+        self._asked: dict[int, optuna.trial.Trial] = {}
+
+    def propose(self, number: int, known: Parameters | None = None) -> Parameters:
+        """The parameters of trial ``number``; those that are ``known`` are taken again."""
+        self._study.sampler = self._sampler(number)
+        if known is not None:
+            self._study.enqueue_trial({key: self._encode(key, known[key]) for key in known})
+        trial = self._asked[number] = self._study.ask()
+        drawn = self._space.draw(lambda key, domain: _suggest(trial, key, domain))
+        return drawn if known is None else known
+
+    def tell(self, record: TrialRecord) -> None:
+        """Learn how a trial has ended, be it of this start of the sweep or of an earlier one."""
+        parameters = {k: self._encode(k, value) for k, value in record.parameters.items()}
+        value, state = record.value(self._metric), _STATES[record.status]
+        if record.number in self._asked:
+            trial = self._asked.pop(record.number)
+            for step, partial in self._partial_values(record).items():
+                trial.report(partial, step)
+            self._study.tell(trial, value if state == TrialState.COMPLETE else None, state)
+            return
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=value if state == TrialState.COMPLETE else None,
+                params=parameters,
+                distributions={key: _distribution(self._space.domains[key]) for key in parameters},
+                intermediate_values=self._partial_values(record),
+            )
+        )
+
+    def _partial_values(self, record: TrialRecord) -> dict[int, float]:
+        """The metric after each task."""
+        reports = record.reports
+        return {
+            report.tasks_done: record.model_copy(update={"reports": reports[: n + 1]}).value(
+                self._metric
+            )
+            for n, report in enumerate(reports)
+        }
+
+    def _encode(self, key: str, value: Any) -> Any:
+        """A value as Optuna keeps it."""
+        return json.dumps(value) if self._space.domains[key].choice is not None else value
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = derive_seed("trial", self._settings.seed, number) % 2**32
+        if self._settings.name == "random":
+            return optuna.samplers.RandomSampler(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant_liar is marked experimental
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=self._first_draws, constant_liar=True
+            )
+
+
+class TrialSearcher(Searcher):
+    """What Ray Tune asks for the next trial: first those with ``known`` parameters, then new ones.
+
+    ``begin`` gives what a trial is told, from its number and parameters.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        *,
+        known: Mapping[int, Parameters],
+        new: Sequence[int],
+        begin: Callable[[int, Parameters], dict[str, Any]],
+        is_over: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._proposer = proposer
+        self._known = dict(known)
+        self._new = list(new)
+        self._begin = begin
+        self._is_over = is_over
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any
+    ) -> bool:
+        """Tune's own settings of metric and space are not used."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """What the next trial is told: what ``begin`` gives for its number and parameters."""
+        if self._is_over() or not (self._known or self._new):
+            return Searcher.FINISHED
+        if self._known:
+            number = min(self._known)
+            parameters = self._proposer.propose(number, self._known.pop(number))
+        else:
+            number = self._new.pop(0)
+            parameters = self._proposer.propose(number)
+        return self._begin(number, parameters)
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the trial table tells the proposer, which keeps one order of events."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trial table is what a sweep goes on from, never Ray's own state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as there is nothing saved."""
+
+
+def _suggest(trial: optuna.trial.Trial, key: str, domain: Domain) -> Any:
+    if domain.choice is not None:
+        return json.loads(trial.suggest_categorical(key, list(map(json.dumps, domain.choice))))
+    if domain.integer:
+        return trial.suggest_int(key, *domain.integer)
+    low, high = domain.log_uniform or domain.uniform
+    return trial.suggest_float(key, low, high, log=domain.log_uniform is not None)
+
+
+def _distribution(domain: Domain) -> BaseDistribution:
+    if domain.choice is not None:
+        return CategoricalDistribution(list(map(json.dumps, domain.choice)))
+    if domain.integer:
+        return IntDistribution(*domain.integer)
+    low, high = domain.log_uniform or domain.uniform
+    return FloatDistribution(low, high, log=domain.log_uniform is not None)

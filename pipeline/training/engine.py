@@ -1,0 +1,244 @@
+"""One task's optimisation on all ranks: the only door to deepspeed.
+
+The engine is built anew for every task from the tensors that task learns. DeepSpeed steps every
+parameter it was given, also one without a gradient, so a tensor that must not move must not be in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.distributed.collectives import gather, ordered_reduce_scatter, pairwise_sum
+from pipeline.distributed.world import World, new_world_group
+from pipeline.methods.base import Losses, Method
+from pipeline.model.backbone import ImageFeatures
+from pipeline.rng import seed_torch
+from pipeline.training.schedule import learning_rate_factor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for ``world_size`` ranks, a pure function of the configuration.
+
+    There is no precision block: the frozen towers are cast by the backbone, the learned tensors
+    stay float32. Clipping is always written, since DeepSpeed's own default is 1.
+    """
+    return {
+        "train_batch_size": config.data.global_batch,
+        "train_micro_batch_size_per_gpu": config.data.global_batch // world_size,
+        "gradient_accumulation_steps": 1,  # a step's parts are added up before it is asked
+        "gradient_clipping": config.optim.gradient_clipping,
+        "zero_optimization": {"stage": config.engine.zero_stage},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def layout_problem(config: Config, world_size: int) -> str | None:
+    """Why this configuration cannot be spread over ``world_size`` ranks, or None."""
+    batch = config.data.global_batch
+    if batch % world_size:
+        return (
+            f"data.global_batch: {batch} images cannot be shared equally by {world_size} ranks; "
+            f"use a multiple of {world_size} or another number of ranks"
+        )
+    return None
+
+
+class Engine:
+    """Steps what ``method`` learns in one task of ``n_steps`` optimizer steps."""
+
+    def __init__(self, method: Method, config: Config, world: World, n_steps: int) -> None:
+        self._method = method
+        self._run_seed = config.seed
+        self._optim = config.optim
+        self._n_steps = n_steps
+        self._micro_batch = config.engine.micro_batch
+        self._recompute = config.engine.recompute
+        self._world = world
+        self._is_partitioned = config.engine.zero_stage > 0
+        self._active = {n: p for n, p in method.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._active.values(),
+            lr=config.optim.learning_rate,
+            betas=config.optim.betas,
+            eps=config.optim.epsilon,
+            weight_decay=config.optim.weight_decay,
+        )
+        deepspeed = _import_deepspeed()
+        _share_group(config.engine.timeout_s)
+        self._engine, *_ = deepspeed.initialize(
+            model=method,
+            model_parameters=list(self._active.values()),
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, world.world_size),
+            dist_init_required=False,
+        )
+
+    def step(
+        self, index: int, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
+    ) -> Losses:
+        """One optimizer step, the ``index``-th of the task, on this rank's part of a batch.
+
+        The loss is that of the global batch. Images are embedded in parts of ``micro_batch``, then
+        come the loss and its gradient on all embeddings, then that of each part, which its own
+        embeddings' gradient drives. Which rank has a part enters no sum, so that any number of
+        ranks with the same parts gives the same bits; see ``ordered_reduce_scatter``. What
+        a method draws at random depends on seed, task, step and part.
+
+        Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
+        without a graph in the host's memory, so that reading it does not wait for the device.
+
+        Source of a second pass with ``recompute``: GradCache, arXiv 2101.06983.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate(index)
+        parts = _cut(image_BCHW, frozen, self._micro_batch)
+        stream = (self._run_seed, self._method.task.index, index)
+
+        def embed(part: int) -> Tensor:
+            first = self._world.rank * len(image_BCHW) + part * self._micro_batch
+            seed_torch("step", *stream, first)
+            return self._method.embed(*parts[part])
+
+        with torch.set_grad_enabled(not self._recompute):
+            embeddings = [embed(part) for part in range(len(parts))]
+        embedding_NE = gather(torch.cat(embeddings).detach()).requires_grad_()
+        seed_torch("loss", *stream)
+        losses = self._method.losses(embedding_NE, gather(label_B))
+        total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
+        if not total.isfinite():
+            return losses._replace(total=total)
+        grad_NE, *of_loss = self._gradients(losses.total, embedding_NE)
+        slopes = grad_NE.chunk(self._world.world_size)[self._world.rank].split(self._micro_batch)
+
+        def gradient_of(part: int) -> Tensor:
+            if self._recompute:
+                embeddings[part] = embed(part)
+            return _flat(self._gradients(embeddings[part], slope=slopes[part]))
+
+        share_X = ordered_reduce_scatter(
+            pairwise_sum(range(len(parts)), gradient_of), _flat(of_loss)
+        )
+        self._apply(share_X)
+        return losses._replace(total=total)
+
+    def learning_rate(self, index: int) -> float:
+        """The learning rate of the task's ``index``-th step."""
+        factor = learning_rate_factor(
+            index,
+            self._n_steps,
+            warmup_steps=self._optim.warmup_steps,
+            kind=self._optim.schedule,
+        )
+        return self._optim.learning_rate * factor
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's state: ``step``, and ``<parameter>.<moment>`` in the parameter's shape.
+
+        Empty before the first step. Every rank asks and gets the whole, which fits any number of
+        ranks and any ZeRO stage.
+        """
+        stored = self._optimizer.param_groups[0]["params"]
+        if stored[0] not in self._optimizer.state:
+            return {}
+        state = [self._optimizer.state[parameter] for parameter in stored]
+        sizes = [parameter.numel() for parameter in self._active.values()]
+        moments = {"step": state[0]["step"].clone()}
+        for moment in _MOMENTS:
+            flat = torch.cat([each[moment].flatten() for each in state])
+            if self._is_partitioned:
+                flat = gather(flat)[: sum(sizes)]
+            for (name, parameter), part in zip(
+                self._active.items(), flat.split(sizes), strict=True
+            ):
+                moments[f"{name}.{moment}"] = part.view_as(parameter)
+        return moments
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`moments` gave, on any layout."""
+        if not moments:
+            return
+        stored = self._optimizer.param_groups[0]["params"]
+        for parameter in stored:
+            self._optimizer.state[parameter]["step"] = moments["step"].clone()
+        for moment in _MOMENTS:
+            whole = torch.cat([moments[f"{name}.{moment}"].flatten() for name in self._active])
+            if self._is_partitioned:  # equal parts, the last one padded
+                share = stored[0].numel()
+                padding = share * self._world.world_size - len(whole)
+                start = share * self._world.rank
+                whole = F.pad(whole, (0, padding))[start : start + share]
+            parts = whole.split([parameter.numel() for parameter in stored])
+            for parameter, part in zip(stored, parts, strict=True):
+                value = part.view_as(parameter).clone().to(parameter.device)
+                self._optimizer.state[parameter][moment] = value
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
+        self._engine.destroy()
+
+    def _gradients(
+        self, output: Tensor, *inputs: Tensor, slope: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Gradients on ``inputs`` and what is learned; zero where ``output`` does not depend."""
+        wanted = [*inputs, *self._active.values()]
+        if not output.requires_grad:
+            return tuple(map(torch.zeros_like, wanted))
+        return torch.autograd.grad(output, wanted, slope, allow_unused=True, materialize_grads=True)
+
+    def _apply(self, gradient_X: Tensor) -> None:
+        """Have DeepSpeed average this gradient over ranks, clip it and step."""
+        parts = gradient_X.split([parameter.numel() for parameter in self._active.values()])
+        products = zip(self._active.values(), parts, strict=True)
+        self._engine.backward(sum((p.flatten() * part_X).sum() for p, part_X in products))
+        self._engine.step()
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _cut(
+    image_BCHW: Tensor, frozen: ImageFeatures | None, size: int
+) -> list[tuple[Tensor, ImageFeatures | None]]:
+    """The batch in parts of ``size`` images, the last one perhaps smaller."""
+    images = image_BCHW.split(size)
+    if frozen is None:
+        return [(image, None) for image in images]
+    columns = (column.split(size) for column in frozen)
+    return list(zip(images, map(ImageFeatures, *columns), strict=True))
+
+
+def _import_deepspeed() -> Any:
+    """Import late and quietly: it is slow, and a dry run or a zero-shot run has no need of it."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it found nothing else
+    import deepspeed
+
+    # Only inference_all_reduce would use this extension. Building it takes a compiler and half a
+    # minute at the first start, and leaves a lock behind if it is killed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _share_group(timeout_s: float) -> None:
+    """Have DeepSpeed sum gradients in a group with our timeout; in its own it waits half an hour.
+
+    It clones the world, because it cannot ask the world itself for ranks, and gives the clone no
+    timeout.
+    """
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = new_world_group(timeout_s)

@@ -1,0 +1,120 @@
+"""Features of the frozen image tower, computed once per image, whoever asks and however often.
+
+Axes: S samples of a selection · B images · V vision width · E joint width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.data.index import Selection
+from pipeline.data.stream import Batch
+from pipeline.data.transforms import Transform
+from pipeline.distributed.collectives import broadcast_object, raise_on_all_ranks, sum_over_ranks
+from pipeline.distributed.world import World
+from pipeline.model.backbone import FrozenClip, ImageFeatures
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenFeatures:
+    """Frozen features of a selection, the same on every rank; unusable samples are left out."""
+
+    sample_S: Tensor  # dataset-wide sample numbers, ascending
+    label_S: Tensor  # classes of the index
+    features: ImageFeatures  # of S images
+
+    def of(self, sample_B: Tensor) -> ImageFeatures:
+        """The features of the samples with these numbers."""
+        position_B = torch.searchsorted(self.sample_S, sample_B).to(self.features.joint_BE.device)
+        return ImageFeatures(*(column[position_B] for column in self.features))
+
+    def share(self, rank: int, world_size: int) -> tuple[ImageFeatures, Tensor]:
+        """One rank's rows and their labels; over all ranks each row comes once."""
+        rows = slice(rank, None, world_size)
+        return ImageFeatures(*(column[rows] for column in self.features)), self.label_S[rows]
+
+
+class FrozenStore:
+    """Computes frozen features, keeps them in memory and, if ``folder`` is given, beside the data.
+
+    They are the same for every method, seed and class order, so runs over the same data can share
+    a folder. A feature is found by the backbone's hash, the index's hash, the transform and the
+    sample numbers. In memory a selection takes ``S × (V + E) × 4`` bytes.
+    """
+
+    def __init__(self, clip: FrozenClip, world: World, folder: str | None) -> None:
+        self._clip = clip
+        self._world = world
+        self._folder = folder
+        self._kept: dict[str, FrozenFeatures] = {}
+
+    def get(
+        self, selection: Selection, transform: Transform, share: Callable[[], Iterable[Batch]]
+    ) -> FrozenFeatures:
+        """Features of ``selection``; ``share()`` streams this rank's part of it if it must."""
+        key = self._key(selection, transform)
+        if key not in self._kept:
+            self._kept[key] = self._fetch(key) or self._compute(key, selection, share())
+        return self._kept[key]
+
+    def _key(self, selection: Selection, transform: Transform) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S))
+        origin = (self._clip.sha256, str(self._clip.dtype), selection.index.sha256, transform)
+        digest.update(repr(origin).encode())
+        return digest.hexdigest()
+
+    def _fetch(self, key: str) -> FrozenFeatures | None:
+        if not self._folder:
+            return None
+        url = storage.join(self._folder, f"{key}.safetensors")
+        if not broadcast_object(storage.exists(url)):  # all ranks must go the same way
+            return None
+        stored = from_safetensors(storage.read_bytes(url))
+        pooled_SV, joint_SE = (stored[name].to(self._clip.device) for name in ("pooled", "joint"))
+        return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE))
+
+    @torch.no_grad()
+    def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
+        device = self._clip.device
+        sample_S = torch.from_numpy(selection.sample_S)
+        seen_S = torch.zeros(len(selection), device=device)
+        pooled_SV = torch.zeros(len(selection), self._clip.vision_width, device=device)
+        joint_SE = torch.zeros(len(selection), self._clip.joint_width, device=device)
+        with raise_on_all_ranks():
+            for batch in share:
+                position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
+                features = self._clip.encode_image(batch.image_BCHW)
+                pooled_SV[position_B], joint_SE[position_B] = features
+                seen_S[position_B] = 1.0
+        usable_S = sum_over_ranks(seen_S).bool()
+        columns = (sum_over_ranks(column)[usable_S] for column in (pooled_SV, joint_SE))
+        usable_S = usable_S.cpu()
+        features = FrozenFeatures(
+            sample_S[usable_S],
+            torch.from_numpy(selection.label_S)[usable_S],
+            ImageFeatures(*columns),
+        )
+        if self._folder:
+            self._write(key, features)
+        return features
+
+    def _write(self, key: str, features: FrozenFeatures) -> None:
+        tensors = {
+            "sample": features.sample_S,
+            "label": features.label_S,
+            "pooled": features.features.pooled_BV.cpu(),
+            "joint": features.features.joint_BE.cpu(),
+        }
+        url = storage.join(self._folder, f"{key}.safetensors")
+        with raise_on_all_ranks():
+            if self._world.is_main:
+                storage.write_atomically(url, to_safetensors(tensors))

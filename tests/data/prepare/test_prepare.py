@@ -1,0 +1,410 @@
+"""Pictures of every common source become the same shards, and a data set can be trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import tarfile
+import uuid
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline import storage
+from pipeline.data.decoding import open_image
+from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.prepare.copying import copy_data_set
+from pipeline.data.prepare.sharding import UNFINISHED_NAME, Recipe, write_shards
+from pipeline.data.stream import ShardSource, eval_stream
+from pipeline.data.transforms import build_transform
+from pipeline.errors import DataError
+from pipeline.prepare import main
+from tests.shards import draw_image_file, overwrite_byte
+
+COUNTS = {"train": {"Bee eater": 5, "ant": 7, "zebra_2": 3}, "test": {"ant": 2, "zebra_2": 4}}
+
+
+def write_folder(folder: Path) -> Path:
+    for split, classes in COUNTS.items():
+        for number, (name, count) in enumerate(classes.items()):
+            (folder / split / name).mkdir(parents=True)
+            for row in range(count):
+                data = draw_image_file(split == "test", number, row, size=(40, 31))
+                (folder / split / name / f"p.{row}.jpg").write_bytes(data)
+    (folder / "README.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("pictures") / "birds")
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def prepare(source: object, out: object, *options: object) -> ShardIndex:
+    assert run("shard", "--source", source, "--out", out, "--jobs", 1, *options) == 0
+    return read_index(str(out))
+
+
+def contents(url: str) -> dict[str, bytes]:
+    return {f.rpartition("/")[2]: storage.read_bytes(f) for f in storage.list_files(url)}
+
+
+def pixels(index: ShardIndex, split: str) -> np.ndarray:
+    """Every picture of a split, streamed."""
+    labels = [label for label, count in index.count(split).items() if count]
+    batches = eval_stream(
+        ShardSource(index),
+        index.select(split, labels),
+        batch_size=64,
+        transform=build_transform("squash", 32),
+    )
+    return np.concatenate([batch.image_BCHW.numpy() for batch in batches])
+
+
+# Sources
+
+
+def test_an_image_folder_becomes_shards(pictures, tmp_path):
+    index = prepare(pictures, tmp_path)
+    assert index.class_folders == ("Bee eater", "ant", "zebra_2")
+    assert index.class_names == ("Bee eater", "ant", "zebra 2")
+    assert index.count("train") == {0: 5, 1: 7, 2: 3}
+    assert index.count("test") == {0: 0, 1: 2, 2: 4}
+    selection = index.select("train", [0])
+    assert selection.keys[0] == "Bee%20eater/p%2E0"
+    assert sorted(os.listdir(tmp_path)) == [
+        "index.json", "test-000000.json", "test-000000.tar", "train-000000.json", "train-000000.tar"
+    ]  # fmt: skip
+
+
+def test_the_shards_are_plain_webdataset(pictures, tmp_path):
+    prepare(pictures, tmp_path)
+    stages = (webdataset.tarfile_to_samples(), webdataset.decode("pil"))
+    shard = [{"url": str(tmp_path / "train-000000.tar")}]
+    samples = list(webdataset.DataPipeline([shard], *stages))
+    assert [sample["cls"] for sample in samples] == [0] * 5 + [1] * 7 + [2] * 3
+    assert all(sample["jpg"].size == (40, 31) for sample in samples)
+
+
+def test_equal_input_gives_equal_bytes_from_every_kind_of_source(pictures, tmp_path):
+    prepare(pictures, tmp_path / "a")
+    wanted = contents(str(tmp_path / "a"))
+    moved = tmp_path / "again"
+    shutil.copytree(pictures, moved)
+    sources = {"folder": moved, "tar": tmp_path / "x.tar", "zip": tmp_path / "x.zip"}
+    with tarfile.open(sources["tar"], "w") as tar:
+        tar.add(pictures, "./birds")
+    with zipfile.ZipFile(sources["zip"], "w") as archive:
+        for file in sorted(pictures.rglob("*.jpg"), reverse=True):
+            archive.write(file, file.relative_to(pictures.parent))
+    for name, source in sources.items():
+        prepare(source, tmp_path / f"from-{name}")
+        assert contents(str(tmp_path / f"from-{name}")) == wanted
+    assert run("shard", "--source", moved, "--out", tmp_path / "b", "--jobs", 2) == 0
+    assert contents(str(tmp_path / "b")) == wanted
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_lists_pictures_wherever_they_are(pictures, tmp_path, kind):
+    rows = [
+        {"path": str(file.relative_to(pictures.parent)), "label": file.parts[-2],
+         "split": file.parts[-3].replace("test", "val")}
+        for file in pictures.rglob("*.jpg")
+    ]  # fmt: skip
+    table = pictures.parent / f"list.{kind}"
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = ["path,label,split"] + [",".join(row.values()) for row in rows]
+    table.write_text("\n".join(lines))
+    by_table = prepare(table, tmp_path / "table")
+    by_folder = prepare(pictures, tmp_path / "folder")
+    assert by_table.count("test") == by_folder.count("test")
+    for split in ("train", "test"):
+        assert np.array_equal(pixels(by_table, split), pixels(by_folder, split))
+
+
+def test_names_give_the_order_of_classes(pictures, tmp_path):
+    names = tmp_path / "names.json"
+    order = [("zebra", "zebra_2"), ("bee-eater", "Bee eater"), ("an ant", "ant")]
+    names.write_text(json.dumps([{"name": n, "folder": f} for n, f in order]))
+    index = prepare(pictures, tmp_path / "out", "--names", names)
+    assert index.class_names == ("zebra", "bee-eater", "an ant")
+    assert index.class_folders == ("zebra_2", "Bee eater", "ant")
+    assert index.count("train") == {0: 3, 1: 5, 2: 7}
+
+
+def write_cifar(folder: Path, *, as_pickle: bool) -> tuple[Path, np.ndarray]:
+    """A CIFAR-100 of 6 training and 4 test pictures; its training pixels."""
+    draw = np.random.default_rng(3)
+    folder = folder / ("cifar-100-python" if as_pickle else "cifar-100-binary")
+    folder.mkdir()
+    names = [f"class{number}" for number in range(100)]
+    pixel_N = draw.integers(0, 256, (10, 3072), dtype=np.uint8)
+    label_N = np.array([4, 99, 4, 0, 7, 0, 4, 0, 99, 7], dtype=np.uint8)
+    for split, rows in (("train", slice(0, 6)), ("test", slice(6, 10))):
+        if as_pickle:
+            content = {b"data": pixel_N[rows], b"fine_labels": label_N[rows].tolist()}
+            (folder / split).write_bytes(pickle.dumps(content, protocol=2))
+        else:
+            coarse_N = np.zeros_like(label_N)
+            data = np.column_stack([coarse_N, label_N, pixel_N])[rows]
+            (folder / f"{split}.bin").write_bytes(data.tobytes())
+    if as_pickle:
+        meta = {b"fine_label_names": [name.encode() for name in names]}
+        (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    else:
+        (folder / "fine_label_names.txt").write_text("\n".join(names) + "\n")
+    order = np.lexsort((np.arange(6), np.array([f"class{n}" for n in label_N[:6]])))
+    return folder, pixel_N[:6][order].reshape(6, 3, 32, 32)
+
+
+@pytest.mark.parametrize("as_pickle", [False, True])
+def test_cifar_keeps_its_pixels(tmp_path, as_pickle):
+    folder, expected = write_cifar(tmp_path, as_pickle=as_pickle)
+    index = prepare(folder, tmp_path / "out")
+    assert index.class_names == ("class0", "class4", "class7", "class99")
+    assert np.array_equal(pixels(index, "train"), expected)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_cifar_pickle_cannot_run_anything(tmp_path, monkeypatch, capsys):
+    folder, _ = write_cifar(tmp_path, as_pickle=True)
+    (folder / "train").write_bytes(pickle.dumps({b"data": Bomb(), b"fine_labels": []}))
+    monkeypatch.chdir(tmp_path)
+    assert run("shard", "--source", folder, "--out", tmp_path / "out") == 2
+    assert "system, which a file of pictures needs not; refused" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_as_hugging_face_stores_it(tmp_path, as_struct):
+    images = [draw_image_file(9, row, size=(32, 32), kind="PNG") for row in range(7)]
+    labels = [2, 0, 1, 2, 0, 2, 1]
+    column = [{"bytes": data, "path": None} for data in images] if as_struct else images
+    table = pyarrow.table({"image": column, "label": labels})
+    names = {"label": {"_type": "ClassLabel", "names": ["owl", "newt", "asp"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": names}})}
+    (tmp_path / "data").mkdir()
+    for split, rows in (("train", slice(0, 5)), ("test", slice(5, 7))):
+        part = table.slice(rows.start, rows.stop - rows.start).replace_schema_metadata(metadata)
+        name = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(part, name, row_group_size=2)
+    index = prepare(tmp_path / "data", tmp_path / "out")
+    assert index.class_names == ("asp", "newt", "owl")
+    assert index.count("train") == {0: 2, 1: 1, 2: 2}
+    wanted = [np.asarray(open_image(images[row])).transpose(2, 0, 1) for row in (0, 3, 2, 1, 4)]
+    assert np.array_equal(pixels(index, "train"), np.stack(wanted))
+
+
+def test_resizing_shrinks_the_short_side_and_nothing_small(tmp_path):
+    folder = tmp_path / "in"
+    sizes = {"big": (90, 61), "tall": (61, 120), "small": (20, 30)}
+    for name, size in sizes.items():
+        for split in ("train", "test"):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / "0.png").write_bytes(draw_image_file(1, size=size, kind="PNG"))
+    prepare(folder, tmp_path / "out", "--resize", 48)
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        stored = {m.name: tar.extractfile(m).read() for m in tar if not m.name.endswith("cls")}
+    assert list(stored) == ["big/0.jpg", "small/0.png", "tall/0.jpg"]
+    shapes = [Image.open(io.BytesIO(data)).size for data in stored.values()]
+    assert shapes == [(71, 48), (20, 30), (48, 94)]
+    assert stored["small/0.png"] == (folder / "train/small/0.png").read_bytes()
+
+
+def test_shards_are_at_most_as_long_as_asked(pictures, tmp_path):
+    index = prepare(pictures, tmp_path, "--shard-size", "20kB")
+    assert len(index.shards) > 3
+    assert all(shard.bytes <= 20_000 for shard in index.shards)
+    assert all(os.path.getsize(tmp_path / s.name) == s.bytes for s in index.shards)
+
+
+# Refusals
+
+
+def test_a_data_set_is_not_overwritten_unasked(pictures, tmp_path, capsys):
+    prepare(pictures, tmp_path, "--shard-size", "20kB")
+    many = contents(str(tmp_path))
+    assert run("shard", "--source", pictures, "--out", tmp_path) == 2
+    assert "index.json exists already; give another --out" in capsys.readouterr().err
+    assert contents(str(tmp_path)) == many
+    prepare(pictures, tmp_path, "--overwrite")
+    assert len(os.listdir(tmp_path)) == 5  # the longer data set's further shards are gone
+    assert run("verify", tmp_path, "--jobs", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "holds no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"),
+        ("empty.csv", "has no column label, path, split"),
+        ("bad-split.csv", "line 2: split 'dev' is none of train"),
+        ("missing.csv", "cannot read .*gone.jpg: there is no such file"),
+        ("bad.jsonl", "line 1: is not JSON"),
+        ("text.tar", "is not a plain tar"),
+        ("text.zip", "is not a zip"),
+        ("x.tar.gz", "decompress it first with `gzip -d x.tar.gz` and give the .tar"),
+        ("x.tgz", "decompress it first with `gzip -d x.tgz`"),
+        ("x.tar.zst", "decompress it first with `zstd -d x.tar.zst`"),
+        ("squeezed.tar", "is not a plain tar .*; if it is compressed, decompress it first"),
+        ("train.parquet", "is not a Parquet file"),
+        ("escape.tar", "member '../train/ant/0.jpg' leads out of the archive"),
+        ("flat", "holds no picture as train/<class>/"),
+        ("broken", "train/ant/0.jpg cannot be decoded"),
+    ],
+)
+def test_a_bad_source_is_explained_in_one_sentence(tmp_path, capsys, source, message):
+    (tmp_path / "empty.csv").write_text("a,b\n")
+    (tmp_path / "bad-split.csv").write_text("path,label,split\nx.jpg,ant,dev\n")
+    (tmp_path / "missing.csv").write_text("path,label,split\ngone.jpg,ant,train\n")
+    (tmp_path / "bad.jsonl").write_text("{'path': 1}\n")
+    for name in ("text.tar", "text.zip", "train.parquet"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "0.jpg").write_bytes(draw_image_file(1))
+    (tmp_path / "broken/train/ant").mkdir(parents=True)
+    (tmp_path / "broken/train/ant/0.jpg").write_bytes(draw_image_file(1)[:-200])
+    with tarfile.open(tmp_path / "escape.tar", "w") as tar:
+        tar.add(tmp_path / "flat" / "0.jpg", "../train/ant/0.jpg")
+    with tarfile.open(tmp_path / "squeezed.tar", "w:gz") as tar:
+        tar.add(tmp_path / "flat" / "0.jpg", "train/ant/0.jpg")
+    out = tmp_path / "out"
+    assert run("shard", "--source", tmp_path / source, "--out", out, "--jobs", 1) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not (out / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"name": "a", "folder": "ant"}], "does not list class 'Bee eater'"),
+        ([{"name": x, "folder": x} for x in ("ant", "Bee eater", "zebra_2", "yak")], "class 'yak'"),
+        ([{"name": x, "folder": "ant"} for x in "ab"], "lists a folder twice"),
+        (["ant"], "is not a JSON list of"),
+    ],
+)
+def test_names_must_be_those_of_the_source(pictures, tmp_path, capsys, entries, message):
+    (tmp_path / "names.json").write_text(json.dumps(entries))
+    names = ("--names", tmp_path / "names.json")
+    assert run("shard", "--source", pictures, "--out", tmp_path / "out", *names) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_pictures_are_left_out_if_allowed(tmp_path, capsys):
+    folder = write_folder(tmp_path / "in")
+    (folder / "train/ant/p.3.jpg").write_bytes(b"broken")
+    index = prepare(folder, tmp_path / "out", "--on-bad", "skip")
+    assert index.count("train")[1] == 6
+    assert "train/ant/p.3.jpg cannot be decoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--shard-size", "big"], ["--resize", "0"]])
+def test_a_bad_option_is_explained(pictures, tmp_path, capsys, options):
+    assert run("shard", "--source", pictures, "--out", tmp_path, *options) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["shard", "--help"])
+    text = capsys.readouterr().out
+    assert "s3://" in text and "AWS_ENDPOINT_URL" in text and "cifar-100-binary" in text
+
+
+# Restarting
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 5])
+def test_an_interrupted_attempt_is_taken_up(pictures, tmp_path, monkeypatch, stopped_at):
+    whole = prepare(pictures, tmp_path / "whole", "--shard-size", "20kB")
+    out, recipe, write = str(tmp_path / "out"), Recipe(shard_bytes=20_000), storage.write_atomically
+
+    def stop(url: str, data: bytes, **options: object) -> None:
+        if url.endswith(whole.shards[stopped_at].name):
+            raise KeyboardInterrupt
+        write(url, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_atomically", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(str(pictures), out, recipe)
+    assert not os.path.exists(f"{out}/index.json")
+    outcome = write_shards(str(pictures), out, recipe)
+    assert outcome.resumed == stopped_at
+    assert contents(out) == contents(str(tmp_path / "whole"))
+
+
+def test_an_attempt_with_another_recipe_starts_anew(pictures, tmp_path):
+    note = {"fingerprint": "other", "last_key": ["train", "x"], "shards": []}
+    storage.write_atomically(str(tmp_path / UNFINISHED_NAME), json.dumps(note).encode())
+    assert write_shards(str(pictures), str(tmp_path), Recipe()).resumed == 0
+    assert UNFINISHED_NAME not in os.listdir(tmp_path)
+
+
+# verify, stats, copy
+
+
+def test_verify_finds_every_kind_of_fault(pictures, tmp_path, capsys):
+    index = prepare(pictures, tmp_path, "--shard-size", "20kB")
+    assert run("verify", tmp_path, "--jobs", 2) == 0
+    assert "21 samples in" in capsys.readouterr().out
+    overwrite_byte(str(tmp_path / index.shards[0].name), 700)
+    overwrite_byte(str(tmp_path / index.shards[1].table_name), 5)
+    (tmp_path / index.shards[2].name).unlink()
+    (tmp_path / "stray.tar").write_text("x")
+    assert run("verify", tmp_path, "--jobs", 1) == 2
+    out = capsys.readouterr()
+    assert re.search(r"train-000000.tar: has [0-9,]+ bytes that are not those in the ind", out.out)
+    assert "train-000001.json: its sha256 is not the one in the index" in out.out
+    assert "train-000002.tar: there is no such file" in out.out
+    assert "stray.tar: does not belong to the data set" in out.out
+    assert "4 faults" in out.err
+
+
+def test_statistics_find_copies_across_splits(tmp_path, capsys):
+    folder = write_folder(tmp_path / "in")
+    shutil.copy(folder / "train/ant/p.1.jpg", folder / "test/zebra_2/leak.jpg")
+    shutil.copy(folder / "train/ant/p.2.jpg", folder / "train/zebra_2/again.jpg")
+    prepare(folder, tmp_path / "out")
+    assert run("stats", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert "test pictures that are also in train: 1\n  zebra_2/leak = ant/p%2E1" in text
+    assert "copies within train: 1" in text and "copies within test: 0" in text
+    assert "zebra 2" in text
+
+
+def test_a_copy_is_verified_and_goes_on_where_it_stopped(pictures, tmp_path, capsys):
+    prepare(pictures, tmp_path / "a", "--shard-size", "20kB")
+    target = f"memory://{uuid.uuid4().hex}"
+    assert run("copy", tmp_path / "a", target) == 0
+    assert contents(target) == contents(str(tmp_path / "a"))
+    overwrite_byte(f"{target}/train-000000.tar", 99)
+    assert run("copy", tmp_path / "a", target) == 0
+    assert contents(target) == contents(str(tmp_path / "a"))
+    prepare(pictures, tmp_path / "b")
+    assert run("copy", tmp_path / "b", target) == 2
+    assert "is of another data set" in capsys.readouterr().err
+    overwrite_byte(str(tmp_path / "b" / "train-000000.tar"), 99)
+    with pytest.raises(DataError, match="not copied"):
+        copy_data_set(str(tmp_path / "b"), str(tmp_path / "c"))
+    assert not (tmp_path / "c" / "index.json").exists()

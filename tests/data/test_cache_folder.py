@@ -1,0 +1,139 @@
+"""A bounded folder keeps its limit, never evicts what is in use, and outlives killed writers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.cache_folder import BoundedFolder
+from pipeline.errors import StorageError
+
+
+def build(path: Path, limit_bytes: int = 1000, deadline_s: float = 0.3) -> BoundedFolder:
+    folder = BoundedFolder(path, limit_bytes=limit_bytes, deadline_s=deadline_s)
+    folder.check_room(limit_bytes)
+    return folder
+
+
+def add(folder: BoundedFolder, *files: tuple[str, int]) -> None:
+    with folder.reserved(files) as descriptors:
+        for (name, size), file in zip(files, descriptors, strict=True):
+            os.write(file, b"x" * size)
+            folder.complete(name, file)
+
+
+def age(folder: BoundedFolder, names: Sequence[str]) -> None:
+    """Make the last uses lie seconds apart, the first name longest ago."""
+    for number, name in enumerate(names):
+        os.utime(folder.path / f"{name}.segment", (number, number))
+
+
+def test_the_longest_unused_leaves_first(tmp_path):
+    folder = build(tmp_path)
+    add(folder, ("a", 300), ("b", 300), ("c", 300))
+    age(folder, ["b", "a", "c"])
+    add(folder, ("d", 200))
+    assert [folder.holds(name) for name in "abcd"] == [True, False, True, True]
+    age(folder, ["a", "c", "d"])
+    assert folder.touch("a")
+    add(folder, ("e", 400))
+    assert [folder.holds(name) for name in "acde"] == [True, False, True, True]
+    assert folder.used_bytes() <= 1000
+
+
+def test_what_is_in_use_stays(tmp_path):
+    folder = build(tmp_path)
+    add(folder, ("a", 500), ("b", 400))
+    age(folder, ["a", "b"])
+    pinned = folder.pin("a")
+    add(folder, ("c", 450))
+    assert folder.holds("a") and not folder.holds("b")
+    with pytest.raises(StorageError, match="no room for 0 MiB .* all of it in use"):
+        other = folder.pin("c")
+        add(folder, ("d", 500))
+    os.close(pinned)
+    os.close(other)
+    add(folder, ("d", 500))
+    assert folder.used_bytes() <= 1000
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    folder = build(tmp_path)
+    with pytest.raises(ZeroDivisionError), folder.reserved([("a", 100)]):
+        assert folder.used_bytes() == 100
+        raise ZeroDivisionError
+    assert folder.used_bytes() == 0 and not folder.holds("a")
+    assert folder.pin("a") is None and not folder.touch("a")
+
+
+def test_one_claims_at_a_time(tmp_path):
+    folder = build(tmp_path)
+    first = folder.claim("a")
+    assert folder.claim("a") is None
+    other = folder.claim("b")
+    os.close(first)
+    again = folder.claim("a")
+    assert again is not None
+    os.close(again)
+    os.close(other)
+
+
+def _reserve_and_hang(path: Path, ready: multiprocessing.Event) -> None:
+    folder = build(path)
+    claim = folder.claim("a")
+    with folder.reserved([("a", 700)]):
+        ready.set()
+        time.sleep(60)
+    os.close(claim)
+
+
+def test_a_killed_writer_blocks_nobody(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    ready = context.Event()
+    process = context.Process(target=_reserve_and_hang, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(30)
+    folder = build(tmp_path)
+    assert folder.claim("a") is None
+    with pytest.raises(StorageError, match="no room"):
+        add(folder, ("b", 500))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    claim = folder.claim("a")
+    add(folder, ("a", 900))
+    assert folder.holds("a") and folder.used_bytes() == 900
+    os.close(claim)
+
+
+def test_more_than_the_limit_is_refused_at_once(tmp_path):
+    with pytest.raises(StorageError, match="more than the limit"):
+        add(build(tmp_path), ("a", 1001))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_early(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot hold the cache .*data.cache.folder"):
+        build(tmp_path / "file" / "cache")
+    with pytest.raises(StorageError, match="cannot hold the cache"):
+        build(Path("/proc/cache"))
+
+
+def test_a_disk_that_is_too_small_is_refused_early(tmp_path):
+    folder = BoundedFolder(tmp_path, limit_bytes=1 << 60, deadline_s=1)
+    with pytest.raises(StorageError, match="its disk has room for .*lower data.cache.limit"):
+        folder.check_room(1 << 59)
+    folder.check_room(1 << 20)  # the data set is smaller than the limit, and fits
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
+    with pytest.raises(StorageError, match="an environment variable that is not set"):
+        build(Path("$NO_SUCH_PLACE/cache"))
+    monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
+    assert build(Path("$NO_SUCH_PLACE/cache")).path == tmp_path / "cache"

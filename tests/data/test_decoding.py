@@ -1,0 +1,99 @@
+"""A sample is decoded or refused with its reason; nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+from webdataset import TarWriter
+
+from pipeline.data.decoding import SampleError, decode_sample, image_suffix, open_image
+from tests.shards import draw_image_file
+
+
+class Bomb:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('executed')",)
+
+
+def record(key: str, **members: bytes) -> bytes:
+    """The stretch of a tar that holds one sample."""
+    file = io.BytesIO()
+    with TarWriter(file, encoder=False, mtime=0) as writer:
+        writer.write({"__key__": key, **members})
+        size = writer.tarstream.offset
+    return file.getvalue()[:size]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", b""), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_a_good_sample_is_decoded(kind):
+    data = draw_image_file(1, kind=kind)
+    image = decode_sample(
+        record("ant/1", cls=b"3", **{image_suffix(data): data}), key="ant/1", label=3
+    )
+    assert image.mode == "RGB" and image.size == (29, 23)
+    assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"cls": b"3", "jpg": draw_image_file(1)[:-200]}, "cannot be decoded .*truncated"),
+        ({"cls": b"3", "jpg": b"not a picture"}, "cannot be decoded"),
+        ({"cls": b"3", "jpg": b""}, "cannot be decoded"),
+        ({"cls": b"3", "png": png_header(9_000, 9_000)}, "has 9000 × 9000 pixels, more than"),
+        ({"cls": b"3", "png": png_header(100_000, 100_000)}, "cannot be decoded .*10000000000 pix"),
+        ({"cls": b"3"}, "has no image member"),
+        ({"jpg": draw_image_file(1)}, "has no class member"),
+        ({"cls": b"4", "jpg": draw_image_file(1)}, "has class 4 in the shard and 3 in the index"),
+        ({"cls": b"three", "jpg": draw_image_file(1)}, "invalid literal"),
+    ],
+)
+def test_a_bad_sample_says_why(members, reason):
+    with pytest.raises(SampleError, match=reason):
+        decode_sample(record("ant/1", **members), key="ant/1", label=3)
+
+
+def test_another_samples_bytes_are_refused():
+    with pytest.raises(SampleError, match="holds bee/2 in its place"):
+        decode_sample(record("bee/2", cls=b"3", jpg=draw_image_file(1)), key="ant/1", label=3)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "gz", "cbor"]
+)
+def test_members_that_could_run_are_left_alone(suffix):
+    bomb = pickle.dumps(Bomb())
+    members = {"cls": b"3", "jpg": draw_image_file(1), suffix: bomb}
+    assert decode_sample(record("ant/1", **members), key="ant/1", label=3).size == (29, 23)
+    with pytest.raises(SampleError, match="no image member"):
+        decode_sample(record("ant/1", **{"cls": b"3", suffix: bomb}), key="ant/1", label=3)
+
+
+def test_postscript_is_no_picture():
+    """must not reach the reader that starts Ghostscript"""
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
+    with pytest.raises(SampleError, match="cannot be decoded"):
+        open_image(script)
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0" * 1024, b"\xff" * 1536, b"x" * 700])
+def test_bytes_that_are_no_tar_are_refused(junk):
+    with pytest.raises(SampleError):
+        decode_sample(junk, key="ant/1", label=3)

@@ -1,0 +1,85 @@
+"""Of two starts that write to one output the later goes on, and the earlier stops."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import StorageError, TakenOverError
+from pipeline.output.ownership import Ownership
+from pipeline.output.results import read_results
+from tests.interruptions import Reference, StopAt, changed, start
+from tests.tiny import build_config
+
+pytestmark = pytest.mark.usefixtures("one_clip")
+
+
+@pytest.fixture(params=["local", "memory"])
+def output(request, tmp_path) -> str:
+    return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_the_newest_start_owns_the_output(output):
+    first, second = Ownership(output), Ownership(output)
+    first.take()
+    first.raise_if_taken_over()
+    second.take()
+    second.raise_if_taken_over()
+    with pytest.raises(TakenOverError) as caught:
+        first.raise_if_taken_over()
+    assert re.fullmatch(
+        r".*owner\.json: another start of the command has taken over this output \(process \d+ on "
+        r"\S+, since \S+\); this one stops; give it another output= if both are wanted",
+        str(caught.value),
+    )
+
+
+def test_whoever_cannot_tell_that_it_owns_the_output_does_not(output):
+    owner = Ownership(output)
+    owner.take()
+    for content in (b"", b"[]", b'{"start": "mine"}'):
+        storage.write_atomically(storage.join(output, "owner.json"), content)
+        with pytest.raises(TakenOverError, match="by something that|another content"):
+            owner.raise_if_taken_over()
+    storage.remove(storage.join(output, "owner.json"))
+    with pytest.raises(StorageError):
+        owner.raise_if_taken_over()
+
+
+class TakenOverAt(StopAt):
+    """Another start takes the output when the run looks for a request for the ``count``-th time."""
+
+    def __init__(self, output: str, count: int) -> None:
+        super().__init__(count)
+        self._output = output
+
+    def check(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            Ownership(self._output).take()
+
+
+@pytest.mark.parametrize("count", [1, 9, 14, 22])
+def test_a_run_that_was_taken_over_stops_and_the_later_start_is_as_if_alone(
+    tiny_arch, tiny_shards, tmp_path, count
+):
+    """must hold before the first step, in training, and in the tests between"""
+    reference = Reference(
+        build_config(
+            tiny_arch,
+            tiny_shards,
+            output=str(tmp_path / "alone"),
+            method={"name": "finetune"},
+            snapshot={"every_steps": 2},
+        )
+    )
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    with pytest.raises(TakenOverError):
+        start(config, TakenOverAt(config.output, count))
+    results = read_results(config.output)
+    assert results is None or not results.is_finished
+    assert start(config)
+    reference.assert_equals_run(config)

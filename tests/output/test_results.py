@@ -1,0 +1,157 @@
+"""``results.json`` holds every promised key, at every stage, and can be made again from itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import EvaluationConfig, TuningConfig, config_hash, load_config
+from pipeline.errors import DataError
+from pipeline.output.metrics import backward_transfer, forgetting
+from pipeline.output.results import read_results, update_summary
+from pipeline.output.results_builder import ResultsBuilder
+from tests.stages import build_results, stage
+from tests.tiny import build_config
+
+PROMISED = {
+    "schema", "status", "method", "evaluation", "tuning", "tasks", "accuracy_matrix", "counts",
+    "stage_accuracy",
+    "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
+    "diagnostics", "trainable_parameters", "images_per_second", "manifest",
+}  # fmt: skip
+MANIFEST = {
+    "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
+    "git_commit", "world_size", "identity",
+}  # fmt: skip
+
+
+@pytest.fixture
+def results() -> ResultsBuilder:
+    """Two of three tasks are learned."""
+    return build_results([stage([3], [4]), stage([1, 9], [4, 12], speed=300.0)])
+
+
+def test_every_promised_key_is_there_before_during_and_after(results):
+    results.stages, stages = [], [*results.stages, stage([2, 6, 1], [4, 12, 2])]
+    for number in range(4):
+        results.stages = stages[:number]
+        content = results.build().content()
+        assert content.keys() >= PROMISED and content["manifest"].keys() == MANIFEST
+        assert content["status"] == ("finished" if number == 3 else "running")
+        assert len(content["accuracy_matrix"]) == len(content["diagnostics"]) == number
+        json.dumps(content, allow_nan=False)
+
+
+def test_figures_are_fractions_of_the_counts(results):
+    content = results.build().content()
+    assert content["schema"] == 2 and content["method"] == "tppt_v"
+    assert content["tasks"][0] == ["kite", "red fox", "bell"]
+    assert content["accuracy_matrix"] == [[0.75, None, None], [0.25, 0.75, None]]
+    assert content["counts"] == {"correct": [[3], [1, 9]], "images": [[4], [4, 12]]}
+    assert content["stage_accuracy"] == {"micro": [0.75, 10 / 16], "macro": [0.75, 0.5]}
+    assert content["average_incremental_accuracy"] == pytest.approx((0.75 + 10 / 16) / 2)
+    assert content["last_accuracy"] == 10 / 16
+    assert content["forgetting"] == forgetting([[0.75], [0.25, 0.75]]) == 0.5
+    assert content["backward_transfer"] == backward_transfer([[0.75], [0.25, 0.75]]) == -0.5
+    assert content["trainable_parameters"] == [7, 14]
+    assert content["images_per_second"] == 200.0
+    assert content["diagnostics"][1] == {
+        "task": 1, "anchor_cosine": 0.5, "modality_gap": 0.25, "feature_drift": 0.125,
+        "train_seconds": 1.235, "test_seconds": 0.5,
+    }  # fmt: skip
+
+
+def test_method_that_trains_nothing_has_no_speed(results):
+    results.stages = [stage([3], [4], speed=None)]
+    assert results.build().content()["images_per_second"] is None
+
+
+def test_manifest_is_enough_to_make_the_run_again(results):
+    config = build_config("local-dir:clip", "shards")
+    manifest = results.build().content()["manifest"]
+    assert build_config(**_sections(manifest["config"])) == config
+    assert manifest["config_sha256"] == config_hash(config)
+    assert manifest["class_order"] == [4, 0, 6, 2, 5, 1, 3]
+    assert manifest["world_size"] == 2
+    assert {"torch", "deepspeed", "webdataset", "open_clip_torch"} <= manifest["packages"].keys()
+    commit = manifest["git_commit"]
+    assert commit is None or len(commit.removesuffix("+")) == 40
+
+
+def _sections(config: dict) -> dict:
+    return {"arch": config["model"]["arch"], "index": config["data"]["index"], **config}
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_results_are_read_back_as_written(results, tmp_path: Path, kind):
+    output = str(tmp_path / "run") if kind == "folder" else f"memory://{tmp_path.name}"
+    assert read_results(output) is None
+    results.build().write(output)
+    assert read_results(output) == results.build()
+    results.stages = results.stages[:1]
+    results.build().write(output)
+    assert len(read_results(output).accuracy_matrix) == 1
+    if kind == "folder":
+        assert [file.name for file in (tmp_path / "run").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "manifest": {}}'])
+def test_file_that_holds_no_results_is_refused(tmp_path: Path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(DataError, match="results.json: does not hold results of schema 2; choose"):
+        read_results(str(tmp_path))
+
+
+TUNING = TuningConfig(protocol="first_task", sweep="runs/sweep", trials=12, device_hours=3.5)
+
+
+def test_tasks_that_chose_the_settings_are_measured_and_not_summed_up(results):
+    whole = results.build().content()
+    results.evaluation = EvaluationConfig(exclude_tasks=1)
+    rest = results.build().content()
+    assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1}
+    for key in ("accuracy_matrix", "counts", "diagnostics", "tasks"):
+        assert rest[key] == whole[key]
+    assert rest["stage_accuracy"] == {"micro": [None, 9 / 12], "macro": [None, 9 / 12]}
+    assert rest["average_incremental_accuracy"] == rest["last_accuracy"] == 9 / 12
+    assert rest["forgetting"] is None and rest["backward_transfer"] is None
+    assert results.accuracy_after(1) == (10 / 16, [0.25, 0.75])  # what is shown while it runs
+
+
+def test_state_brings_everything_back(results):
+    """must not forget where the settings came from, though the configuration no longer says it"""
+    results.tuning = TUNING
+    state = json.loads(json.dumps(results.state()))
+    blank = ResultsBuilder(results.method, results.tasks, results.manifest)
+    blank.restore(state)
+    assert blank.build().content() == results.build().content()
+    other = TuningConfig(protocol="transfer", sweep="runs/other")
+    told = ResultsBuilder(results.method, results.tasks, results.manifest, tuning=other)
+    told.restore(state)
+    assert told.tuning == other
+
+
+def test_finished_results_are_restated_as_if_they_had_been_told_from_the_start(results, tmp_path):
+    output = str(tmp_path)
+    plain = build_config("local-dir:clip", "shards", output=output)
+    told = build_config(
+        "local-dir:clip", "shards", output=output, evaluation={"exclude_tasks": 1},
+        tuning=TUNING.model_dump(),
+    )  # fmt: skip
+    results.manifest |= {"config": plain.model_dump(mode="json")}
+    results.build().write(output)
+    before = (tmp_path / "results.json").read_bytes()
+    update_summary(plain)
+    assert (tmp_path / "results.json").read_bytes() == before
+    update_summary(told)
+    results.evaluation, results.tuning = told.evaluation, TUNING
+    manifest = {"config": told.model_dump(mode="json"), "config_sha256": config_hash(told)}
+    results.manifest |= manifest
+    assert read_results(output) == results.build()
+    assert load_config(tmp_path / "config.yaml") == told
+    update_summary(plain)
+    again = read_results(output).content()
+    assert again["last_accuracy"] == 10 / 16 and again["evaluation"]["exclude_tasks"] == 0
+    assert again["tuning"] == TUNING.model_dump(), "where settings came from is not withdrawn"

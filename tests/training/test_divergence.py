@@ -1,0 +1,164 @@
+"""A loss that is no number ends a run with its place, or is borne and counted; nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.data.index import read_index
+from pipeline.data.plan import epoch_order, global_batches
+from pipeline.errors import DivergenceError
+from pipeline.methods import METHODS
+from pipeline.methods.base import Losses
+from pipeline.methods.finetune import Finetune
+from pipeline.output.recovery import snapshot_folder
+from pipeline.output.snapshots import read_latest
+from pipeline.training.engine import Engine
+from pipeline.training.run import check_run
+from tests.interruptions import Reference, StopAt, changed, start
+from tests.tiny import build_config, build_context, draw_batch, tiny_tasks
+
+pytestmark = pytest.mark.usefixtures("one_clip")
+
+
+class Fragile(Finetune):
+    """Has no loss for a batch of the second task in which a class comes three times."""
+
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+        losses = super().losses(embedding_NE, label_N)
+        if not is_hard(label_N, self.task.index):
+            return losses
+        lost = losses.total * float("nan")
+        return Losses(lost, {"lost": lost})
+
+
+def is_hard(label_N: Tensor, task: int) -> bool:
+    return task == 1 and int(torch.bincount(label_N).max()) >= 3
+
+
+@pytest.fixture
+def fragile(tiny_arch, tiny_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setitem(METHODS, "fragile", Fragile)
+    return build_config(
+        tiny_arch, tiny_shards, output=str(tmp_path / "run"), method={"name": "fragile"},
+        snapshot={"every_steps": 2},
+    )  # fmt: skip
+
+
+def hard_steps(config: Config) -> list[tuple[int, list[str]]]:
+    """The steps of the second task that have no loss, and their samples, from the plan."""
+    task = check_run(config, 1).tasks[1]
+    selection = read_index(config.data.index).select("train", task.labels)
+    class_of_label = {label: task.first + place for place, label in enumerate(task.labels)}
+    steps = []
+    for epoch in range(config.optim.epochs):
+        order = epoch_order(selection, seed=config.seed, task=1, epoch=epoch)
+        steps += list(global_batches(order, global_batch=4, tail="wrap"))
+    return [
+        (step, [selection.keys[row] for row in rows])
+        for step, rows in enumerate(steps)
+        if is_hard(torch.tensor([class_of_label[int(selection.label_S[r])] for r in rows]), 1)
+    ]
+
+
+def patient(config: Config, budget: int, **sections: Any) -> Config:
+    optim = {"on_nonfinite_loss": "skip", "nonfinite_loss_budget": budget}
+    return changed(config, optim=optim, **sections)
+
+
+def test_error_names_task_step_and_samples_and_the_snapshot_stays(fragile):
+    """must leave a snapshot of before, from which a more patient run goes on to the same end"""
+    step, keys = hard_steps(fragile)[0]
+    words = f"task 2, step {step + 1}: the loss is nan on samples {', '.join(keys)}; lower optim"
+    with pytest.raises(DivergenceError) as caught:
+        start(fragile)
+    assert str(caught.value).startswith(words)
+    snapshot = read_latest(snapshot_folder(fragile))
+    assert (snapshot.task, snapshot.step) == (1, step - step % 2)
+
+    config = patient(fragile, 20)
+    assert start(config)
+    Reference(patient(fragile, 20, output=f"{fragile.output}-afresh")).assert_equals_run(config)
+
+
+def test_skipped_steps_are_counted_within_their_budget(fragile):
+    """must hold over interruptions: what was skipped before counts"""
+    hard = hard_steps(fragile)
+    assert len(hard) >= 2, "the test wants two such steps"
+    reference = Reference(patient(fragile, len(hard), output=f"{fragile.output}-undisturbed"))
+    assert reference.outcome.results["skipped_steps"] == [
+        {"task": 1, "step": step, "loss": "nan", "samples": keys} for step, keys in hard
+    ]
+    config = patient(fragile, len(hard))
+    for count in (22, 8, 9):  # frozen features and a first task; then into the second
+        assert not start(config, StopAt(count))
+    assert start(config)
+    reference.assert_equals_run(config)
+
+    short = patient(fragile, len(hard) - 1, output=f"{fragile.output}-short")
+    assert not start(short, StopAt(22))
+    step = hard[-1][0]
+    words = f"task 2, step {step + 1}: .*; {len(hard)} such steps exceed optim.nonfinite_loss_bud"
+    with pytest.raises(DivergenceError, match=words):
+        start(short)
+
+
+class Breakable(Finetune):
+    """Has no loss while it is broken."""
+
+    broken = False
+
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+        losses = super().losses(embedding_NE, label_N)
+        return Losses(losses.total / 0.0, losses.terms) if self.broken else losses
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"zero_stage": 1}, {"micro_batch": 2, "recompute": True}], ids=str
+)
+def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
+    """must leave tensors and moments as they were, so that the step after is as if alone"""
+    config = build_config("none", "none", engine=layout)
+    task = tiny_tasks()[0]
+    learned = []
+    for broken in (False, True):
+        method = Breakable(build_context(tiny_clip), Breakable.Options())
+        method.begin_task(task)
+        engine = Engine(method, config, alone, n_steps=9)
+        engine.step(0, *draw_batch(tiny_clip, task, 4, seed=0))
+        if broken:
+            method.broken = True
+            before = engine.moments()
+            assert float(engine.step(1, *draw_batch(tiny_clip, task, 4, seed=1)).total) == torch.inf
+            assert all(value.equal(before[name]) for name, value in engine.moments().items())
+            method.broken = False
+        engine.step(2, *draw_batch(tiny_clip, task, 4, seed=2))
+        learned.append({name: p.detach().clone() for name, p in method.named_parameters()})
+        engine.close()
+    assert all(learned[1][name].equal(value) for name, value in learned[0].items())
+
+
+class Overflowing(Finetune):
+    """Has a loss, but ends the first task with a prompt that is no number."""
+
+    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+        losses = super().losses(embedding_NE, label_N)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 10:  # the last step: no later loss can tell
+            self.visual_prompts.chunks[0].prompt_DMLV.register_hook(lambda grad: grad * torch.inf)
+        return losses
+
+
+def test_tensors_that_are_no_numbers_are_never_snapshotted(fragile, monkeypatch):
+    """must find them at a task's end too, where no later loss would"""
+    monkeypatch.setitem(METHODS, "fragile", Overflowing)
+    config = changed(fragile, optim={"gradient_clipping": 0.0})
+    with pytest.raises(DivergenceError, match="task 1, step 10: learned/visual_prompts.* holds"):
+        start(config)
+    snapshot = read_latest(snapshot_folder(config))
+    assert (snapshot.task, snapshot.step) == (0, 8)

@@ -1,0 +1,88 @@
+"""What a person sees: on a terminal a display that grows, in a file plain lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from pipeline.training.progress import Display, StepReport
+
+
+def report(task: int, step: int) -> StepReport:
+    return StepReport(
+        task=task, epoch=1, step=step, loss=1.2345, learning_rate=5e-4,
+        images_per_second=1234.5, data_wait=0.25,
+    )  # fmt: skip
+
+
+def show(*, shown: bool = True, note: str | None = None) -> None:
+    """Two tasks of four steps each."""
+    with Display(n_tasks=2, n_epochs=3, shown=shown, note=note) as display:
+        display.expect(8)
+        for task in range(2):
+            for step in range(4):
+                display.step(report(task, step), done=4 * task + step + 1, task_steps=4)
+            display.scored(task, 0.5 + task / 4, [0.123, 1.0][: task + 1])
+
+
+def test_file_gets_plain_lines(caplog, capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        show()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 10
+    assert re.fullmatch(
+        r"task 1/2 epoch 2/3 step 2/4 loss 1\.234  lr 5\.0e-04  1,23[45] images/s  "
+        r"data wait 25%  eta (unknown|\d+:\d\d:\d\d)",
+        lines[1],
+    ), lines[1]
+    assert lines[4] == "task 1 learned: 50.0 % of all seen; by task: 12.3"
+    assert lines[9] == "task 2 learned: 75.0 % of all seen; by task: 12.3 100.0"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_terminal_gets_the_place_the_figures_and_the_growing_table(caplog, capsys, monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "140")):
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        show()
+    out, err = capsys.readouterr()
+    last = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", err).split("accuracy after each task")[-1]
+    assert out == "" and not caplog.records
+    for words in ("task 2/2 epoch 2/3", "8/8", "loss 1.234", "images/s", "data wait 25%"):
+        assert words in last, last
+    assert re.search(r"1 │ +50\.0 │ +12\.3 │", last) and re.search(r"75\.0 │ +12\.3 │ 100\.0", last)
+
+
+def test_display_is_ended_when_the_run_fails(capsys, monkeypatch):
+    """must give the terminal its cursor back"""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ZeroDivisionError), Display(n_tasks=2, n_epochs=1, shown=True):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err.rstrip().endswith("\x1b[?25h")
+
+
+@pytest.mark.parametrize("force", [None, "1"])
+def test_other_ranks_show_nothing(caplog, capsys, monkeypatch, force):
+    if force:
+        monkeypatch.setenv("FORCE_COLOR", force)
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        show(shown=False)
+    assert capsys.readouterr() == ("", "") and not caplog.records
+
+
+@pytest.mark.parametrize("force", [None, "1"])
+def test_note_stands_beside_the_accuracies(caplog, capsys, monkeypatch, force):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "140")):
+        monkeypatch.setenv(name, value)
+    if force:
+        monkeypatch.setenv("FORCE_COLOR", force)
+    note = "tuned on the evaluation sequence"
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        show(note=note)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err).split()
+    assert note in " ".join(shown if force else caplog.text.split())

@@ -1,0 +1,275 @@
+"""A run that was interrupted, wherever and however often, ends as if it had not been.
+
+Equal means equal to the bit: every figure of the results and of the metrics, every learned tensor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Config
+from pipeline.distributed.world import World
+from pipeline.methods import METHODS
+from tests.interruptions import (
+    Reference,
+    StopAt,
+    changed,
+    dying_before_change,
+    dying_before_step,
+    newest_snapshot,
+    outcome,
+    start,
+)
+from tests.ranks import run_ranks
+from tests.shards import draw_samples, store
+from tests.tiny import build_config
+from tests.training.test_trainer import SimpleCil
+from tests.variants import VARIANTS
+
+VT = VARIANTS["anchors kept as learned"].model_dump()  # the one with the most kinds of tensors
+TASK_STEPS = [10, 10, 4]  # 18, 18 and 8 images in batches of 4, two epochs
+N_STEPS = sum(TASK_STEPS)
+
+
+pytestmark = pytest.mark.usefixtures("one_clip")
+
+
+def build(arch: str, index: str, folder: Path, method: dict[str, Any], **sections: Any) -> Config:
+    return build_config(arch, index, output=str(folder / "undisturbed"), method=method, **sections)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_arch, tiny_shards, tmp_path_factory) -> Reference:
+    """A run with every kind of learned tensor, on augmented images, with rare snapshots."""
+    folder = tmp_path_factory.mktemp("reference")
+    data = {"train_transform": "random_crop"}
+    return Reference(build(tiny_arch, tiny_shards, folder, VT, data=data))
+
+
+# Where it is interrupted.
+
+
+@pytest.mark.slow
+def test_stopped_at_every_place_one_after_another(reference, tmp_path):
+    """must hold for every step of every task, between training and test, and within each test
+
+    Each start goes one place further than the one before, and is one step on at least.
+    """
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    places, count, stood_at = [], 1, None
+    while not start(config, StopAt(count)):
+        stands_at = newest_snapshot(config)
+        places.append((stands_at, count))
+        count = count + 1 if stands_at == stood_at else 2
+        stood_at = stands_at
+        assert len(places) < 150
+    reference.assert_equals_run(config)
+    names = {name for name, _ in places}
+    for task, steps in enumerate(TASK_STEPS):  # the end of one is the beginning of the next
+        assert {f"task-{task:03d}-step-{step:06d}" for step in range(1, steps + 1)} <= names
+    assert sum(name == "task-001-step-000010" for name, _ in places) > 3, "within the test"
+
+
+@pytest.mark.slow
+def test_dead_before_every_step_one_after_another(reference, tmp_path):
+    """must go on from the snapshot before, without any word from the process that died"""
+    snapshot = {"every_steps": 3}
+    config = changed(reference.config, output=str(tmp_path / "run"), snapshot=snapshot)
+    for step in range(N_STEPS):
+        with dying_before_step(TASK_STEPS, step):
+            assert not start(config)
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+@pytest.mark.slow
+def test_dead_before_every_change_of_a_file(reference, tmp_path):
+    """must hold whatever of a snapshot, a task's tensors, metrics and results is on disk by then
+
+    Each start makes one change more than the one before, until it gets to another snapshot.
+    """
+    snapshot = {"every_steps": 4}
+    config = changed(reference.config, output=str(tmp_path / "run"), snapshot=snapshot)
+    count, starts, stood_at = 0, 0, None
+    finished = False
+    while not finished:
+        with dying_before_change(count):
+            finished = start(config)
+        stands_at = newest_snapshot(config)
+        count = count + 1 if stands_at == stood_at else 1
+        stood_at, starts = stands_at, starts + 1
+        assert starts < 300
+    assert starts > 30
+    reference.assert_equals_run(config)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, 0), (2, 1), (3, 2), (13, 10), (14, 10)])
+def test_first_snapshot_is_taken_where_the_run_is_stopped(reference, tmp_path, count, steps):
+    """must hold before the first step, in training, and in the test after it"""
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    assert not start(config, StopAt(count))
+    assert newest_snapshot(config) == f"task-000-step-{steps:06d}"
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+def test_dead_before_the_first_snapshot(reference, tmp_path):
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    with dying_before_step(TASK_STEPS, 7):
+        assert not start(config)
+    assert newest_snapshot(config) is None
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+# What is run.
+
+
+@pytest.mark.parametrize("label", [*VARIANTS])
+def test_every_method_goes_on_as_if_undisturbed(tiny_arch, tiny_shards, tmp_path, label):
+    """must hold in mid-task, while frozen features are computed, and in the last test"""
+    reference = Reference(build(tiny_arch, tiny_shards, tmp_path, VARIANTS[label].model_dump()))
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    starts, counts = 0, [3, 8, 3, 17, 5, 21]
+    while not start(config, StopAt(counts[starts] if starts < len(counts) else -1)):
+        starts += 1
+    assert starts >= 1
+    reference.assert_equals_run(config)
+
+
+def test_tensors_that_change_without_a_gradient_go_on_too(
+    tiny_arch, tiny_shards, tmp_path, monkeypatch
+):
+    """must hold for whatever a task has added to a method, since that is what it may change"""
+    monkeypatch.setitem(METHODS, "class means", SimpleCil)
+    reference = Reference(build(tiny_arch, tiny_shards, tmp_path, {"name": "class means"}))
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    assert not start(config, StopAt(9))
+    assert newest_snapshot(config) == "task-000-step-000004"
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 1)], ids=["0 then 2", "2 then 1"])
+def test_another_number_of_loader_workers(reference, tmp_path, workers):
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    assert not start(changed(config, data={"workers": workers[0]}), StopAt(15))
+    assert start(changed(config, data={"workers": workers[1]}))
+    reference.assert_equals_run(config)
+
+
+def test_zero_stage_one(reference, tmp_path):
+    """must restore moments that the ranks hold in parts"""
+    undisturbed = changed(
+        reference.config, output=str(tmp_path / "undisturbed"), engine={"zero_stage": 1}
+    )
+    partitioned = Reference(undisturbed)
+    config = changed(undisturbed, output=str(tmp_path / "run"))
+    for count in (4, 9, 3):
+        assert not start(config, StopAt(count))
+    assert start(config)
+    partitioned.assert_equals_run(config)
+
+
+def test_recomputed_parts(reference, tmp_path):
+    undisturbed = changed(
+        reference.config,
+        output=str(tmp_path / "undisturbed"),
+        engine={"micro_batch": 2, "recompute": True},
+    )
+    recomputed = Reference(undisturbed)
+    config = changed(undisturbed, output=str(tmp_path / "run"))
+    assert not start(config, StopAt(5))
+    assert start(config)
+    recomputed.assert_equals_run(config)
+
+
+def test_output_and_snapshots_on_object_storage(reference, tiny_shards, bucket):
+    config = changed(
+        reference.config,
+        output=f"{bucket.url}/run",
+        snapshot={"folder": f"{bucket.url}/elsewhere", "every_steps": 3},
+    )
+    assert not start(config, StopAt(15))
+    with dying_before_step(TASK_STEPS, 18):
+        assert not start(config)
+    assert newest_snapshot(config) == "task-001-step-000006"
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+def test_skipped_samples_are_remembered(tiny_arch, tmp_path):
+    """must replace and report the same pictures as an undisturbed run, and count them once"""
+    # one of training, and one of training and of test
+    store(str(tmp_path / "shards"), draw_samples(), spoil={"ant/009": b"", "cat/001": b"torn"})
+    data = {"on_bad_sample": "skip", "bad_sample_budget": 3}
+    tasks = {"class_order": "natural", "classes_per_task": 2}
+    reference = Reference(
+        build(tiny_arch, str(tmp_path / "shards"), tmp_path, VT, data=data, tasks=tasks)
+    )
+    assert len(reference.outcome.results["skipped_samples"]) == 3
+    config = changed(reference.config, output=str(tmp_path / "run"))
+    for count in (12, 15, 11):
+        assert not start(config, StopAt(count))
+    assert start(config)
+    reference.assert_equals_run(config)
+
+
+# On how many ranks.
+
+
+def start_rank(world: World, config: Config, count: int) -> bool:
+    torch.set_num_threads(1)
+    return start(config, StopAt(count) if world.rank == world.world_size - 1 else None, world)
+
+
+def start_ranks(world_size: int, config: Config, count: int = -1) -> bool:
+    """Start or go on on so many ranks, of which the last is asked to stop; whether it finished."""
+    (finished,) = {*run_ranks(start_rank, world_size, config, count, collective_s=None)}
+    return finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_two_ranks_go_on_as_if_undisturbed(reference, tmp_path, zero_stage):
+    """must hold though only one rank was asked to stop, and it is not the one that writes"""
+    engine = {"zero_stage": zero_stage}
+    undisturbed = changed(reference.config, output=str(tmp_path / "undisturbed"), engine=engine)
+    assert start_ranks(2, undisturbed)
+    config = changed(undisturbed, output=str(tmp_path / "run"))
+    assert not start_ranks(2, config, 5)
+    assert newest_snapshot(config) == "task-000-step-000004"
+    assert not start_ranks(2, config, 18)
+    assert start_ranks(2, config)
+    outcome(config.output).assert_equals(outcome(undisturbed.output))
+
+
+@pytest.fixture(scope="module")
+def in_parts(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that was finished on one rank, with steps summed in parts of two images."""
+    config = changed(
+        reference.config,
+        output=str(tmp_path_factory.mktemp("in-parts") / "undisturbed"),
+        engine={"micro_batch": 2},
+        # ZeRO adds up the norm of its shares in an order that depends on their number.
+        optim={"gradient_clipping": 0.0},
+    )
+    assert start_ranks(1, config)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)], ids=["2 then 1", "1 then 2"])
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_another_number_of_ranks(in_parts, tmp_path, ranks, zero_stage):
+    """must learn the same bits from the same parts, with Adam's usual epsilon"""
+    engine = {"zero_stage": zero_stage}
+    config = changed(in_parts, output=str(tmp_path / "run"), engine=engine)
+    assert not start_ranks(ranks[0], config, 20)
+    assert newest_snapshot(config) > "task-001-step-000000"
+    assert start_ranks(ranks[1], config)
+    outcome(config.output).assert_equals(outcome(in_parts.output))
