@@ -14,13 +14,14 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Config, parse_section
+from pipeline.config import Config
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World, read_world
 from pipeline.errors import Preempted
 from pipeline.model.backbone import load_clip
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.results import finished_results
+from pipeline.settings_file import parse_section
 from pipeline.training.engine import Engine
 from pipeline.training.run import check_run, execute
 

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from pipeline.config import (
     TUNED_ON_EVALUATION,
     Config,
-    Section,
     config_hash,
     decisive_settings,
     dump_config,
     load_config,
 )
 from pipeline.errors import ConfigError
+from pipeline.settings_file import Section
 
 SMALLEST = """\
 data: {index: shards}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, dump_config, load_config
+from pipeline.config import Config, config_hash, dump_config, load_config
 from pipeline.data.index import Segment, Shard, format_index
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.backbone import weights_problem
@@ -25,6 +25,13 @@ SEQUENCES = {
     "miniclip_tinb": (100, 10),
     "vitb16_cifar100": (100, 10),
     "vitl_inr": (200, 10),
+}
+HASHES = {
+    "demo": "18f656e29392b1e33f772e20fa803f555747e3740d798398c197ae0a94d77181",
+    "miniclip_tinar": "35c25bd695a294008a9287b648cf9683a4806b96b073d56843bab322c5e07156",
+    "miniclip_tinb": "04dc6bd115809adc35f8d7757011b025fc8af613f3b3408e9eb1bca08142d3b5",
+    "vitb16_cifar100": "e5b2a693462881e8bd65ed6384d58d441ce910824339c7c91f44ffb7804a1a49",
+    "vitl_inr": "5930083fcc930dc2ef9da55348a6f3325a3ed50bed0fa8b41f55adbf52ec37b2",
 }
 pytestmark = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -72,6 +79,11 @@ def test_settings_are_right_as_a_whole(file):
     assert config.output.startswith("runs/") and config.name.split("_")[0] in config.output
     for world_size in (1, 2, 4, 8):
         assert layout_problem(config, world_size) is None
+
+
+def test_hash_of_the_settings_never_changes(file):
+    """must hold so that a run started with an earlier version can be continued"""
+    assert config_hash(load_config(file)) == HASHES[file.stem]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config import Config, parse_section
+from pipeline.config import Config
 from pipeline.distributed.world import World, process_group, read_world
 from pipeline.methods.base import MethodContext
 from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
+from pipeline.settings_file import parse_section
 from pipeline.tasks import Task, split_classes
 
 IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 
-from pipeline.config import MethodConfig, Section, parse_section
+from pipeline.config import MethodConfig
 from pipeline.errors import ConfigError
 from pipeline.methods.base import Method, MethodContext
 from pipeline.methods.finetune import Finetune
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
 from pipeline.methods.zeroshot import ZeroShot
+from pipeline.settings_file import Section, parse_section
 
 METHODS: dict[str, type[Method]] = {
     "zeroshot": ZeroShot,

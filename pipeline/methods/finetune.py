@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.config import Section
 from pipeline.methods.base import Losses, Method, MethodContext
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
 from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
+from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import Section
 from pipeline.methods.base import Losses, MethodContext
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
@@ -22,6 +21,7 @@ from pipeline.model.losses import (
     relation_matching,
     text_to_image,
 )
+from pipeline.settings_file import Section
 
 
 class TextToImageOptions(Section):

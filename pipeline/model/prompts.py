@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import Section
 from pipeline.rng import torch_stream
+from pipeline.settings_file import Section
 
 _INITIAL_STD = 0.02
 

@@ -16,9 +16,10 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipeline.config import Config, parse_section
+from pipeline.config import Config
 from pipeline.errors import PipelineError, Preempted
 from pipeline.launching.run_process import Devices, Ended, Place, RunProcess, reserved_port
+from pipeline.settings_file import parse_section
 from pipeline.sweep.config import Metric, ResourceSettings
 from pipeline.sweep.trial import Trial
 from pipeline.sweep.trial_table import TrialRecord

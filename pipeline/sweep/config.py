@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Protocol, Section, load_section
+from pipeline.config import Protocol
+from pipeline.settings_file import Section, load_section
 
 Metric = Literal["average_incremental_accuracy", "last_accuracy"]
 

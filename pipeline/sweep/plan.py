@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import TUNED_ON_EVALUATION, Config, load_config, parse_section
+from pipeline.config import TUNED_ON_EVALUATION, Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.methods import parse_options
+from pipeline.settings_file import parse_section
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.space import Parameters, Space, parse_space, with_settings
 from pipeline.sweep.trial_table import TrialRecord, trial_folder

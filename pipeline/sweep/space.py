@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Section, parse_section
 from pipeline.errors import ConfigError
+from pipeline.settings_file import Section, parse_section
 
 Parameters = dict[str, Any]  # what was drawn, by dotted key
 

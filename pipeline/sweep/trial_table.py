@@ -18,10 +18,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.config import Section, parse_section
 from pipeline.errors import ConfigError, DataError
 from pipeline.output.metrics import forgetting
 from pipeline.output.results import RunResults
+from pipeline.settings_file import Section, parse_section
 from pipeline.sweep.config import Metric
 
 TABLE = "trials.csv"

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import TUNED_ON_EVALUATION, parse_section
+from pipeline.config import TUNED_ON_EVALUATION
 from pipeline.reporting.markup import element, page
 from pipeline.reporting.scale import scale_for, spanning
 from pipeline.reporting.sweep_page import PAGE, render_report, write_report
+from pipeline.settings_file import parse_section
 from pipeline.storage import join, read_text
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import Plan

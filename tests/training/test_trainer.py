@@ -19,7 +19,7 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.config import Config, Section, dump_config
+from pipeline.config import Config, dump_config
 from pipeline.distributed.world import World, read_world
 from pipeline.errors import DataError, DivergenceError, StorageError
 from pipeline.methods import METHODS, build_method
@@ -28,6 +28,7 @@ from pipeline.methods.finetune import Finetune
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.prompts import unit
 from pipeline.output.results import read_results
+from pipeline.settings_file import Section
 from pipeline.tasks import Task
 from pipeline.training.run import check_run, execute
 from tests.ranks import run_ranks
