@@ -5,19 +5,27 @@ What that command would refuse (damaged pictures, wrong labels, missing members)
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline import storage
 from pipeline.data.index import INDEX_NAME, ShardIndex, format_index, parse_index
+from pipeline.data.plan import ONE_PROCESS, EpochKey, EpochPlan, Layout
 from pipeline.data.prepare.writer import Sample, build_shards
+from pipeline.data.stream import Batch, ShardSource, train_stream
+from pipeline.data.transforms import build_transform
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 TRAIN = (11, 7, 13, 5, 9)  # pictures per class: 45
 TEST = (3, 2, 5, 1, 4)  # 15
+
+CROP = build_transform("random_crop", 13)
 
 
 def draw_image_file(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "JPEG") -> bytes:
@@ -69,3 +77,27 @@ def overwrite_byte(url: str, position: int) -> None:
     data = bytearray(storage.read_bytes(url))
     data[position] ^= 0x55
     storage.write_atomically(url, bytes(data))
+
+
+def plan_epoch(index: ShardIndex, epoch: int = 2) -> EpochPlan:
+    """An epoch over all training images, in global batches of 8."""
+    return EpochPlan(index.select("train", range(len(CLASSES))), EpochKey(5, 1, epoch), 8, "wrap")
+
+
+def stream_digests(
+    source: ShardSource, layout: Layout = ONE_PROCESS, *, epoch: int = 2, start_step: int = 0
+) -> list[str]:
+    """A hash of the pixels, labels and numbers of each global batch, whose shares are joined."""
+    plan = plan_epoch(source.index, epoch)
+    ranks = [replace(layout, rank=rank) for rank in range(layout.world_size)]
+    streams = [
+        list(train_stream(source, plan, CROP, start_step=start_step, layout=rank)) for rank in ranks
+    ]
+    return [_digest(shares) for shares in zip(*streams, strict=True)]
+
+
+def _digest(shares: Iterable[Batch]) -> str:
+    digest = hashlib.sha256()
+    for name in ("image_BCHW", "label_B", "sample_B"):
+        digest.update(torch.cat([getattr(share, name) for share in shares]).numpy().tobytes())
+    return digest.hexdigest()

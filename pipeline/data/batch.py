@@ -23,12 +23,13 @@ from pipeline.rng import numpy_stream
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures of one rank: uint8, with their classes in the index and numbers in the data set.
+    """Images of one rank: uint8, with their classes in the index and numbers in the data set.
 
-    ``wait_s`` is how long the consumer had to wait for it.
+    ``image_BCHW`` is None if the images were not asked for. ``wait_s`` is how long the consumer
+    waited for the batch.
     """
 
-    image_BCHW: torch.Tensor
+    image_BCHW: torch.Tensor | None
     label_B: torch.Tensor
     sample_B: torch.Tensor
     wait_s: float = 0.0
@@ -36,7 +37,8 @@ class Batch:
     def without(self, rows: set[int]) -> Batch:
         """The batch less some of its rows."""
         kept = torch.tensor([row not in rows for row in range(len(self.label_B))], dtype=torch.bool)
-        return Batch(self.image_BCHW[kept], self.label_B[kept], self.sample_B[kept], self.wait_s)
+        image_BCHW = None if self.image_BCHW is None else self.image_BCHW[kept]
+        return Batch(image_BCHW, self.label_B[kept], self.sample_B[kept], self.wait_s)
 
 
 @dataclass(frozen=True, eq=False)

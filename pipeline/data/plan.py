@@ -11,6 +11,7 @@ S samples, G segments.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -24,12 +25,53 @@ BLOCK_BYTES = 1 << 30
 Tail = Literal["drop", "wrap"]
 
 
+@dataclass(frozen=True)
+class EpochKey:
+    """The name of one epoch of one task; with a selection it fixes the order of the samples."""
+
+    seed: int
+    task: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place of one rank in its world, and its number of loader workers (0: no process)."""
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+
+
+ONE_PROCESS = Layout()
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """The global batches of one epoch of ``selection``, each of ``global_batch`` samples."""
+
+    selection: Selection
+    key: EpochKey
+    global_batch: int
+    tail: Tail
+
+    def shares(self, layout: Layout, *, start_step: int = 0) -> list[np.ndarray]:
+        """The positions in ``selection`` that a rank trains on, by step, from ``start_step`` on.
+
+        Raises:
+            DataError: the epoch has no batch, or the ranks cannot share a batch equally.
+        """
+        order = epoch_order(self.selection, self.key)
+        batches = global_batches(order, global_batch=self.global_batch, tail=self.tail)[start_step:]
+        return [rank_slice(batch, layout.rank, layout.world_size) for batch in batches]
+
+
 def epoch_order(
-    selection: Selection, *, seed: int, task: int, epoch: int, block_bytes: int = BLOCK_BYTES
+    selection: Selection, key: EpochKey, *, block_bytes: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """Every position of ``selection`` once, shuffled anew for each (seed, task, epoch)."""
+    """Every position of ``selection`` once, shuffled anew for each key."""
     # random_raw is the bare counter-based generator: its bits never change with numpy's version.
-    draw = numpy_stream(seed, "order", task, epoch).bit_generator.random_raw
+    draw = numpy_stream(key.seed, "order", key.task, key.epoch).bit_generator.random_raw
     priority_S, priority_G = draw(len(selection)), draw(len(selection.segments))
     return np.lexsort((priority_S, _blocks(selection, priority_G, block_bytes)))
 
@@ -63,6 +105,19 @@ def rank_slice(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
             "choose a multiple of the world size"
         )
     return batch[rank * share : (rank + 1) * share]
+
+
+def replacement_candidates(selection: Selection, bad_sample: int) -> np.ndarray:
+    """The positions in ``selection`` of the samples that may replace ``bad_sample``, in order.
+
+    They are the other samples of its class: first those after it, then those from the beginning.
+    The first usable one is taken, so the choice depends neither on the ranks nor on the workers.
+    ``bad_sample`` is a number of ``selection.sample_S``.
+    """
+    label = selection.label_S[np.searchsorted(selection.sample_S, bad_sample)]
+    peers = np.flatnonzero(selection.label_S == label)
+    after = np.searchsorted(selection.sample_S[peers], bad_sample, side="right")
+    return np.roll(peers, -after)[:-1]  # the last is the bad sample
 
 
 def _blocks(selection: Selection, priority_G: np.ndarray, block_bytes: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.data.batch import Answer, Batch, BatchMaker, Request
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import Selection, ShardIndex
-from pipeline.data.plan import Tail, epoch_order, global_batches, rank_slice
+from pipeline.data.plan import ONE_PROCESS, EpochPlan, Layout, replacement_candidates
 from pipeline.data.prefetch import Need, Prefetcher
 from pipeline.data.reader import ShardReader
 from pipeline.data.samples import Samples
@@ -193,10 +193,7 @@ class ShardSource:
 
     def _replace(self, batch: Batch, row: int, request: Request, refill: Selection) -> None:
         """Fill a bad row with the next usable sample of its class: the same one on every layout."""
-        bad, label = int(request.samples.sample_S[row]), int(request.samples.label_S[row])
-        peers = np.flatnonzero(refill.label_S == label)
-        after = np.searchsorted(refill.sample_S[peers], bad, side="right")
-        for position in np.roll(peers, -after):
+        for position in replacement_candidates(refill, int(request.samples.sample_S[row])):
             if int(refill.sample_S[position]) in self.skipped:
                 continue
             samples = refill.take(np.array([position]))
@@ -208,51 +205,60 @@ class ShardSource:
                 batch.sample_B[row] = answer.batch.sample_B[0]
                 return
             self._record_bad(samples, 0, answer.bad[0])
-        place, name = storage.redact(self.index.url), self.index.class_names[label]
+        name = self.index.class_names[int(request.samples.label_S[row])]
+        place = storage.redact(self.index.url)
         raise DataError(f"{place}: no usable {refill.split} sample is left of class {name}")
 
 
 def train_stream(
     source: ShardSource,
-    selection: Selection,
-    *,
-    seed: int,
-    task: int,
-    epoch: int,
-    global_batch: int,
-    tail: Tail,
+    epoch: EpochPlan,
     transform: Transform,
+    *,
     start_step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
+    layout: Layout = ONE_PROCESS,
     upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
-    """This rank's slices of the global batches ``start_step``, ``start_step + 1``, … of one epoch.
+    """This rank's shares of the global batches ``start_step``, ``start_step + 1``, … of one epoch.
 
     Raises:
         DataError: the batches cannot be made as asked, or a sample cannot be used.
         StorageError: a shard cannot be read.
     """
-    order = epoch_order(selection, seed=seed, task=task, epoch=epoch)
-    batches = global_batches(order, global_batch=global_batch, tail=tail)[start_step:]
-    shares = [rank_slice(batch, rank, world_size) for batch in batches]
-    seed_path = ("augment", seed, task, epoch) if transform.is_random else ()
+    selection, key = epoch.selection, epoch.key
+    shares = epoch.shares(layout, start_step=start_step)
+    seed_path = ("augment", key.seed, key.task, key.epoch) if transform.is_random else ()
     agenda = BatchPlan(selection, shares, transform, seed_path)
     # The rest of the selection first: the next epoch of this rank will want it.
     upcoming = (selection, *upcoming)
-    return source.batches(agenda, workers=workers, replace_bad=True, upcoming=upcoming)
+    return source.batches(agenda, workers=layout.workers, replace_bad=True, upcoming=upcoming)
+
+
+def plan_stream(
+    epoch: EpochPlan, *, start_step: int = 0, layout: Layout = ONE_PROCESS
+) -> Iterator[Batch]:
+    """The batches of ``train_stream`` with the same samples and labels, but without images.
+
+    Reads no sample, so it replaces none: see ``plan.replacement_candidates``.
+
+    Raises:
+        DataError: the batches cannot be made as asked.
+    """
+    selection = epoch.selection
+    shares = epoch.shares(layout, start_step=start_step)
+    return (
+        Batch(None, torch.from_numpy(selection.label_S[s]), torch.from_numpy(selection.sample_S[s]))
+        for s in shares
+    )
 
 
 def eval_stream(
     source: ShardSource,
     selection: Selection,
+    transform: Transform,
     *,
     batch_size: int,
-    transform: Transform,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
+    layout: Layout = ONE_PROCESS,
     upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
     """This rank's batches of a selection; over all ranks each sample comes exactly once.
@@ -265,10 +271,11 @@ def eval_stream(
         DataError: a sample cannot be used.
         StorageError: a shard cannot be read.
     """
-    starts = np.array_split(np.arange(0, len(selection), batch_size), world_size)[rank]
+    all_starts = np.arange(0, len(selection), batch_size)
+    starts = np.array_split(all_starts, layout.world_size)[layout.rank]
     batches = [np.arange(start, min(start + batch_size, len(selection))) for start in starts]
     agenda = BatchPlan(selection, batches, transform)
-    return source.batches(agenda, workers=workers, replace_bad=False, upcoming=upcoming)
+    return source.batches(agenda, workers=layout.workers, replace_bad=False, upcoming=upcoming)
 
 
 class RequestFeed:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data.index import Selection, ShardIndex
-from pipeline.data.plan import steps_per_epoch
+from pipeline.data.plan import EpochKey, EpochPlan, Layout, steps_per_epoch
 from pipeline.data.stream import Batch, ShardSource, SkippedSample, eval_stream, train_stream
 from pipeline.data.transforms import Transform, build_transform
 from pipeline.distributed.collectives import gather_objects
@@ -64,20 +64,13 @@ class TaskData:
 
     def train_batches(self, task: Task, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch of an epoch, from ``start_step`` on."""
-        data = self._config.data
+        data, key = self._config.data, EpochKey(self._config.seed, task.index, epoch)
         return train_stream(
             self._source,
-            self.train(task),
-            seed=self._config.seed,
-            task=task.index,
-            epoch=epoch,
-            global_batch=data.global_batch,
-            tail=data.tail,
-            transform=self.train_transform,
+            EpochPlan(self.train(task), key, data.global_batch, data.tail),
+            self.train_transform,
             start_step=start_step,
-            rank=self._world.rank,
-            world_size=self._world.world_size,
-            workers=data.workers,
+            layout=Layout(self._world.rank, self._world.world_size, data.workers),
             upcoming=self._upcoming(task),
         )
 
@@ -91,11 +84,9 @@ class TaskData:
         batches = eval_stream(
             self._source,
             selection,
+            transform,
             batch_size=data.eval_batch,
-            transform=transform,
-            rank=self._world.rank,
-            world_size=self._world.world_size,
-            workers=data.workers,
+            layout=Layout(self._world.rank, self._world.world_size, data.workers),
         )
         for batch in batches:
             self._stop.raise_if_requested()

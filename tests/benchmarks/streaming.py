@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import INDEX_NAME, ShardIndex, format_index, read_index
+from pipeline.data.plan import EpochKey, EpochPlan, Layout
 from pipeline.data.prepare.writer import Sample, build_shards
 from pipeline.data.stream import ShardSource, train_stream
 from pipeline.data.transforms import build_transform
@@ -140,14 +141,9 @@ def stream_ours(
     source = ShardSource(index, cache=SegmentCache(folder, limit_bytes=1 << 34))
     stream = train_stream(
         source,
-        index.select("train", labels),
-        seed=1,
-        task=0,
-        epoch=0,
-        global_batch=BATCH,
-        tail="wrap",
-        transform=build_transform("clip", image_size),
-        workers=workers,
+        EpochPlan(index.select("train", labels), EpochKey(1, 0, 0), BATCH, "wrap"),
+        build_transform("clip", image_size),
+        layout=Layout(workers=workers),
     )
     count = sum(len(batch.label_B) for batch in stream)
     source.close()

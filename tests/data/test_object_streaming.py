@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,27 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from pipeline.data.cache import SegmentCache
 from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.plan import Layout
 from pipeline.data.prepare.copying import copy_data_set
 from pipeline.data.stream import ShardSource, train_stream
-from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
 from pipeline.prepare import main
 from tests.services.fault_proxy import Fault, FaultProxy, at_random
 from tests.services.object_store import Bucket, ObjectStore
-from tests.shards import draw_samples, overwrite_byte, store
-
-PLAN = {
-    "seed": 5,
-    "task": 1,
-    "epoch": 2,
-    "global_batch": 8,
-    "tail": "wrap",
-    "transform": build_transform("random_crop", 13),
-}
+from tests.shards import CROP, draw_samples, overwrite_byte, plan_epoch, store, stream_digests
 
 
 @pytest.fixture
@@ -57,29 +46,13 @@ def open_source(index: ShardIndex, folder: Path, **options: object) -> ShardSour
     return ShardSource(index, cache=cache, **options)
 
 
-def digests(source: ShardSource, world_size: int = 1, **plan: object) -> list[str]:
-    """A hash of the pixels, labels and numbers of each global batch."""
-    selection = source.index.select("train", range(5))
-    streams = [
-        list(train_stream(source, selection, rank=rank, world_size=world_size, **(PLAN | plan)))
-        for rank in range(world_size)
-    ]
-    result = []
-    for parts in zip(*streams, strict=True):
-        names = ("image_BCHW", "label_B", "sample_B")
-        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in names]
-        content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-        result.append(hashlib.sha256(content).hexdigest())
-    return result
-
-
 def test_every_layout_gives_the_pixels_of_the_local_shards(local, served, tmp_path):
-    expected = digests(ShardSource(local))
+    expected = stream_digests(ShardSource(local))
     source = open_source(served, tmp_path / "cache")
     for workers in (0, 1, 2, 3):
         for world_size in (1, 2, 4, 8):
-            assert digests(source, world_size, workers=workers) == expected
-    assert digests(source, 4, workers=2, start_step=3) == expected[3:]
+            assert stream_digests(source, Layout(0, world_size, workers)) == expected
+    assert stream_digests(source, Layout(0, 4, 2), start_step=3) == expected[3:]
     source.close()
 
 
@@ -100,7 +73,7 @@ def test_faults_of_every_kind_change_nothing(local, served, proxied, tmp_path):
     rounds = 0
     while sum(proxied.injected.values()) < 50 or set(proxied.injected) != set(Fault):
         source = open_source(served, tmp_path / f"cache{rounds}")
-        assert digests(source, epoch=rounds) == digests(healthy, epoch=rounds)
+        assert stream_digests(source, epoch=rounds) == stream_digests(healthy, epoch=rounds)
         source.close()
         rounds += 1
 
@@ -110,21 +83,21 @@ def test_a_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_pa
     for workers in (0, 1):
         source = open_source(served, tmp_path / f"cache{workers}")
         with pytest.raises(DataError, match=f"{served.shards[0].name}: bytes .* fetched twice"):
-            digests(source, workers=workers)
+            stream_digests(source, Layout(workers=workers))
         source.close()
 
 
 @pytest.mark.slow
 def test_a_server_that_restarts_is_waited_for(local, served, object_store: ObjectStore, tmp_path):
     """must give the very batches of a server that was never away"""
-    expected, down_s = digests(ShardSource(local)), 20
+    expected, down_s = stream_digests(ShardSource(local)), 20
     object_store.stop()
     restart = threading.Timer(down_s, object_store.start)
     restart.start()
     started = time.monotonic()
     source = open_source(served, tmp_path / "cache", deadline_s=90.0)
     try:
-        assert digests(source, workers=1) == expected
+        assert stream_digests(source, Layout(workers=1)) == expected
     finally:
         restart.join()
         source.close()
@@ -135,6 +108,7 @@ READ_ALONE = """
 import hashlib, sys
 from pipeline.data.index import read_index
 from pipeline.data.cache import SegmentCache
+from pipeline.data.plan import Layout
 from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 
@@ -142,7 +116,7 @@ index = read_index(sys.argv[1])
 cache = SegmentCache(sys.argv[2], limit_bytes=1 << 28, deadline_s=5)
 stream = eval_stream(
     ShardSource(index, cache=cache), index.select("train", range(5)),
-    batch_size=99, transform=build_transform("clip", 13), workers=int(sys.argv[3]),
+    batch_size=99, transform=build_transform("clip", 13), layout=Layout(workers=int(sys.argv[3])),
 )
 print(hashlib.sha256(next(stream).image_BCHW.numpy().tobytes()).hexdigest())
 """
@@ -183,10 +157,9 @@ def test_a_public_bucket_is_streamed_without_credentials(
 
 def test_memory_and_descriptors_stay_flat_over_two_hundred_epochs(served, tmp_path):
     source = open_source(served, tmp_path / "cache")
-    selection = served.select("train", range(5))
     parent, usage = psutil.Process(), []
     for epoch in range(200):
-        for _ in train_stream(source, selection, **(PLAN | {"epoch": epoch}), workers=2):
+        for _ in train_stream(source, plan_epoch(served, epoch), CROP, layout=Layout(workers=2)):
             pass
         if epoch % 20 == 19:
             family = [parent, *(p for p in parent.children(recursive=True) if _is_loader(p))]

@@ -7,7 +7,14 @@ import uuid
 import numpy as np
 import pytest
 
-from pipeline.data.plan import epoch_order, global_batches, rank_slice, steps_per_epoch
+from pipeline.data.plan import (
+    EpochKey,
+    epoch_order,
+    global_batches,
+    rank_slice,
+    replacement_candidates,
+    steps_per_epoch,
+)
 from pipeline.errors import DataError
 from tests.shards import TRAIN, draw_samples, store
 
@@ -18,19 +25,19 @@ def selection():
 
 
 def test_every_sample_comes_once_an_epoch(selection):
-    order = epoch_order(selection, seed=1, task=0, epoch=0)
+    order = epoch_order(selection, EpochKey(1, 0, 0))
     assert sorted(order) == list(range(sum(TRAIN)))
 
 
 def test_the_order_is_the_same_for_ever(selection):
     """must never change: a run that resumes on another version would train on other batches"""
-    order = epoch_order(selection, seed=1, task=2, epoch=3)
+    order = epoch_order(selection, EpochKey(1, 2, 3))
     assert order[:8].tolist() == [3, 26, 30, 16, 20, 22, 7, 21]
 
 
 def test_seed_task_and_epoch_all_matter(selection):
     orders = {
-        tuple(epoch_order(selection, seed=seed, task=task, epoch=epoch))
+        tuple(epoch_order(selection, EpochKey(seed, task, epoch)))
         for seed in range(3)
         for task in range(3)
         for epoch in range(3)
@@ -41,7 +48,7 @@ def test_seed_task_and_epoch_all_matter(selection):
 def test_a_large_selection_is_shuffled_in_blocks(selection):
     """must read few segments at a time, yet mix classes within a block"""
     block_bytes = selection.bytes // 3
-    order = epoch_order(selection, seed=1, task=0, epoch=0, block_bytes=block_bytes)
+    order = epoch_order(selection, EpochKey(1, 0, 0), block_bytes=block_bytes)
     assert sorted(order) == list(range(sum(TRAIN)))
     pairs = list(zip(selection.shard_S[order], selection.segment_S[order], strict=True))
     first = {pair: pairs.index(pair) for pair in set(pairs)}
@@ -84,3 +91,14 @@ def test_ranks_share_a_batch_without_rest():
         assert {len(share) for share in shares} == {12 // world_size}
     with pytest.raises(DataError, match="12 cannot be divided among 5 ranks"):
         rank_slice(batch, 0, 5)
+
+
+def test_replacements_are_the_rest_of_the_class_from_the_bad_sample_on(selection):
+    sample_of_key = dict(zip(selection.keys, selection.sample_S.tolist(), strict=True))
+    for bad, expected in (
+        ("dog/000", [1, 2, 3, 4]),
+        ("dog/003", [4, 0, 1, 2]),
+        ("dog/004", [0, 1, 2, 3]),
+    ):
+        positions = replacement_candidates(selection, sample_of_key[bad])
+        assert [selection.keys[at] for at in positions] == [f"dog/{n:03d}" for n in expected]

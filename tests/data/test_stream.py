@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 
 import numpy as np
@@ -11,13 +10,24 @@ import torch
 
 from pipeline import storage
 from pipeline.data.index import ShardIndex, read_index
-from pipeline.data.stream import ShardSource, eval_stream, train_stream
+from pipeline.data.plan import Layout
+from pipeline.data.stream import ShardSource, eval_stream, plan_stream, train_stream
 from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
-from tests.shards import CLASSES, TEST, TRAIN, draw_image_file, draw_samples, overwrite_byte, store
+from tests.shards import (
+    CLASSES,
+    CROP,
+    TEST,
+    TRAIN,
+    draw_image_file,
+    draw_samples,
+    overwrite_byte,
+    plan_epoch,
+    store,
+    stream_digests,
+)
 
-CROP, CLIP = build_transform("random_crop", 13), build_transform("clip", 13)
-PLAN = {"seed": 5, "task": 1, "epoch": 2, "global_batch": 8, "tail": "wrap", "transform": CROP}
+CLIP = build_transform("clip", 13)
 
 
 @pytest.fixture(scope="module")
@@ -32,51 +42,48 @@ def source(index):
     source.close()
 
 
-def digests(source: ShardSource, world_size: int = 1, **plan: object) -> list[str]:
-    """A hash of the pixels, labels and numbers of each global batch."""
-    selection = source.index.select("train", range(5))
-    streams = [
-        list(train_stream(source, selection, rank=rank, world_size=world_size, **(PLAN | plan)))
-        for rank in range(world_size)
-    ]
-    result = []
-    for parts in zip(*streams, strict=True):
-        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in FIELDS]
-        content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-        result.append(hashlib.sha256(content).hexdigest())
-    return result
-
-
-FIELDS = ("image_BCHW", "label_B", "sample_B")
-
-
 @pytest.fixture(scope="module")
 def expected(source):
-    return digests(source)
+    return stream_digests(source)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_every_layout_gives_the_same_pixels(source, expected, world_size, workers):
-    assert digests(source, world_size, workers=workers) == expected
+    assert stream_digests(source, Layout(0, world_size, workers)) == expected
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (4, 2), (2, 3)])
 def test_resuming_anywhere_on_any_layout_gives_the_same_tail(source, expected, world_size, workers):
     for step in range(len(expected) + 1):
-        rest = digests(source, world_size, workers=workers, start_step=step)
+        rest = stream_digests(source, Layout(0, world_size, workers), start_step=step)
         assert rest == expected[step:]
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_plan_stream_gives_the_samples_and_labels_of_train_stream(source, world_size):
+    plan = plan_epoch(source.index)
+    for rank in range(world_size):
+        layout = Layout(rank, world_size)
+        batches = list(train_stream(source, plan, CROP, layout=layout))
+        for start_step in range(len(batches) + 1):
+            planned = list(plan_stream(plan, start_step=start_step, layout=layout))
+            for found, wanted in zip(planned, batches[start_step:], strict=True):
+                assert found.image_BCHW is None
+                assert torch.equal(found.sample_B, wanted.sample_B)
+                assert torch.equal(found.label_B, wanted.label_B)
+                assert found.label_B.dtype == wanted.label_B.dtype
+
+
 def test_epochs_differ_in_order_and_pixels(source, expected):
-    assert not set(expected) & set(digests(source, epoch=3))
+    assert not set(expected) & set(stream_digests(source, epoch=3))
 
 
 def test_an_epoch_has_every_sample_once_and_wraps(source):
-    selection = source.index.select("train", range(5))
-    numbers = np.concatenate([b.sample_B for b in train_stream(source, selection, **PLAN)])
+    plan = plan_epoch(source.index)
+    numbers = np.concatenate([b.sample_B for b in train_stream(source, plan, CROP)])
     assert len(numbers) == 48
-    assert sorted(numbers[: sum(TRAIN)]) == selection.sample_S.tolist()
+    assert sorted(numbers[: sum(TRAIN)]) == plan.selection.sample_S.tolist()
     assert numbers[sum(TRAIN) :].tolist() == numbers[:3].tolist()
 
 
@@ -87,7 +94,7 @@ def test_evaluation_sees_each_sample_once_over_all_ranks(source, world_size):
         batch
         for rank in range(world_size)
         for batch in eval_stream(
-            source, selection, batch_size=4, transform=CLIP, rank=rank, world_size=world_size
+            source, selection, CLIP, batch_size=4, layout=Layout(rank, world_size)
         )
     ]
     assert torch.cat([b.sample_B for b in batches]).tolist() == selection.sample_S.tolist()
@@ -100,17 +107,19 @@ def test_images_are_those_that_were_stored(source):
     from pipeline.data.decoding import open_image
 
     selection = source.index.select("test", range(5))
-    batch = next(eval_stream(source, selection, batch_size=99, transform=CLIP, workers=1))
+    batch = next(
+        eval_stream(source, selection, batch_size=99, transform=CLIP, layout=Layout(workers=1))
+    )
     for image_CHW, sample in zip(batch.image_BCHW, samples, strict=True):
         assert torch.equal(image_CHW, CLIP(open_image(sample.data)))
     assert batch.wait_s > 0
 
 
 def test_an_abandoned_stream_leaves_the_next_one_whole(source, expected):
-    selection = source.index.select("train", range(5))
-    old = train_stream(source, selection, **(PLAN | {"epoch": 9}), workers=2)
+    layout = Layout(workers=2)
+    old = train_stream(source, plan_epoch(source.index, epoch=9), CROP, layout=layout)
     next(old)
-    assert digests(source, workers=2) == expected
+    assert stream_digests(source, layout) == expected
     with pytest.raises(RuntimeError, match="newer stream"):
         next(old)
 
@@ -119,13 +128,13 @@ def test_starting_a_stream_draws_nothing_from_the_global_generator(source):
     torch.manual_seed(3)
     wanted = torch.rand(1)
     torch.manual_seed(3)
-    digests(source, workers=1)
+    stream_digests(source, Layout(workers=1))
     assert torch.equal(torch.rand(1), wanted)
 
 
 def test_a_closed_split_cannot_be_read(index):
     source = ShardSource(index.with_closed("test"))
-    assert list(train_stream(source, index.select("train", [0]), **PLAN))
+    assert list(train_stream(source, plan_epoch(index), CROP))
     with pytest.raises(DataError, match="the test split is closed"):
         list(eval_stream(source, index.select("test", [0]), batch_size=4, transform=CLIP))
 
@@ -135,7 +144,7 @@ def test_a_shard_changed_on_the_disk_is_refused(tmp_path):
     overwrite_byte(str(tmp_path / index.shards[0].name), 5000)
     source = ShardSource(index)
     for workers in (0, 1):
-        stream = train_stream(source, index.select("train", range(5)), **PLAN, workers=workers)
+        stream = train_stream(source, plan_epoch(index), CROP, layout=Layout(workers=workers))
         with pytest.raises(DataError, match=r"train-000000.tar: the bytes of sample .* are not"):
             list(stream)
     source.close()
@@ -144,7 +153,7 @@ def test_a_shard_changed_on_the_disk_is_refused(tmp_path):
 def test_memory_is_not_shared_with_loader_processes():
     index = store(f"memory://{uuid.uuid4().hex}", draw_samples())
     with pytest.raises(DataError, match="exists in one process only; set data.workers to 0"):
-        train_stream(ShardSource(index), index.select("train", [0]), **PLAN, workers=1)
+        train_stream(ShardSource(index), plan_epoch(index), CROP, layout=Layout(workers=1))
 
 
 # Bad samples
@@ -160,14 +169,14 @@ def spoilt(tmp_path_factory) -> ShardIndex:
 def test_a_bad_sample_ends_the_stream_by_default(spoilt):
     source = ShardSource(spoilt)
     with pytest.raises(DataError, match=r"sample (bee|elk)/00. cannot be decoded .*on_bad_sample"):
-        list(train_stream(source, spoilt.select("train", range(5)), **PLAN))
+        list(train_stream(source, plan_epoch(spoilt), CROP))
 
 
 def test_bad_samples_are_replaced_alike_on_every_layout(spoilt):
     grids = []
     for world_size, workers in ((1, 0), (4, 0), (2, 2)):
         source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=3)
-        grids.append(digests(source, world_size, workers=workers))
+        grids.append(stream_digests(source, Layout(0, world_size, workers)))
         assert {skipped.key for skipped in source.skipped.values()} == set(BAD)
         assert all("cannot be decoded" in s.reason for s in source.skipped.values())
         source.close()
@@ -176,8 +185,8 @@ def test_bad_samples_are_replaced_alike_on_every_layout(spoilt):
 
 def test_a_replacement_is_the_next_usable_of_its_class(spoilt):
     source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=3)
-    selection = spoilt.select("train", range(5))
-    batches = list(train_stream(source, selection, **PLAN))
+    plan = plan_epoch(spoilt)
+    selection, batches = plan.selection, list(train_stream(source, plan, CROP))
     numbers = torch.cat([batch.sample_B for batch in batches]).tolist()
     labels = torch.cat([batch.label_B for batch in batches]).tolist()
     key = dict(zip(selection.sample_S.tolist(), selection.keys, strict=True))
@@ -202,7 +211,7 @@ def test_evaluation_leaves_bad_samples_out(tmp_path):
 def test_a_spent_budget_ends_the_stream(spoilt):
     source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=2)
     with pytest.raises(DataError, match="3 bad samples exceed data.bad_sample_budget"):
-        list(train_stream(source, spoilt.select("train", range(5)), **PLAN))
+        list(train_stream(source, plan_epoch(spoilt), CROP))
 
 
 def test_a_class_without_a_usable_sample_is_named(tmp_path):
@@ -210,7 +219,7 @@ def test_a_class_without_a_usable_sample_is_named(tmp_path):
     index = store(str(tmp_path), draw_samples(), spoil=dict.fromkeys(keys, b""))
     source = ShardSource(index, on_bad_sample="skip", bad_sample_budget=99)
     with pytest.raises(DataError, match="no usable train sample is left of class dog"):
-        list(train_stream(source, index.select("train", range(5)), **PLAN))
+        list(train_stream(source, plan_epoch(index), CROP))
 
 
 def test_the_index_of_a_prepared_folder_streams(tiny_shards):

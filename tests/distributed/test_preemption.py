@@ -279,13 +279,14 @@ def test_lost_ranks_end_the_job_and_lose_little(begun, wanted):
 STREAM = """
 import sys, time
 from pipeline.data.index import read_index
+from pipeline.data.plan import Layout
 from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 
 if __name__ == "__main__":
     index = read_index(sys.argv[1])
     batches = eval_stream(
-        ShardSource(index), index.select("train", [0]), batch_size=1, workers=1,
+        ShardSource(index), index.select("train", [0]), batch_size=1, layout=Layout(workers=1),
         transform=build_transform("clip", 21),
     )
     next(batches)

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.config import Config, dump_config
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import INDEX_NAME, ShardIndex, read_index
+from pipeline.data.plan import EpochKey, EpochPlan
 from pipeline.data.reader import ShardReader
 from pipeline.data.stream import BatchPlan, ShardSource, eval_stream, train_stream
 from pipeline.data.transforms import build_transform
@@ -170,10 +171,10 @@ def test_source_of_a_closed_index_fetches_nothing_ahead_that_it_may_not_open(ind
     cache = SegmentCache(tmp_path / "cache", limit_bytes=1 << 30, deadline_s=5)
     source = ShardSource(index.with_closed("test"), cache=cache)
     train, test = index.select("train", [0]), index.select("test", [0])
-    plan = {"seed": 1, "task": 0, "epoch": 0, "global_batch": 4, "tail": "wrap"}
+    epoch = EpochPlan(train, EpochKey(1, 0, 0), 4, "wrap")
     for attempt in (
         lambda: eval_stream(source, test, batch_size=4, transform=CLIP),
-        lambda: train_stream(source, train, **plan, transform=CLIP, upcoming=[test]),
+        lambda: train_stream(source, epoch, CLIP, upcoming=[test]),
         lambda: source.batches(BatchPlan(test, [], CLIP), workers=0, replace_bad=True),
     ):
         with pytest.raises(DataError, match=CLOSED):

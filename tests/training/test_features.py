@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.data.index import Selection, read_index
+from pipeline.data.plan import Layout
 from pipeline.data.stream import Batch, ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.distributed.world import World
@@ -29,11 +30,9 @@ def selection(tiny_shards: str) -> Selection:
 def stream(
     selection: Selection, transform=SQUASH, world: World | None = None, batch_size: int = 4
 ) -> Iterator[Batch]:
-    rank, world_size = (world.rank, world.world_size) if world else (0, 1)
-    return eval_stream(
-        ShardSource(selection.index), selection, batch_size=batch_size, transform=transform,
-        rank=rank, world_size=world_size,
-    )  # fmt: skip
+    layout = Layout(world.rank, world.world_size) if world else Layout()
+    source = ShardSource(selection.index)
+    return eval_stream(source, selection, transform, batch_size=batch_size, layout=layout)
 
 
 def once(batches: Iterator[Batch]) -> Callable[[], Iterator[Batch]]:
