@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pipeline.distributed.preemption import StopRequest
     from pipeline.distributed.slurm import adopt_step
     from pipeline.errors import LostRankError, PipelineError
+    from pipeline.events import EventLog
 
     stop = StopRequest()
     if not (options.dry_run or options.print_config):
@@ -59,10 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
         adopt_step(os.environ)
         return _train(options, stop)
     except PipelineError as error:
+        EventLog(os.environ).add_end(error, error.exit_status)
         # Of a lost rank each of the others knows something else, and rank 0 may be the lost one.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError):
             sys.stderr.write(f"error: {error}\n")
         return error.exit_status
+    except Exception as error:
+        EventLog(os.environ).add_end(error, 1)
+        raise
 
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:

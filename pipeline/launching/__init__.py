@@ -1,4 +1,13 @@
-"""Runs as child processes: the launch command, its environment, its port and its end.
+"""The one launcher of runs, for the sweep, the demo and the chaos tests.
 
-Imports the words and ``output``.
+==================  ==========================================================================
+``command``         the ``deepspeed`` command and environment of a run: pure functions
+``ports``           ``reserved_port``: the port at which its ranks meet
+``run_process``     ``RunProcess``: a run on this node that can be watched, stopped and judged
+``processes``       find and end the processes of a run on this host
+``end_with_parent`` the program between ``RunProcess`` and ``deepspeed``
+``private_folder``  where a later start finds the files of an earlier one
+==================  ==========================================================================
+
+Imports the top level of the package and ``output``.
 """

@@ -18,7 +18,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config import Config
 from pipeline.errors import PipelineError, Preempted
-from pipeline.launching.run_process import Devices, Ended, Place, RunProcess, reserved_port
+from pipeline.launching.command import Devices, Place
+from pipeline.launching.ports import reserved_port
+from pipeline.launching.run_process import Ended, RunProcess
 from pipeline.settings_file import parse_section
 from pipeline.sweep.config import Metric, ResourceSettings
 from pipeline.sweep.trial import Trial

@@ -8,28 +8,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
-from pipeline.errors import PipelineError, Preempted
-from pipeline.launching.run_process import (
+from pipeline import train
+from pipeline.errors import DataError
+from pipeline.events import VARIABLE, read_events
+from pipeline.launching.command import (
+    TRAIN,
     Devices,
-    Ended,
     Place,
-    hostfile,
-    how_it_ended,
+    hostfile_text,
     launch_command,
     launch_environment,
-    reserved_port,
+    on_this_host,
 )
-from pipeline.output.results import RunResults
-from pipeline.sweep.actor import devices_of
-from pipeline.sweep.config import ResourceSettings
-from pipeline.sweep.trial import Trial, TrialFailed
-from tests.stages import build_results, stage
+from pipeline.launching.ports import reserved_port
+from pipeline.launching.run_process import Ended, RunProcess, how_it_ended
 from tests.tiny import build_config
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +62,7 @@ def test_a_run_on_several_nodes_names_the_devices_of_all_to_each():
     assert after(second, "--node_rank") == "1" and after(second, "--master_addr") == "10.0.0.1"
     assert "--no_ssh" in second
     assert [a for a, b in zip(first, second, strict=True) if a != b] == ["0"]
-    assert hostfile(Place(nodes, 0, "", 1)) == "node-0 slots=4\nnode-1 slots=3\n"
+    assert hostfile_text(Place(nodes, 0, "", 1)) == "node-0 slots=4\nnode-1 slots=3\n"
     assert "--include" not in command(Devices(2), Devices(2))
 
 
@@ -85,49 +84,130 @@ def test_the_environment_of_a_run_holds_its_devices_and_nothing_of_ray():
     assert on_cpu["CUDA_VISIBLE_DEVICES"] == "" and on_cpu["DS_ACCELERATOR"] == "cpu"
 
 
-def test_two_trials_on_a_host_are_given_what_ray_gave_each():
-    resources = ResourceSettings(gpus=2, cpus=8)
-    one, two = (devices_of(names, resources) for names in (["0", "3"], ["1", "2"]))
-    assert set(one.gpus).isdisjoint(two.gpus) and one == Devices(2, (0, 3), 4)
-    assert devices_of([], ResourceSettings(cpus=2)) == Devices(2)
-    with pytest.raises(PipelineError, match="deepspeed takes numbers only"):
-        devices_of(["GPU-4c0ffee"], resources)
+def test_run_on_this_host_takes_overrides_and_the_devices_that_are_visible():
+    """must leave to the environment which GPUs those are, and how many threads a rank has"""
+    place = on_this_host(Devices(2, gpus=None, threads=None), 4711)
+    words = launch_command("a.yaml", place, overrides=["seed=2", "output=x"], quiet=True)
+    assert after(words, "--num_accelerators") == "2" and after(words, "--master_port") == "4711"
+    assert words.index("--quiet") < words.index(str(TRAIN))
+    assert words[-5:] == [str(TRAIN), "--config", "a.yaml", "seed=2", "output=x"]
+    environment = {"CUDA_VISIBLE_DEVICES": "3,4", "OMP_NUM_THREADS": "7"}
+    assert launch_environment(environment, place.devices) == environment
+
+
+def test_runs_report_events_to_their_own_launcher_only():
+    outer = {VARIABLE: "/outer"}
+    assert VARIABLE not in launch_environment(outer, Devices(1))
+    inner = launch_environment(outer, Devices(1), event_file=Path("/inner"))
+    assert inner[VARIABLE] == "/inner"
 
 
 def test_no_two_runs_on_a_host_have_the_same_port(monkeypatch):
-    """must hold even where the system offers a port twice"""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        offered = probe.getsockname()[1]
-    real = socket.socket.getsockname
-    offers = iter([offered, offered])
-    monkeypatch.setattr("socket.socket.getsockname", lambda self: ("", next(offers, real(self)[1])))
-    with reserved_port() as first, reserved_port() as second:
-        assert first == offered and second != offered
-    offers = iter([offered])
-    with reserved_port() as again:
-        assert again == offered
+    """must hold even where a port is drawn twice, and leave out ports that are in use"""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        used = taken.getsockname()[1]
+        draws = iter([used, 21_111, 21_111, 22_222, 21_111])
+        monkeypatch.setattr("random.SystemRandom.choice", lambda self, ports: next(draws))
+        with reserved_port() as first, reserved_port() as second:
+            assert (first, second) == (21_111, 22_222)
+        with reserved_port() as again:
+            assert again == 21_111
+
+
+def ended(error: str, message: str, status: int, rank: int = 0) -> dict[str, Any]:
+    """The event that ``EventLog.add_end`` writes."""
+    return {"event": "ended", "rank": rank, "error": error, "message": message, "status": status}
+
+
+LOST = ended("LostRankError", "rank 0 lost contact with the others: x", 1)
+STOPPED = ended("Preempted", "stopped by SIGUSR2; start again", 75)
+NO_INDEX = ended("DataError", "data.index: gone", 2)
+NO_MEMORY = ended("OutOfMemoryError", "CUDA out of memory. Tried 2 GiB", 1, rank=1)
 
 
 @pytest.mark.parametrize(
-    ("status", "tail", "ended"),
+    ("status", "events", "reason"),
     [
-        (2, "noise\nerror: data.index: gone\nnoise", Ended("data.index: gone")),
-        (1, "error: rank 1 lost contact with the others: x", None),
-        (75, "error: stopped by SIGUSR2; start again", None),
-        (247, "noise", None),
-        (0, "noise", None),
-        (1, "Traceback\n[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nx", Ended(
-            "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
-        )),
-        (1, "usage: deepspeed", Ended("exit status 1: usage: deepspeed")),
+        (2, [NO_INDEX], "data.index: gone"),
+        (247, [LOST, NO_INDEX], "data.index: gone"),
+        (1, [LOST, NO_MEMORY], "OutOfMemoryError: CUDA out of memory. Tried 2 GiB"),
+        (1, [NO_MEMORY, STOPPED], "OutOfMemoryError: CUDA out of memory. Tried 2 GiB"),
+        (1, [{"event": "step", "rank": 0, "task": 0, "step": 1}], "exit status 1: the last line"),
     ],
-)  # fmt: skip
-def test_the_end_of_a_run_is_a_fault_of_its_settings_or_a_loss(status, tail, ended):
-    """must not believe an exit status of 0 without results: a killed launcher gives it"""
-    found = how_it_ended(status, tail, finished=False)
-    assert found == ended if ended else found.lost
-    assert how_it_ended(status, tail, finished=True) == Ended(None)
+)
+def test_error_of_a_rank_is_the_reason_of_a_failed_run(status, events, reason):
+    """must hold although the other ranks lose contact or are stopped, perhaps before it"""
+    assert how_it_ended(status, events, "the last line") == Ended(reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "words"),
+    [
+        (1, [LOST, STOPPED], "lost contact with the others"),
+        (75, [STOPPED], "stopped by SIGUSR2"),
+        (0, [STOPPED], "stopped by SIGUSR2"),
+        (247, [], "a process of the run was killed"),
+        (0, [], "a process of the run was killed"),
+        (247, [NO_MEMORY], "a process of the run was killed"),
+    ],
+)
+def test_killed_or_stopped_run_is_lost_and_may_be_resumed(status, events, words):
+    """must not believe exit status 0 of a run without results: a killed launcher returns it"""
+    found = how_it_ended(status, events, "the last line")
+    assert found.lost and words in found.reason
+
+
+def test_reason_of_a_failed_run_is_not_longer_than_a_table_can_show():
+    [traceback] = [ended("RuntimeError", "word " * 1000, 1)]
+    assert len(how_it_ended(1, [traceback], "").reason) <= 400
+
+
+class Recorded(Exception):
+    """Raised by a rank of a test."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DataError("data.index: gone"), 2), (Recorded("two\nlines"), 1)]
+)
+def test_rank_reports_the_error_that_ends_it(tmp_path, monkeypatch, error, status):
+    """must report errors of other libraries too, and keep their traceback"""
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv(VARIABLE, str(events))
+    monkeypatch.setattr("pipeline.config.load_config", Mock(side_effect=error))
+    monkeypatch.setattr("pipeline.distributed.preemption.StopRequest.listen", Mock())
+    if status == 1:
+        with pytest.raises(Recorded):
+            train.main(["--config", "x.yaml"])
+    else:
+        assert train.main(["--config", "x.yaml"]) == status
+    message = " ".join(str(error).split())
+    assert read_events(events)[0] == [ended(type(error).__name__, message, status)]
+
+
+def test_ended_run_reports_the_events_of_its_own_launch(tmp_path, monkeypatch):
+    """must empty the event file, and append to the log, which an earlier launch may have left"""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    script = (
+        "import os; from pipeline.errors import DataError; from pipeline.events import EventLog;"
+        "print('a line'); EventLog(os.environ).add_end(DataError('gone'), 2); raise SystemExit(2)"
+    )
+    silent = "print('a line'); raise SystemExit(2)"
+    place = on_this_host(Devices(1), 4711)
+    config = build_config("local-dir:x", "x", output=str(tmp_path / "run"))
+    reasons = []
+    for source in (script, silent):
+        command = [sys.executable, "-c", source]
+        monkeypatch.setattr(
+            "pipeline.launching.run_process.launch_command", lambda *a, c=command, **k: c
+        )
+        run = RunProcess(config, place)
+        reasons.append(run.end().reason)
+    run.keep_log(str(tmp_path / "run.log"))
+    assert reasons == ["gone", "exit status 2: a line"]
+    assert (tmp_path / "run.log").read_text() == "a line\n" * 2
+    assert not list(tmp_path.glob("tppt-*/*-0"))
 
 
 TETHER = str(ROOT / "pipeline/launching/end_with_parent.py")
@@ -177,83 +257,3 @@ def test_a_program_whose_parent_has_gone_is_not_started():
     if os.getpid() == 1:
         pytest.skip("this is process 1")
     assert subprocess.run(words, capture_output=True).returncode == 1
-
-
-class FakeRun:
-    """A run that finishes one task in each launch, then ends as it was told to."""
-
-    def __init__(self, results: list[int], ended: Ended) -> None:
-        self._results, self._ended = results, ended
-        self.stopped = 0
-
-    def is_running(self) -> bool:
-        return False
-
-    def end(self) -> Ended:
-        self._results[0] = min(3, self._results[0] + 1)
-        return self._ended
-
-    def stop(self) -> None:
-        self.stopped += 1
-
-    def keep_log(self, url: str) -> None:
-        assert self.stopped, "a log is taken once nothing writes to it"
-
-
-@pytest.fixture
-def tasks_done(monkeypatch) -> list[int]:
-    """How many tasks the run's results hold; a test may change it."""
-    done = [0]
-
-    def read(output: str) -> RunResults:
-        stages = [stage([1] * (n + 1), [2] * (n + 1)) for n in range(done[0])]
-        return build_results(stages).build()
-
-    monkeypatch.setattr("pipeline.sweep.trial.read_results", read)
-    return done
-
-
-def trial(tasks_done: list[int], *ends: Ended, losses: int = 3, stop: bool = False) -> Trial:
-    config = build_config("local-dir:x", "x", output="memory://trial")
-    runs = iter([FakeRun(tasks_done, ended) for ended in ends])
-
-    @contextmanager
-    def launch(config: object):
-        yield next(runs)
-
-    return Trial([config], n_tasks=3, launch=launch, must_stop=lambda: stop, losses=losses)
-
-
-LOST, BROKEN = Ended("a process was killed", lost=True), Ended("no such thing")
-
-
-def test_a_run_that_lost_a_process_goes_on_and_tells_each_task_once(tasks_done):
-    reports = list(trial(tasks_done, LOST, LOST, Ended(None)).reports())
-    assert [report.tasks_done for report in reports] == [1, 2, 3]
-
-
-def test_a_run_with_a_fault_of_its_own_is_not_tried_again(tasks_done):
-    reports = trial(tasks_done, LOST, BROKEN).reports()
-    assert [next(reports).tasks_done, next(reports).tasks_done] == [1, 2]
-    with pytest.raises(TrialFailed, match="no such thing"):
-        next(reports)
-
-
-def test_losses_are_borne_as_often_as_was_said(tasks_done):
-    with pytest.raises(TrialFailed, match="once too often, see node_losses"):
-        list(trial(tasks_done, LOST, LOST, losses=1).reports())
-
-
-def test_a_run_that_ends_with_too_few_tasks_is_not_tried_for_ever(tasks_done):
-    with pytest.raises(TrialFailed, match="it has 1 tasks, and 3 were expected"):
-        list(trial(tasks_done, Ended(None)).reports())
-
-
-def test_a_finished_run_is_not_launched_again(tasks_done):
-    tasks_done[0] = 3
-    assert len(list(trial(tasks_done).reports())) == 3
-
-
-def test_a_trial_that_is_to_stop_starts_nothing(tasks_done):
-    with pytest.raises(Preempted):
-        list(trial(tasks_done, stop=True).reports())
