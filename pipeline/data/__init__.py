@@ -1,4 +1,4 @@
 """From prepared shards to batches of images; ``data.prepare`` makes the shards.
 
-Imports the words and ``distributed``; never ``data.prepare``.
+Imports the base modules and ``distributed``; never ``data.prepare``.
 """

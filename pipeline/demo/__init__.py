@@ -1,1 +1,4 @@
-"""The whole path in three minutes: pictures drawn here, a tiny CLIP, three methods, one table."""
+"""The demo: images drawn here, a tiny CLIP, three methods, one table of their results.
+
+Imports the base modules, ``data.prepare``, ``launching``, ``reporting`` and the commands.
+"""

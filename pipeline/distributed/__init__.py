@@ -1,4 +1,4 @@
 """The ranks of a run: how they meet, compute together, and stop together.
 
-Imports the words only.
+Imports the base modules.
 """

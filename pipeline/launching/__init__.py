@@ -9,5 +9,5 @@
 ``private_folder``  where a later start finds the files of an earlier one
 ==================  ==========================================================================
 
-Imports the top level of the package and ``output``.
+Imports the base modules and ``output``.
 """

@@ -1,1 +1,4 @@
-"""The frozen CLIP and everything that is learned beside it."""
+"""The frozen CLIP, and the tensors that are trained beside it.
+
+Imports the base modules.
+"""

@@ -1,4 +1,5 @@
-"""What a run writes and reads again: results, metrics, learned tensors, snapshots.
+"""The files of a run, written and read: results, metrics, learned tensors, snapshots.
 
-Imports the words, ``distributed``, ``data``, ``model`` and ``methods``; never ``training``.
+Imports the base modules, ``distributed``, ``data``, ``model``, ``classifiers`` and ``methods``;
+never ``training``.
 """

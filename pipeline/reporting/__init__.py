@@ -1,4 +1,4 @@
-"""Pages for people: one file each, which needs no network and no other file.
+"""Pages for people: each is one file that needs no network and no other file.
 
-Imports the words, ``output`` and ``sweep``.
+Imports the base modules, ``output`` and ``sweep``.
 """

@@ -1,5 +1,5 @@
 """A hyperparameter search: its plan, its trials on Ray, its trial table.
 
-Imports the words, ``distributed``, ``data``, ``model``, ``methods``, ``output``, ``training`` and
-``launching``.
+Imports the base modules, ``distributed``, ``data``, ``model``, ``methods``, ``output``,
+``training`` and ``launching``.
 """

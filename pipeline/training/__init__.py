@@ -1,4 +1,5 @@
 """From a checked configuration to a finished run: the loop, the step, the tests of each task.
 
-Imports the words, ``distributed``, ``data``, ``model``, ``methods`` and ``output``.
+Imports the base modules, ``distributed``, ``data``, ``model``, ``classifiers``, ``methods`` and
+``output``.
 """
