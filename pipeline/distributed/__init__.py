@@ -1,4 +1,4 @@
-"""The ranks of a run: how they meet, compute together, and stop together.
+"""The ranks of a run: their process group, their collectives, and their common stop.
 
 Imports the base modules.
 """

@@ -1,4 +1,7 @@
-"""What the ranks of a run compute together: sums, gathers, shared answers and shared errors."""
+"""Collectives over the ranks of a run: sums, gathers, values of rank 0, and errors.
+
+X: any number of parameters in one flat vector.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ T = TypeVar("T")
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum of ``value`` over ranks, the same on each; ``value`` itself is left as it was."""
+    """Elementwise sum of ``value`` over ranks, on every rank; ``value`` does not change."""
     total = value.clone()
     dist.all_reduce(total)
     return total
 
 
 def gather(value_B: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, without gradient; every rank has equally many."""
+    """The rows of all ranks in rank order, without gradient; B is equal on all ranks."""
     if dist.get_world_size() == 1:
         return value_B
     parts = [torch.empty_like(value_B) for _ in range(dist.get_world_size())]
@@ -33,9 +36,9 @@ def gather(value_B: Tensor) -> Tensor:
 
 
 def pairwise_sum(items: Sequence[T], value_of: Callable[[T], Tensor]) -> Tensor:
-    """Sum of the values of all items: of the first half, plus of the second, each summed likewise.
+    """Sum of ``value_of(item)``: the sum of the first half plus that of the second, recursively.
 
-    Asked for one after another, so that only as many are in memory as items can be halved.
+    Values are computed one after another; only about log2(number of items) are in memory at once.
     """
     if len(items) == 1:
         return value_of(items[0])
@@ -44,49 +47,49 @@ def pairwise_sum(items: Sequence[T], value_of: Callable[[T], Tensor]) -> Tensor:
 
 
 def ordered_reduce_scatter(value_X: Tensor, common_X: Tensor) -> Tensor:
-    """This rank's share, in its place among zeros, of the values of all ranks and ``common_X``.
+    """This rank's slice of the sum over ranks of ``value_X``, plus ``common_X``; zeros elsewhere.
 
-    ``common_X`` is the same on every rank and enters once. The engine, which averages over ranks,
-    puts the whole sum together from shares of this scale, adding only zeros. Ranks are summed in
-    halves: if their values are sums in halves too, and the number of ranks is a power of two, the
-    bits are those of the sum in halves of everything, on one rank or on many.
+    ``common_X`` is equal on all ranks and is added once. The result has shape X and is multiplied
+    by the number of ranks: the mean over ranks, which the engine takes, is then the complete sum,
+    and it adds only zeros. Ranks are summed pairwise. If the value of each rank is a pairwise sum
+    too, and the number of ranks is a power of two, the bits do not depend on the number of ranks.
     """
     world_size, rank = dist.get_world_size(), dist.get_rank()
     if world_size == 1:
         return value_X + common_X
-    share = -(-len(value_X) // world_size)
-    mine = slice(rank * share, (rank + 1) * share)
-    sent = F.pad(value_X, (0, share * world_size - len(value_X))).view(world_size, share)
-    received = torch.empty_like(sent)  # this rank's share of each rank's value
+    size = -(-len(value_X) // world_size)
+    own = slice(rank * size, (rank + 1) * size)
+    sent = F.pad(value_X, (0, size * world_size - len(value_X))).view(world_size, size)
+    received = torch.empty_like(sent)  # this rank's slice of each rank's value
     dist.all_to_all_single(received, sent)
     total = pairwise_sum(range(world_size), lambda index: received[index])
     result_X = torch.zeros_like(value_X)
-    result_X[mine] = (total[: len(result_X[mine])] + common_X[mine]) * world_size
+    result_X[own] = (total[: len(result_X[own])] + common_X[own]) * world_size
     return result_X
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank; for small things of plain types."""
+    """The value of rank 0, on every rank; for small values of plain types."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def on_main(answer: Callable[[], T]) -> T:
-    """The result of ``answer`` on rank 0, on every rank; for small values of plain types.
+def on_main(work: Callable[[], T]) -> T:
+    """Run ``work`` on rank 0 only; its result, on every rank; for small values of plain types.
 
     Raises:
-        PipelineError: it failed there; on every rank.
+        PipelineError: ``work`` failed; every rank raises it.
     """
     value = None
     with raise_on_all_ranks():
         if dist.get_rank() == 0:
-            value = answer()
+            value = work()
     return broadcast_object(value)
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The value of every rank, in rank order; for small things of plain types."""
+    """The values of all ranks in rank order; for small values of plain types."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -94,18 +97,21 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """At the end of the block every rank raises the error that any rank met in it.
+    """At the end of the block every rank raises the first error of any rank.
 
-    Without it the ranks that are well would wait for the one that is not until they time out.
+    Without it the other ranks would wait in their next collective until they time out.
+
+    Raises:
+        PipelineError: of the type that the rank raised; the message names the rank.
     """
-    fault = None
+    own_error: PipelineError | None = None
     try:
         yield
     except PipelineError as error:
-        fault = error
-    if not int(sum_over_ranks(torch.tensor(int(fault is not None)))):
+        own_error = error
+    if not int(sum_over_ranks(torch.tensor(int(own_error is not None)))):
         return
-    if dist.get_world_size() == 1:
-        raise fault
-    rank, first = next((r, error) for r, error in enumerate(gather_objects(fault)) if error)
-    raise type(first)(f"rank {rank}: {first}") from fault
+    if own_error and dist.get_world_size() == 1:
+        raise own_error
+    rank, first = next((r, error) for r, error in enumerate(gather_objects(own_error)) if error)
+    raise type(first)(f"rank {rank}: {first}") from own_error

@@ -1,4 +1,4 @@
-"""The ranks of a run: who they are, how they meet, and how they part."""
+"""The ranks of a run: the place of this process among them, and their process group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, LostRankError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all."""
+    """The place of this process among all ranks of a run."""
 
     rank: int
     world_size: int
@@ -27,15 +27,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this is rank 0, which logs and writes for all."""
         return self.rank == 0
 
 
 def read_world(environment: Mapping[str, str]) -> World:
-    """The place that the launcher gave this process; alone if there was none.
+    """The place that the launcher gave this process; rank 0 of 1 without a launcher.
 
     Raises:
-        ConfigError: a launcher gave only part of what is needed.
+        ConfigError: only one of RANK and WORLD_SIZE is set.
     """
     rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
     if (rank is None) != (world_size is None):
@@ -51,11 +51,14 @@ def read_world(environment: Mapping[str, str]) -> World:
 
 @contextmanager
 def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
-    """Join the other ranks for the duration of the block.
+    """A process group of all ranks for the duration of the block.
 
-    A collective that takes longer than ``timeout_s`` raises on every rank that waits in it. No rank
-    leaves the block before all have come to its end: of one that stands still, when others have
-    gone, no one would know, and its launcher would wait for it for ever.
+    A collective that takes longer than ``timeout_s`` seconds raises on every rank that waits in it.
+    No rank leaves the block before all reach its end. If one hangs there, the others notice; else
+    its launcher would wait for it for ever.
+
+    Raises:
+        LostRankError: another rank died, hangs or cannot be reached.
     """
     on_gpu = world.device.type == "cuda"
     if on_gpu:
@@ -67,9 +70,9 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it, whoever started the group
-        alone = dist.HashStore()
-        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it, undeclared
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     try:
         yield
         sum_over_ranks(torch.zeros(()))
@@ -78,21 +81,23 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
             raise
         raise LostRankError(
             f"rank {world.rank} lost contact with the others: {_first_line(error)}; "
-            "look for what ended or stopped them, then start the same command again to go on"
+            "find out what ended or stopped them, then start the same command again to continue"
         ) from error
     finally:
         _destroy_process_group()
 
 
 def new_world_group(timeout_s: float) -> dist.ProcessGroup:
-    """A further group of all ranks; every rank asks."""
-    return dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+    """A further process group of all ranks; a collective call, made on every rank."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)  # every rank is a member
+    return group
 
 
 def _destroy_process_group() -> None:
-    """Leave the group, by way of DeepSpeed if it was loaded.
+    """Leave the process group, through DeepSpeed if it is in use.
 
-    It keeps group handles of its own, with which the next group of this process would not work.
+    DeepSpeed keeps its own handles of groups. A later group of this process would fail with them.
     """
     deepspeed = sys.modules.get("deepspeed.comm")
     owner = deepspeed if deepspeed and deepspeed.is_initialized() else dist
@@ -100,20 +105,20 @@ def _destroy_process_group() -> None:
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed, rather than a computation.
+    """Whether a collective failed, not a computation.
 
-    NCCL's failures have a class of their own; gloo's are told by the source file they name.
+    Errors of NCCL have their own class; errors of gloo name a source file of gloo.
     """
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _first_line(error: RuntimeError) -> str:
-    """A collective's complaint without the source file in front of it."""
+    """The message of a failed collective, without the source file in front of it."""
     return str(error).partition("\n")[0].rpartition("] ")[2].strip().rstrip(".")
 
 
 def _share_cores(world: World) -> None:
-    """Divide the cores of a CPU node among its ranks, unless the user has decided."""
+    """Divide the cores of a CPU node among its ranks, unless the user has set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
