@@ -1,7 +1,7 @@
-"""The front door of every command: help, errors and exit status in one form.
+"""Help, errors and exit status, in the same form for every command.
 
 Exit status: 0 done, 1 a fault of the program or a lost rank, 2 an error that the user can correct,
-75 stopped by a signal (the same command goes on), 130 interrupted from the keyboard.
+75 stopped by a signal (the same command continues), 130 interrupted from the keyboard.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from pipeline.errors import PipelineError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def build_parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def run_command(
 ) -> int:
     """The exit status of ``work()``; a :class:`PipelineError` becomes one line on stderr.
 
-    Where several ranks run, only those for which ``speaks(error)`` holds write that line.
+    With several ranks, only a rank with ``speaks(error)`` writes the line.
     """
     try:
         return work()
@@ -39,5 +39,5 @@ def run_command(
             sys.stderr.write(f"error: {error}\n")
         return error.exit_status
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; start the same command again to go on\n")
+        sys.stderr.write("error: interrupted; start the same command again to continue\n")
         return INTERRUPTED

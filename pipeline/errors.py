@@ -1,33 +1,33 @@
-"""Everything that may go wrong for a reason a person can act on.
+"""All failures that the user can correct.
 
-PipelineError              one sentence: place, what was found, what was wanted, what to do
-├── ConfigError            a configuration, an option or a launch that cannot work
-├── DataError              an index, a shard or a sample that is not what it claims to be
+PipelineError              one sentence: the place, the value found, the value wanted, the remedy
+├── ConfigError            a setting, an option or a launch that cannot work
+├── DataError              an index, a shard or a sample with wrong content
 ├── StorageError           a URL that cannot be read or written
-├── WeightsError           a backbone that is missing or of the wrong kind
-├── DivergenceError        a loss that is no longer a number
+├── WeightsError           a backbone that is missing or of the wrong type
+├── DivergenceError        a loss that is not a finite number
 ├── LostRankError          a rank that died, hangs or cannot be reached
-├── TakenOverError         an output that a later start of the command writes to
-├── SweepFailedError       a sweep without one finished trial
-└── Preempted              no fault: a signal asked the run to stop, and it can go on later
+├── TakenOverError         an output to which a later start of the command writes
+├── SweepFailedError       a sweep without a finished trial
+└── Preempted              not a failure: the run was asked to stop and can continue later
 
-A command turns a ``PipelineError`` into one line on stderr and its exit status; anything else is a
-fault of this code and keeps its traceback.
+A command shows a ``PipelineError`` as one line on stderr and ends with its exit status. Any other
+exception is a fault of this program and keeps its traceback.
 """
 
 
 class PipelineError(Exception):
-    """A failure that the user can understand and mend."""
+    """A failure that the user can correct."""
 
     exit_status = 2
 
 
 class ConfigError(PipelineError):
-    """A configuration, an option or a launch that cannot work."""
+    """A setting, an option or a launch that cannot work."""
 
 
 class DataError(PipelineError):
-    """An index, a shard or a sample that is not what it claims to be."""
+    """An index, a shard or a sample with wrong content."""
 
 
 class StorageError(PipelineError):
@@ -35,30 +35,30 @@ class StorageError(PipelineError):
 
 
 class WeightsError(PipelineError):
-    """A backbone that is missing or of the wrong kind."""
+    """A backbone that is missing or of the wrong type."""
 
 
 class DivergenceError(PipelineError):
-    """A loss that is no longer a number."""
+    """A loss that is not a finite number."""
 
 
 class LostRankError(PipelineError):
-    """A rank that died, hangs or cannot be reached; the same command goes on from a snapshot."""
+    """A rank that died, hangs or cannot be reached; the same command continues from a snapshot."""
 
     exit_status = 1
 
 
 class TakenOverError(PipelineError):
-    """An output that a later start of the command writes to."""
+    """An output to which a later start of the command writes."""
 
 
 class SweepFailedError(PipelineError):
-    """A sweep without one finished trial."""
+    """A sweep without a finished trial."""
 
     exit_status = 1
 
 
 class Preempted(PipelineError):
-    """A signal asked the run to stop; the same command goes on from a snapshot."""
+    """The run was asked to stop; the same command continues from a snapshot."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -1,4 +1,4 @@
-"""The log that people read: one line format, on stderr."""
+"""The log for people: one line format, on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 def setup_logging(rank: int) -> None:
-    """Write this package's log to stderr: rank 0 from INFO on, the others from WARNING on."""
+    """Write the log of this package to stderr: on rank 0 from INFO, on the others from WARNING."""
     handler = _StderrHandler()
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s r{rank} %(module)s: %(message)s", datefmt="%H:%M:%S")
@@ -19,13 +19,13 @@ def setup_logging(rank: int) -> None:
     package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-class _StderrHandler(logging.StreamHandler):
-    """Writes to what stderr is at the time: while a live display is shown, above that."""
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not in Python 3.10
+    """Writes to the present ``sys.stderr``: above a live display, while one is shown."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:
-        """Where lines go now."""
+        """The file to write to."""
         return sys.stderr

@@ -1,4 +1,4 @@
-"""Independent random streams, each named by a path: no draw depends on another's history."""
+"""Random streams named by a path; the draws of one never depend on those of another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 
 def derive_seed(*path: int | str) -> int:
-    """A 63-bit seed for the stream named by ``path``, the same in every process and for ever.
+    """A seed in [0, 2⁶³) for the stream named by ``path``; it never changes between versions.
 
-    Parts are told apart by type and position: ``("a", 1)``, ``("a", "1")`` and ``("a1",)`` differ.
+    The type and the position of a part matter: ``("a", 1)``, ``("a", "1")`` and ``("a1",)`` differ.
 
     Raises:
-        TypeError: a part is neither an ``int`` nor a ``str``; numpy's own numbers print differently
-            from version to version.
+        TypeError: a part is neither an ``int`` nor a ``str``; numpy's numbers print differently
+            in different versions of numpy.
     """
     if not all(type(part) in (int, str) for part in path):
         raise TypeError(f"a stream is named by int and str only, found {path!r}")
@@ -34,9 +34,9 @@ def torch_stream(*path: int | str) -> torch.Generator:
 
 
 def seed_torch(*path: int | str) -> None:
-    """Have what torch draws globally from here on, on every device, be the stream of ``path``.
+    """Seed the global generators of torch, on every device, with the stream named by ``path``.
 
-    For what cannot be handed a generator, such as dropout: it is then the same however often a run
-    was interrupted before.
+    For code that takes no generator, such as dropout; its draws then do not depend on earlier
+    interruptions of the run.
     """
     torch.manual_seed(derive_seed(*path))

@@ -7,7 +7,6 @@ replaces the earlier one, section by section.
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.text import did_you_mean
 
 _CREDENTIALS = re.compile(r"://[^/\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE)
 
@@ -148,9 +148,7 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     path = _path_of(first)
     place = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(kind, path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        hint = did_you_mean(path[-1], _fields_at(kind, path[:-1]))
         return f"{place} is not a known key; {hint}"
     if first["type"] == "missing":
         return f"{place} is missing; it must be given"

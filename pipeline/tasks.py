@@ -1,4 +1,4 @@
-"""Classes in an order, cut into tasks."""
+"""The order of the classes, and their division into tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Task:
-    """The classes that arrive together.
+    """The classes that are learned together.
 
-    Classes are numbered in class order: this task's are ``first .. last - 1``, those seen before
-    are ``0 .. first - 1``. ``labels`` gives each class's number in the shard index.
+    Classes are numbered in the order of learning: ``first .. last - 1`` belong to this task and
+    ``0 .. first - 1`` to earlier ones. ``labels`` are their numbers in the shard index.
     """
 
     index: int
@@ -25,29 +25,29 @@ class Task:
 
     @property
     def last(self) -> int:
-        """One past the last class, hence the number of classes seen once this task is learned."""
+        """One past the last class; also the number of classes seen after this task."""
         return self.first + len(self.labels)
 
 
 def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[int, ...]:
-    """Index labels in the order in which they are learned.
+    """The labels of the index in the order in which they are learned.
 
-    ``natural`` is the index's own order. ``lamda`` is the seeded permutation of PILOT and its
-    descendants (``numpy.random.seed(seed); permutation(n)``, position = new label). A list is
-    taken as it stands.
+    ``natural`` is the order of the index. ``lamda`` is the seeded permutation of the LAMDA-PILOT
+    toolbox (``numpy.random.seed(seed); permutation(n)``; the position is the new class number). A
+    list is the order itself.
 
     Raises:
-        ConfigError: the list is no permutation of the classes, or the rule is unknown.
+        ConfigError: the list is not a permutation of the labels, or the rule is unknown.
     """
     if rule == "natural":
         return tuple(range(n_classes))
     if rule == "lamda":
         return tuple(int(label) for label in np.random.RandomState(seed).permutation(n_classes))
     if isinstance(rule, str):
-        raise ConfigError(f"tasks.class_order: {rule!r} is not 'natural', 'lamda' or a list")
+        raise ConfigError(f"tasks.class_order: found {rule!r}; use 'natural', 'lamda' or a list")
     if sorted(rule) != list(range(n_classes)):
         raise ConfigError(
-            f"tasks.class_order: a list must hold each of 0..{n_classes - 1} once, "
+            f"tasks.class_order: the list must contain each label 0..{n_classes - 1} once, "
             f"found {len(rule)} entries, {len(set(rule))} of them different"
         )
     return tuple(rule)
@@ -56,20 +56,20 @@ def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[i
 def grouped_class_order(
     rule: str | Sequence[int], group_sizes: Sequence[int], seed: int
 ) -> tuple[int, ...]:
-    """:func:`class_order` for classes that arrive in groups of ``group_sizes`` classes, in order.
+    """:func:`class_order` for groups of ``group_sizes`` classes that are learned one after another.
 
-    A rule orders each group by itself, so that what arrives later changes nothing before it.
+    A rule orders each group separately, so that a later group changes nothing before it.
 
     Raises:
-        ConfigError: as there, or a list mixes the groups.
+        ConfigError: as in :func:`class_order`, or a list mixes the groups.
     """
     if not isinstance(rule, str):
         order = class_order(rule, sum(group_sizes), seed)
         group_of = np.repeat(np.arange(len(group_sizes)), group_sizes)[list(order)]
         if (np.diff(group_of) < 0).any():
             raise ConfigError(
-                "tasks.class_order: the list must name every class of an index before those of "
-                f"the next one; data.index gives groups of {list(group_sizes)} classes"
+                "tasks.class_order: the list must name all classes of an index before those of "
+                f"the next one; data.index has groups of {list(group_sizes)} classes"
             )
         return order
     order, first = (), 0
@@ -88,20 +88,20 @@ def split_classes(
     limit: int | None = None,
     group_sizes: Sequence[int] | None = None,
 ) -> tuple[Task, ...]:
-    """Cut ``order`` into tasks; ``names[label]`` is the name of an index label.
+    """Divide ``order`` into tasks; ``names[label]`` is the name of a label of the index.
 
-    The first task has ``initial_classes`` classes (0: as many as every other), the last one what
-    is left. ``limit`` keeps the first tasks only. Classes that arrive in groups of ``group_sizes``
-    share no task with those of another group.
+    The first task has ``initial_classes`` classes (0: ``classes_per_task``); the last task has the
+    rest. ``limit`` keeps the first tasks only. No task contains classes of two groups.
 
     Raises:
-        ConfigError: the first task alone would take more classes than there are.
+        ConfigError: there are too few classes for the first task.
     """
     first_size = initial_classes or classes_per_task
     groups = group_sizes or [len(order)]
     if first_size > groups[0]:
         raise ConfigError(
-            f"tasks: the first task wants {first_size} classes and there are {groups[0]}"
+            f"tasks: the first task needs {first_size} classes and data.index has {groups[0]}; "
+            "lower tasks.initial_classes or tasks.classes_per_task"
         )
     starts: list[int] = []
     begin = 0

@@ -1,8 +1,9 @@
-"""Numbers, sizes and lists as people read them; the same form in every table, log and error."""
+"""Numbers, sizes and lists for people, in the same form in every table, log line and error."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 from rich.console import Console
@@ -11,9 +12,9 @@ NOT_KNOWN = "–"
 
 
 def format_percent(fractions: Sequence[float | None], *, digits: int = 1) -> str:
-    """Fractions in per cent: one as ``31.3``, several as mean ± standard deviation ``31.3 ± 0.2``.
+    """Fractions in per cent: one as ``31.3``, several as mean ± standard deviation, ``31.3 ± 0.2``.
 
-    A dash if there is none, or if one of them is None.
+    A dash if there is no fraction, or if one of them is None.
     """
     known = [100 * fraction for fraction in fractions if fraction is not None]
     if not known or len(known) < len(fractions):
@@ -24,7 +25,7 @@ def format_percent(fractions: Sequence[float | None], *, digits: int = 1) -> str
 
 
 def format_spread(mean: float | None, deviation: float | None, *, digits: int = 1) -> str:
-    """A mean fraction in per cent, with its standard deviation where that is known."""
+    """A mean fraction in per cent, with its standard deviation unless that is None."""
     if mean is None:
         return NOT_KNOWN
     text = f"{100 * mean:.{digits}f}"
@@ -32,7 +33,7 @@ def format_spread(mean: float | None, deviation: float | None, *, digits: int = 
 
 
 def format_bytes(size: float) -> str:
-    """``size`` bytes in kB, MB or GB of 1000, with one digit: ``122.9 MB``."""
+    """``size`` bytes as kB, MB or GB (powers of 1000) with one digit: ``122.9 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
             return f"{size / scale:,.1f} {unit}"
@@ -49,11 +50,18 @@ def format_clock(seconds: float | None) -> str:
 
 
 def first_few(items: Sequence[object], most: int = 8) -> str:
-    """The first items, separated by commas; ``, … (n in all)`` if there are more than ``most``."""
+    """The first ``most`` items with commas; ``, … (n in all)`` follows if there are more."""
     shown = ", ".join(map(str, items[:most]))
     return f"{shown}, … ({len(items)} in all)" if len(items) > most else shown
 
 
 def shows_live_display(console: Console) -> bool:
-    """Whether ``console`` is a terminal that can redraw lines; a file or a dumb one cannot."""
+    """Whether ``console`` is a terminal that can redraw lines, not a file or a dumb terminal."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown ``name``: the most similar known name, or else all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"

@@ -92,7 +92,7 @@ def test_nothing_is_changed_after_loading(file):
         ("optim.learnng_rate=1", "learnng_rate is not a known key; did you mean 'learning_rate'"),
         ("optm.epochs=1", "optm is not a known key; did you mean 'optim'"),
         ("data.cache.foldr=x", "data.cache.foldr is not a known key; did you mean 'folder'"),
-        ("tasks.zzz=1", "tasks.zzz is not a known key; known here: class_order, order_seed"),
+        ("tasks.zzz=1", "tasks.zzz is not a known key; there are class_order, order_seed"),
         ("optim.learning_rate=fast", "optim.learning_rate: .*valid number.*, found 'fast'"),
         ("optim.learning_rate=-1", "optim.learning_rate: .*greater than 0, found -1"),
         ("optim.learning_rate=.inf", "optim.learning_rate: .*finite number, found inf"),

@@ -1,4 +1,4 @@
-"""Lines for people name their rank; lines for machines are JSON, whole or absent."""
+"""Log lines name their rank; lines of metrics are complete JSON objects."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pipeline.log import setup_logging
 from pipeline.output.metrics_log import MetricsLog
 
 
-@pytest.mark.parametrize(("rank", "said"), [(0, ["told", "warned"]), (3, ["warned"])])
-def test_first_rank_tells_and_the_others_warn(capsys, rank, said):
+@pytest.mark.parametrize(("rank", "shown"), [(0, ["note", "warning"]), (3, ["warning"])])
+def test_rank_0_logs_from_info_and_the_others_from_warning(capsys, rank, shown):
     setup_logging(rank)
-    setup_logging(rank)  # once more, as a second run in one process does: no line comes twice
-    speaker = logging.getLogger("pipeline.somewhere")
-    speaker.debug("hidden")
-    speaker.info("told")
-    speaker.warning("warned")
+    setup_logging(rank)  # as a second run in one process does: no line may come twice
+    log = logging.getLogger("pipeline.somewhere")
+    log.debug("hidden")
+    log.info("note")
+    log.warning("warning")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[-1] for line in lines] == said
+    assert [line.split()[-1] for line in lines] == shown
     assert all(re.match(rf"\d\d:\d\d:\d\d r{rank} test_log: ", line) for line in lines)
 
 
-def test_other_libraries_are_left_alone(capsys):
+def test_log_of_other_libraries_does_not_change(capsys):
     before = logging.getLogger().handlers[:]
     setup_logging(0)
     assert logging.getLogger().handlers == before
 
 
-def test_metrics_are_whole_lines_of_json_after_each_flush():
+def test_metrics_are_complete_json_lines_after_each_flush():
     writer = MetricsLog("memory://log/metrics.jsonl")
     writer.add(kind="step", loss=0.5)
     assert not storage.exists("memory://log/metrics.jsonl")
@@ -50,7 +50,7 @@ def test_metrics_are_whole_lines_of_json_after_each_flush():
     ]
 
 
-def test_lines_go_above_a_live_display_and_not_into_it(capsys, monkeypatch):
+def test_lines_go_above_a_live_display(capsys, monkeypatch):
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "140")):
         monkeypatch.setenv(name, value)
     setup_logging(0)
@@ -58,5 +58,5 @@ def test_lines_go_above_a_live_display_and_not_into_it(capsys, monkeypatch):
         live.refresh()
         logging.getLogger("pipeline.any").warning("a step was skipped")
     shown = capsys.readouterr().err
-    # the display is cleared, the line stands in its place, and the display comes after it
+    # The display is cleared, the line takes its place, and the display follows.
     assert re.search(r"\x1b\[2K[\d:]+ r0 test_log: a step was skipped\n.*the display", shown)

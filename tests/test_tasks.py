@@ -1,4 +1,4 @@
-"""Class orders as other projects draw them, and every way to cut one into tasks."""
+"""Class orders, equal to those of other projects, and their division into tasks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def split(n_classes: int, **rule: int) -> list[int]:
         (300, [169, 221, 146, 296, 92, 229, 49, 70, 126, 77]),
     ],
 )
-def test_lamda_order_is_the_one_that_others_train_in(n_classes, first):
-    """must give the published first classes of seed 1993, whatever numpy version"""
+def test_lamda_order_equals_the_published_order(n_classes, first):
+    """must give the published first classes of seed 1993 with every version of numpy"""
     order = class_order("lamda", n_classes, 1993)
     assert list(order[:10]) == first
     assert sorted(order) == list(range(n_classes))
 
 
-def test_lamda_order_leaves_the_global_numpy_stream_alone():
+def test_lamda_order_does_not_change_the_global_numpy_stream():
     np.random.seed(7)
     expected = np.random.rand()
     np.random.seed(7)
@@ -38,7 +38,7 @@ def test_lamda_order_leaves_the_global_numpy_stream_alone():
     assert np.random.rand() == expected
 
 
-def test_natural_and_listed_orders_are_taken_as_they_are():
+def test_natural_and_listed_orders_are_used_unchanged():
     assert class_order("natural", 4, 1993) == (0, 1, 2, 3)
     assert class_order([2, 0, 3, 1], 4, 1993) == (2, 0, 3, 1)
 
@@ -46,13 +46,13 @@ def test_natural_and_listed_orders_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("lambda", "'lambda' is not 'natural', 'lamda' or a list"),
-        ([0, 1, 1], "each of 0..2 once, found 3 entries, 2 of them different"),
-        ([0, 1], "each of 0..2 once, found 2 entries"),
-        ([0, 1, 3], "each of 0..2 once"),
+        ("lambda", "found 'lambda'; use 'natural', 'lamda' or a list"),
+        ([0, 1, 1], "each label 0..2 once, found 3 entries, 2 of them different"),
+        ([0, 1], "each label 0..2 once, found 2 entries"),
+        ([0, 1, 3], "each label 0..2 once"),
     ],
 )
-def test_orders_that_are_none_are_refused(rule, words):
+def test_invalid_order_is_refused(rule, words):
     with pytest.raises(ConfigError, match=words):
         class_order(rule, 3, 1993)
 
@@ -75,7 +75,7 @@ def test_sizes_of_tasks(n_classes, rule, sizes):
     assert split(n_classes, **rule) == sizes
 
 
-def test_tasks_cover_the_order_and_number_the_classes_in_it():
+def test_tasks_follow_the_order_and_number_its_classes():
     names = ["a", "b", "c", "d", "e"]
     first, second, third = split_classes([3, 1, 4, 0, 2], names, classes_per_task=2)
     assert [task.labels for task in (first, second, third)] == [(3, 1), (4, 0), (2,)]
@@ -85,5 +85,7 @@ def test_tasks_cover_the_order_and_number_the_classes_in_it():
 
 
 def test_first_task_larger_than_the_data_is_refused():
-    with pytest.raises(ConfigError, match="the first task wants 8 classes and there are 7"):
+    with pytest.raises(
+        ConfigError, match="needs 8 classes and data.index has 7; lower tasks.initial"
+    ):
         split(7, classes_per_task=2, initial_classes=8)
