@@ -1,4 +1,4 @@
-"""A task that ``srun`` starts knows its place; whatever else runs inside a SLURM job is alone."""
+"""A task of ``srun`` finds its place; any other process in a SLURM job runs alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEP = BATCH | {
 
 
 def added(environment: dict[str, str]) -> dict[str, str]:
-    """What :func:`adopt_step` writes into an environment."""
+    """The variables that :func:`adopt_step` adds to an environment."""
     after = dict(environment)
     adopt_step(after)
     assert environment.items() <= after.items()
@@ -43,12 +43,12 @@ def added(environment: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_at_the_keyboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests may be run from a terminal, which a task is not."""
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task has no terminal, but the tests may have one."""
     monkeypatch.setattr(os, "isatty", lambda descriptor: False)
 
 
-def test_task_of_a_step_has_a_place_among_all():
+def test_task_of_a_step_gets_its_place():
     assert added(STEP) == {
         "RANK": "13",
         "WORLD_SIZE": "16",
@@ -60,7 +60,7 @@ def test_task_of_a_step_has_a_place_among_all():
 
 
 def test_task_that_sees_one_gpu_uses_it():
-    """must not look for the sixth GPU where SLURM shows each task its own one"""
+    """must not use number 5 if SLURM shows each task only its own GPU"""
     assert added(STEP | {"CUDA_VISIBLE_DEVICES": "5"})["LOCAL_RANK"] == "0"
 
 
@@ -71,33 +71,39 @@ def test_task_that_sees_one_gpu_uses_it():
         BATCH,
         STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
         STEP | {"RANK": "0", "WORLD_SIZE": "2"},
-        STEP | {"WORLD_SIZE": "2"},  # refused by read_world, not completed with another's rank
+        STEP | {"WORLD_SIZE": "2"},  # refused by read_world, not completed
     ],
-    ids=["no SLURM", "batch script", "step of one task", "launcher in a step", "half a launcher"],
+    ids=[
+        "no SLURM",
+        "batch script",
+        "step of one task",
+        "launcher in a step",
+        "incomplete launcher",
+    ],
 )
-def test_whatever_is_no_task_of_a_step_is_left_alone(environment):
+def test_environment_of_any_other_process_does_not_change(environment):
     assert added(environment) == {}
 
 
-def test_place_to_meet_may_be_chosen():
+def test_variables_of_the_user_are_kept():
     chosen = {"MASTER_ADDR": "10.0.0.3", "MASTER_PORT": "4000", "OMP_NUM_THREADS": "1"}
     assert set(added(STEP | chosen)) == {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID"])
-def test_half_a_step_is_refused(name):
-    """must not run alone, beside others that would write to the same output"""
-    half = {key: value for key, value in STEP.items() if key != name}
+def test_incomplete_step_is_refused(name):
+    """must not run alone: other tasks would write to the same output"""
+    incomplete = {key: value for key, value in STEP.items() if key != name}
     with pytest.raises(ConfigError, match=f"SLURM_STEP_NUM_TASKS is 16, but .*{name}.*`srun`"):
-        adopt_step(half)
+        adopt_step(incomplete)
 
 
-def test_shell_on_a_terminal_is_no_task():
-    """must hold for ``srun --ntasks=16 --pty bash``, whose first task is a person's shell"""
+def test_interactive_shell_is_no_task():
+    """must hold for ``srun --ntasks=16 --pty bash``: its first task is a shell"""
     script = "import os; from pipeline.distributed.slurm import adopt_step; adopt_step(os.environ);"
     script += "print(os.environ.get('RANK'))"
     keyboard, terminal = pty.openpty()
-    told = [
+    found = [
         subprocess.run(
             [sys.executable, "-c", script],
             env={"PATH": os.environ["PATH"], **STEP},
@@ -110,7 +116,7 @@ def test_shell_on_a_terminal_is_no_task():
     ]
     os.close(keyboard)
     os.close(terminal)
-    assert told == ["None", "13"]
+    assert found == ["None", "13"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +136,8 @@ def test_first_host_of_a_list(nodelist, host):
     assert first_host(nodelist) == host
 
 
-def test_jobs_of_one_time_do_not_meet():
-    """must hold for steps of jobs that can share a node, and spare the kernel's own ports"""
+def test_jobs_of_one_node_have_different_ports():
+    """must hold for steps of jobs with near numbers, and stay below the ports that the kernel assigns"""
     for first in (1, 1_175, 4_000_000):
         pairs = list(product(range(first, first + 1_000), range(17)))
         ports = {meeting_port(job, step) for job, step in pairs}
