@@ -137,7 +137,7 @@ def test_first_host_of_a_list(nodelist, host):
 
 
 def test_jobs_of_one_node_have_different_ports():
-    """must hold for steps of jobs with near numbers, and stay below the ports that the kernel assigns"""
+    """must hold for jobs with near numbers, and stay below the ports that the kernel assigns"""
     for first in (1, 1_175, 4_000_000):
         pairs = list(product(range(first, first + 1_000), range(17)))
         ports = {meeting_port(job, step) for job, step in pairs}
