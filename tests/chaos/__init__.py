@@ -1,1 +1,1 @@
-"""A training run under random harm, which must end as the undisturbed run does."""
+"""Fault injection: a training run that is killed and restarted must give the same result."""

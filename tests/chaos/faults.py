@@ -1,4 +1,4 @@
-"""What may be done to a run, and the seeded choice of it."""
+"""The faults that can be injected into a run, and their seeded choice."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal
 Victim = Literal["rank", "ranks", "launcher", "inner launcher", "everything", "storage"]
 Moment = Literal["start", "step", "snapshot", "evaluation", "boundary"]
 
-STORAGE = "storage refuses"  # the kind that needs a storage that can be reached only through us
+STORAGE = "storage refuses"  # this kind needs an object store behind our relay
 
-_HOW_MANY = (1, 1, 1, 1, 1, 2, 2, 3)  # harms of a round, each as likely
+_FAULTS_PER_ROUND = (1, 1, 1, 1, 1, 2, 2, 3)  # each entry is equally likely
 _SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR2")
 _OUTAGE_S = (2.0, 12.0)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of the report: what is drawn from for a harm of this kind."""
+    """One row of the report: the victims, signals and moments from which a fault is drawn."""
 
     victims: tuple[Victim, ...]
     signals: tuple[str | None, ...]
@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     **_signals_to("launcher", "launcher"),
     **_signals_to("inner launcher", "inner launcher"),
     "SIGKILL everything": Kind(("everything",), ("SIGKILL",)),
-    # Only a process that is stopped within a write leaves half of it, hence no gentler signal.
+    # Only SIGKILL stops a process within a write, so that half of the file remains.
     "during a snapshot": Kind(("rank", "ranks", "everything"), ("SIGKILL",), ("snapshot",)),
     "during evaluation": Kind(("rank", "ranks", "launcher"), _SIGNALS, ("evaluation",)),
     "at a task boundary": Kind(("rank", "ranks", "launcher"), _SIGNALS, ("boundary",)),
@@ -46,20 +46,20 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Harm:
-    """One harm to one start of the command; fractions are in [0, 1)."""
+class Fault:
+    """One fault for one start of the command; fractions are in [0, 1)."""
 
     kind: str
     victim: Victim
-    signal: str | None  # None: it is not a process that is harmed
+    signal: str | None  # None: the victim is not a process
     moment: Moment
-    place: float  # how far the run has come, as a fraction of its steps
+    place: float  # progress of the run, as a fraction of its steps
     delay: float  # fraction of the time that the moment lasts
-    rank: float  # which one, as a fraction of the number of ranks
+    rank: float  # the chosen rank, as a fraction of the number of ranks
     outage_s: float  # of the storage
 
-    def describe(self) -> str:
-        """The kind, and what it leaves open."""
+    def __str__(self) -> str:
+        """The kind, and the choices that the kind leaves open."""
         if self.victim == "storage":
             return f"{self.kind} for {self.outage_s:.0f} s ({self.moment})"
         if self.kind.startswith(str(self.signal)):
@@ -67,25 +67,26 @@ class Harm:
         return f"{self.kind} ({self.signal} to {self.victim})"
 
 
-def draw_harms(seed: int, number: int, kinds: Sequence[str]) -> tuple[Harm, ...]:
-    """The harms of round ``number`` (from 1), in the order in which they happen.
+def draw_faults(seed: int, number: int, kinds: Sequence[str]) -> tuple[Fault, ...]:
+    """The faults of round ``number`` (from 1), in the order of their injection.
 
-    The same for the same arguments, whatever the other rounds were. The first kind is drawn without
-    repetition, so that as many rounds as there are kinds see each of them at least once.
+    They depend on the arguments only, not on other rounds. The first kind is drawn without
+    replacement, so that as many rounds as there are kinds contain each kind at least once.
     """
     cycle, turn = divmod(number - 1, len(kinds))
     order = list(kinds)
     random.Random(f"order {seed} {cycle}").shuffle(order)
     draw = random.Random(f"round {seed} {number}")
-    chosen = [order[turn], *(draw.choice(order) for _ in range(draw.choice(_HOW_MANY) - 1))]
+    n_faults = draw.choice(_FAULTS_PER_ROUND)
+    chosen = [order[turn], *(draw.choice(order) for _ in range(n_faults - 1))]
     places = sorted(draw.random() for _ in chosen)
     draw.shuffle(chosen)
-    return tuple(_draw_harm(draw, kind, place) for kind, place in zip(chosen, places, strict=True))
+    return tuple(_draw_fault(draw, kind, place) for kind, place in zip(chosen, places, strict=True))
 
 
-def _draw_harm(draw: random.Random, name: str, place: float) -> Harm:
+def _draw_fault(draw: random.Random, name: str, place: float) -> Fault:
     kind = KINDS[name]
-    return Harm(
+    return Fault(
         kind=name,
         victim=draw.choice(kind.victims),
         signal=draw.choice(kind.signals),

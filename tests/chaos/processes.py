@@ -1,14 +1,12 @@
-"""One start of a command, with every process that comes of it.
+"""One start of a command, with all its processes.
 
-A variable in the environment marks them, so that one whose parents have gone is still found.
+A variable in their environment marks them, so that a process is found after its parents have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -17,76 +15,79 @@ from pathlib import Path
 
 import psutil
 
+from pipeline import events
+
 MARK = "TPPT_CHAOS_START"
 
 Process = psutil.Process
 
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
-_INNER = "deepspeed.launcher.launch"  # what the front process `deepspeed` starts, once per node
+_INNER = "deepspeed.launcher.launch"  # the child of `deepspeed`, the parent of the ranks
 _POLL_S = 0.05
 
 
 class Start:
-    """A command that was started, and what it says."""
+    """A started command, its log and its events."""
 
     def __init__(
         self, command: Sequence[str], *, environment: Mapping[str, str], log: Path
     ) -> None:
         self.log = log
+        self.events = log.with_suffix(".events")
         self._mark = uuid.uuid4().hex
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         with open(log, "xb") as file:
             self._front = psutil.Popen(
                 list(command),
-                env={**environment, MARK: self._mark},
+                env={**environment, MARK: self._mark, events.VARIABLE: str(self.events)},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us alone
+                start_new_session=True,  # Ctrl-C must reach this program only
             )
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self._begun
+        """Seconds since the start."""
+        return time.monotonic() - self._started
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         """All output so far."""
         return self.log.read_text(errors="replace")
 
     @property
     def status(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal; None while the command runs."""
         return self._front.poll()
 
     def wait(self, limit_s: float) -> int | None:
-        """Its exit status, or None if it has not ended in time."""
+        """The exit status, or None if the command has not ended within ``limit_s`` seconds."""
         until = time.monotonic() + limit_s
         while self.status is None and time.monotonic() < until:
             time.sleep(_POLL_S)
         return self.status
 
     def launcher(self) -> list[Process]:
-        """The started process itself, while it runs."""
+        """The started process itself; empty after its end."""
         return [self._front] if self.status is None else []
 
     def inner_launcher(self) -> list[Process]:
-        """The process between it and the ranks; empty if there is none yet or any more."""
+        """The process between the launcher and the ranks; empty if it does not run."""
         return [child for child in _children(self._front) if _INNER in _command_line(child)]
 
     def ranks(self) -> list[Process]:
-        """The ranks in order, as far as they run."""
+        """The running ranks, in order."""
         found = {}
         for inner in self.inner_launcher():
             for child in _children(inner):
                 with contextlib.suppress(*_GONE):
-                    # Between fork and exec it still looks like its parent, which has no rank.
+                    # Between fork and exec it has the environment of its parent, without a rank.
                     found[int(child.environ().get("RANK", -1))] = child
         return [found[rank] for rank in sorted(found) if rank >= 0]
 
-    def left(self) -> list[Process]:
-        """Every process of this start that still runs; one that awaits its parent does not."""
+    def remaining(self) -> list[Process]:
+        """Every running process of this start; zombies are not included."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(*_GONE):
@@ -95,30 +96,30 @@ class Start:
                     found.append(process)
         return found
 
-    def wait_until_left(self, limit_s: float) -> list[Process]:
-        """What still runs once nothing does, or after ``limit_s``."""
+    def wait_for_all(self, limit_s: float) -> list[Process]:
+        """Wait for the end of every process; returns those that run after ``limit_s`` seconds."""
         until = time.monotonic() + limit_s
-        while (left := self.left()) and time.monotonic() < until:
+        while (remaining := self.remaining()) and time.monotonic() < until:
             time.sleep(4 * _POLL_S)
-        return left
+        return remaining
 
     def kill(self) -> None:
-        """SIGKILL every process of this start, those included that start meanwhile."""
-        while left := self.left():
-            send(left, signal.SIGKILL)
+        """Send SIGKILL to every process of this start, until no new one appears."""
+        while remaining := self.remaining():
+            send_signal(remaining, signal.SIGKILL)
             time.sleep(_POLL_S)
         self._front.wait()
 
 
-def send(processes: Sequence[Process], number: signal.Signals) -> None:
-    """Send a signal to each that is still there, without a pause between two."""
+def send_signal(processes: Sequence[Process], number: signal.Signals) -> None:
+    """Send a signal to each running process, without a pause in between."""
     for process in processes:
         with contextlib.suppress(*_GONE):
             process.send_signal(number)
 
 
 def freeze(process: Process) -> bool:
-    """Stop a process where it is; False if it is not there any more."""
+    """Stop a process with SIGSTOP; False if it has ended."""
     with contextlib.suppress(*_GONE):
         process.suspend()
         while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
@@ -127,21 +128,9 @@ def freeze(process: Process) -> bool:
     return False
 
 
-def describe(process: Process) -> str:
-    """A process for a report."""
+def format_process(process: Process) -> str:
+    """The process number and the command of a process, for the report."""
     return f"{process.pid} {' '.join(_command_line(process))[:200]}"
-
-
-def free_port() -> int:
-    """A port of this machine that no one listens on.
-
-    Not one that the kernel hands out by itself: between two starts it could give it to others.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _children(process: Process) -> list[Process]:

@@ -1,4 +1,4 @@
-"""What all rounds have come to: a table for people, JSON for programs."""
+"""The report on all rounds: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from typing import Any
 
 from rich.table import Table
 
-from tests.chaos.rounds import Blow, Outcome
+from tests.chaos.outcome import Injection, Outcome
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
 class Tally:
-    """Counts of one kind of harm, or of all rounds together."""
+    """Counts for one kind of fault, or for all rounds together."""
 
-    rounds: int = 0  # in which it was done
-    harms: int = 0  # how often it was done
-    on_time: int = 0  # of these, how many fell into the moment that was meant
-    restarts: int = 0  # how often the run had to be started again
-    differences: int = 0  # rounds that ended otherwise than the undisturbed run
-    failures: int = 0  # starts that failed although nothing was done to them
+    rounds: int = 0  # with at least one such fault
+    faults: int = 0  # injected
+    on_time: int = 0  # faults injected in the intended moment
+    restarts: int = 0  # how often the run had to be restarted
+    differences: int = 0  # rounds with another result than the undisturbed run
+    failures: int = 0  # starts that failed without a fault
     hangs: int = 0
     orphans: int = 0
 
 
-def describe_outcome(outcome: Outcome, n_rounds: int) -> str:
-    """One line on a round."""
-    harms = ", ".join(_describe_blow(blow) for blow in outcome.blows)
+def format_outcome(outcome: Outcome, n_rounds: int) -> str:
+    """One line about a round."""
+    faults = ", ".join(_format_injection(injection) for injection in outcome.injections)
     verdict = "equal" if outcome.is_good else "; ".join(_complaints(outcome))
     starts = len(outcome.statuses)
     return (
-        f"round {outcome.number}/{n_rounds}: {harms}: {starts} starts, {verdict} "
+        f"round {outcome.number}/{n_rounds}: {faults}: {starts} starts, {verdict} "
         f"({outcome.seconds:.0f} s)"
     )
 
 
-def tally(outcomes: Sequence[Outcome]) -> dict[str, Tally]:
-    """By kind of harm; a round counts for each kind that was done in it."""
+def tally_by_kind(outcomes: Sequence[Outcome]) -> dict[str, Tally]:
+    """Counts by kind of fault; a round counts for each kind that was injected."""
     tallies: dict[str, Tally] = {}
     for outcome in outcomes:
-        done = [blow for blow in outcome.blows if blow.position is not None]
-        for kind in dict.fromkeys(blow.harm.kind for blow in done):
+        done = [each for each in outcome.injections if each.position is not None]
+        for kind in dict.fromkeys(injection.fault.kind for injection in done):
             counts = tallies.setdefault(kind, Tally())
             counts.rounds += 1
             counts.differences += bool(outcome.differences)
             counts.failures += len(outcome.failures)
-        for blow in done:
-            counts = tallies[blow.harm.kind]
-            counts.harms += 1
-            counts.on_time += blow.on_time
-            counts.restarts += blow.broke
-            counts.hangs += blow.hung
-            counts.orphans += len(blow.orphans)
+        for injection in done:
+            counts = tallies[injection.fault.kind]
+            counts.faults += 1
+            counts.on_time += injection.on_time
+            counts.restarts += injection.broke
+            counts.hangs += injection.hung
+            counts.orphans += len(injection.orphans)
     return dict(sorted(tallies.items()))
 
 
-def total(outcomes: Sequence[Outcome]) -> Tally:
-    """Of all rounds, each counted once."""
-    kinds = tally(outcomes).values()
+def tally_all(outcomes: Sequence[Outcome]) -> Tally:
+    """Counts for all rounds, each counted once."""
+    kinds = tally_by_kind(outcomes).values()
     return Tally(
         rounds=len(outcomes),
-        harms=sum(counts.harms for counts in kinds),
+        faults=sum(counts.faults for counts in kinds),
         on_time=sum(counts.on_time for counts in kinds),
         restarts=sum(len(outcome.statuses) - 1 for outcome in outcomes),
         differences=sum(bool(outcome.differences) for outcome in outcomes),
@@ -73,35 +73,35 @@ def total(outcomes: Sequence[Outcome]) -> Tally:
     )
 
 
-def as_table(outcomes: Sequence[Outcome]) -> Table:
-    """A row per kind of harm, and their sum."""
-    table = Table(title="harms and what came of them", title_justify="left")
-    table.add_column("harm", no_wrap=True)
+def build_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each kind of fault, and one for all of them."""
+    table = Table(title="faults and their consequences", title_justify="left")
+    table.add_column("fault", no_wrap=True)
     for name in Tally.__dataclass_fields__:
         table.add_column(name.replace("_", " "), justify="right")
-    for kind, counts in tally(outcomes).items():
+    for kind, counts in tally_by_kind(outcomes).items():
         table.add_row(kind, *map(str, vars(counts).values()))
     table.add_section()
-    table.add_row("all", *map(str, vars(total(outcomes)).values()))
+    table.add_row("all", *map(str, vars(tally_all(outcomes)).values()))
     return table
 
 
-def as_dict(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any]:
-    """The content of ``chaos.json``; ``about`` says what was run."""
+def build_content(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``chaos.json``; ``about`` describes the command."""
     return {
         "schema": SCHEMA,
         **about,
-        "total": asdict(total(outcomes)),
-        "kinds": {kind: asdict(counts) for kind, counts in tally(outcomes).items()},
+        "total": asdict(tally_all(outcomes)),
+        "kinds": {kind: asdict(counts) for kind, counts in tally_by_kind(outcomes).items()},
         "rounds": [asdict(outcome) | {"good": outcome.is_good} for outcome in outcomes],
     }
 
 
-def _describe_blow(blow: Blow) -> str:
-    if blow.position is None:
-        return f"{blow.harm.describe()}: not done, the run had ended"
-    late = "" if blow.on_time else ", too late"
-    return f"{blow.harm.describe()} at {blow.position}{late}"
+def _format_injection(injection: Injection) -> str:
+    if injection.position is None:
+        return f"{injection.fault}: not injected, the run had ended"
+    late = "" if injection.on_time else ", too late"
+    return f"{injection.fault} at {injection.position}{late}"
 
 
 def _complaints(outcome: Outcome) -> list[str]:

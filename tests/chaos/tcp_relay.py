@@ -1,4 +1,4 @@
-"""A way to a server that can be shut for seconds: what passes is not looked at, nor changed."""
+"""A TCP relay in front of a server; it can refuse connections for some seconds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from types import TracebackType
 _HOST = "127.0.0.1"
 
 
-class Gate:
-    """Relays TCP connections from a port of its own to a server; a context manager."""
+class TcpRelay:
+    """Relays connections unchanged from a port on this host to a server; a context manager."""
 
     def __init__(self, server: str, port: int) -> None:
         self._server = (server, port)
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._connections: set[socket.socket] = set()
         self._listener: socket.socket | None = None
-        self.port = 0  # once entered, where to connect to
+        self.port = 0  # the port to connect to, valid within the context
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> TcpRelay:
         self._listen()
         return self
 
@@ -31,11 +31,11 @@ class Gate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hang_up()
+        self._close()
 
-    def shut(self, seconds: float) -> None:
-        """End every connection, then refuse new ones for so long; returns once it is open again."""
-        self._hang_up()
+    def refuse(self, seconds: float) -> None:
+        """Close every connection and refuse new ones for ``seconds``; returns after that time."""
+        self._close()
         time.sleep(seconds)
         self._listen()
 
@@ -48,12 +48,12 @@ class Gate:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def _hang_up(self) -> None:
+    def _close(self) -> None:
         with self._lock:
             listener, self._listener = self._listener, None
-            connections = list(self._open)
+            connections = list(self._connections)
         if listener:
-            # Closing alone would not wake the thread that waits for a connection.
+            # close() alone would not wake the thread that waits for a connection.
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
@@ -74,18 +74,18 @@ class Gate:
         with contextlib.suppress(OSError), client:
             with socket.create_connection(self._server) as server:
                 with self._lock:
-                    if self._listener is not listener:  # shut in the meantime
+                    if self._listener is not listener:  # closed in the meantime
                         return
-                    self._open |= {client, server}
-                there = threading.Thread(target=_relay, args=(client, server), daemon=True)
-                there.start()
-                _relay(server, client)
-                there.join()
+                    self._connections |= {client, server}
+                upstream = threading.Thread(target=_copy, args=(client, server), daemon=True)
+                upstream.start()
+                _copy(server, client)
+                upstream.join()
                 with self._lock:
-                    self._open -= {client, server}
+                    self._connections -= {client, server}
 
 
-def _relay(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)

@@ -1,19 +1,15 @@
-"""The way a run goes: how long each part of it is, and where a start of it stands."""
+"""The timeline of an undisturbed run, and the position of a run on it."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import storage
+from pipeline.events import read_events
 from pipeline.output.results import finished_results
-
-_STEP = re.compile(r"task (\d+)/\d+ epoch \d+/\d+ step (\d+)/\d+ ")
-_LEARNED = re.compile(r"task (\d+) learned: ")
-_RESUMED = re.compile(r"going on at task (\d+), step (\d+)")
 
 
 class Position(NamedTuple):
@@ -28,34 +24,33 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """The parts of an undisturbed run, by task."""
+    """Steps and seconds of an undisturbed run."""
 
-    n_steps: tuple[int, ...]
-    test_seconds: tuple[float, ...]
-    seconds: float  # all of it
+    n_steps: tuple[int, ...]  # by task
+    test_seconds: tuple[float, ...]  # by task
+    seconds: float  # of the complete run
     startup_seconds: float  # before the first step
 
-    def place(self, fraction: float) -> Position:
-        """The position after ``fraction``, in [0, 1), of all steps: at least one step."""
-        places = [Position(t, s + 1) for t, n in enumerate(self.n_steps) for s in range(n)]
-        return places[int(fraction * len(places))] if places else Position(0, 0)
+    def position_at(self, fraction: float) -> Position:
+        """The position after ``fraction``, in [0, 1), of all steps; at least one step is done."""
+        positions = [Position(t, s + 1) for t, n in enumerate(self.n_steps) for s in range(n)]
+        return positions[int(fraction * len(positions))] if positions else Position(0, 0)
 
-    def task(self, fraction: float) -> int:
+    def task_at(self, fraction: float) -> int:
         """The task at ``fraction``, in [0, 1), of all tasks."""
         return int(fraction * len(self.n_steps))
 
-    def is_tested(self, position: Position) -> bool:
-        """Whether a run at ``position`` tests what it has learned, and does nothing else."""
-        steps = dict(enumerate(self.n_steps))
-        return position.step == steps.get(position.task)
+    def is_evaluation(self, position: Position) -> bool:
+        """Whether all steps of the task are done, so that a run at ``position`` evaluates."""
+        return dict(enumerate(self.n_steps)).get(position.task) == position.step
 
 
 def read_timeline(output: str, seconds: float) -> Timeline:
-    """The course of the finished run in ``output``, which took ``seconds``.
+    """The timeline of the finished run in ``output``, which took ``seconds``.
 
     Raises:
-        DataError: it has not finished.
-        StorageError: it cannot be read.
+        DataError: the run has not finished.
+        StorageError: a file cannot be read.
     """
     results = finished_results(output)
     n_steps = [0] * len(results.tasks)
@@ -68,37 +63,35 @@ def read_timeline(output: str, seconds: float) -> Timeline:
     return Timeline(tuple(n_steps), test, seconds, max(startup, 0.0))
 
 
-class LogFollower:
-    """Where a start stands, by what it logs."""
+class EventFollower:
+    """The position of a start, from the events that its rank 0 writes to ``file``."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._offset = 0
-        self._is_moving = False
+        self._is_training = False
         self._position = Position(0, 0)
-        self.n_steps = 0  # how many this start itself has told of, up to the last look
+        self.n_steps = 0  # steps of this start, up to the last read of ``position``
 
     @property
     def position(self) -> Position:
-        """The present one."""
-        with open(self._log, "rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            self._read(line)
+        """The present position; reads the events written since the last call."""
+        events, self._offset = read_events(self._file, offset=self._offset)
+        for event in events:
+            if event["rank"] == 0:
+                self._apply(event)
         return self._position
 
-    def _read(self, line: str) -> None:
-        if found := _RESUMED.search(line):
-            self._position = Position(int(found[1]) - 1, int(found[2]) - 1)
-        elif found := _STEP.search(line):
-            self._position = Position(int(found[1]) - 1, int(found[2]))
-            self.n_steps += 1
-        elif (found := _LEARNED.search(line)) and self._is_moving:
-            self._position = Position(int(found[1]), 0)
-        else:
-            return
-        # A start that goes on repeats first what was learned before it.
-        self._is_moving = True
+    def _apply(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "resumed":
+                self._position = Position(event["task"], event["step"])
+            case "step":
+                self._position = Position(event["task"], event["step"] + 1)
+                self.n_steps += 1
+            case "learned" if self._is_training:
+                self._position = Position(event["task"] + 1, 0)
+            case _:
+                return
+        # A resumed start may first repeat the tasks that were learned before it.
+        self._is_training = True
