@@ -1,4 +1,4 @@
-"""The demo: images drawn here, a tiny CLIP, three methods, one table of their results.
+"""The demo: drawn images, a tiny CLIP, and a command that runs three methods on them.
 
 Imports the base modules, ``data.prepare``, ``launching``, ``reporting`` and the commands.
 """

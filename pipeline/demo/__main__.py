@@ -1,92 +1,93 @@
-"""The whole path on one machine without a GPU: draw, shard, train three methods, compare.
+"""Run the complete pipeline on one machine without a GPU: draw, shard, train, compare.
 
-``python -m pipeline.demo`` draws a small data set whose renditions the tiny CLIP beside this file
-never saw, prepares shards of it, and learns it as a sequence of tasks on two ranks with each of
-``zeroshot``, ``finetune`` and ``tppt_vt``. Nothing here is special: these are the commands that
-any data set takes. What is finished already is not done again.
+The demo draws a small data set in renditions that its tiny CLIP has never seen, writes it as
+shards, learns it as a sequence of tasks with the methods zeroshot, finetune and tppt_vt, on two
+ranks each, and compares their results. The commands are those for any other data set. A finished
+step is not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
-import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from pipeline import storage
+from pipeline.cli import build_parser, run_command
 from pipeline.compare import comparison
 from pipeline.data.prepare.sharding import Recipe, write_shards
 from pipeline.demo.drawing import write_images
-from pipeline.errors import PipelineError
+from pipeline.launching.command import (
+    launch_command,
+    launch_environment,
+    on_this_host,
+    visible_devices,
+)
+from pipeline.launching.ports import reserved_port
 
 METHODS = ("zeroshot", "finetune", "tppt_vt")
 _ROOT = Path(__file__).resolve().parents[2]
 _RANKS = 2
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.demo",
-        description=__doc__,
-        epilog="Example: python -m pipeline.demo --folder /tmp/demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = build_parser(
+        "python -m pipeline.demo",
+        __doc__ or "",
+        "Example: python -m pipeline.demo --folder /tmp/demo",
     )
-    parser.add_argument("--folder", default="runs/demo", help="where everything goes")
-    folder = Path(parser.parse_args().folder).resolve()
-    os.chdir(_ROOT)
-    try:
-        _prepare(folder)
-        for method in METHODS:
-            status = _train(method, folder)
-            if status:
-                return status
-        Console().print(comparison([str(folder / method) for method in METHODS]))
-    except PipelineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    parser.add_argument(
+        "--folder", default="runs/demo", help="for images, shards and runs; default runs/demo"
+    )
+    folder = Path(parser.parse_args(arguments).folder).resolve()
+    return run_command(lambda: _run(folder))
+
+
+def _run(folder: Path) -> int:
+    os.chdir(_ROOT)  # the paths in configs/demo.yaml start there
+    _prepare(folder)
+    for method in METHODS:
+        status = _train(method, folder)
+        if status:
+            return status
+    Console().print(comparison([str(folder / method) for method in METHODS]))
     return 0
 
 
 def _prepare(folder: Path) -> None:
-    """Draw the pictures and make shards of them, once."""
-    shards = folder / "shards"
+    """Draw the images and write them as shards, unless the shards are complete."""
+    images, shards = folder / "images", folder / "shards"
     if storage.exists(str(shards / "index.json")):
         return
-    _say(f"drawing pictures into {folder / 'pictures'}")
-    write_images(folder / "pictures")
-    write_shards(str(folder / "pictures"), str(shards), Recipe())
+    _show(f"drawing images into {images}")
+    write_images(images)
+    write_shards(str(images), str(shards), Recipe())
 
 
 def _train(method: str, folder: Path) -> int:
     """Launch one training run on two ranks; returns its exit status."""
-    ranks = min(_RANKS, torch.cuda.device_count()) or _RANKS
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_accelerators", str(ranks), "--master_port", str(_free_port()), "--quiet"),
-        *("pipeline/train.py", "--config", "configs/demo.yaml"),
+    overrides = [
         f"data.index={folder / 'shards'}",
         f"method.name={method}",
         f"output={folder / method}",
     ]
-    _say(shlex.join(["deepspeed", *command[1:]]))
-    environment = os.environ | ({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"})
-    return subprocess.run(command, env=environment, check=False).returncode
+    devices = visible_devices(min(_RANKS, torch.cuda.device_count()) or _RANKS)
+    with reserved_port() as port:
+        place = on_this_host(devices, port)
+        command = launch_command("configs/demo.yaml", place, overrides=overrides, quiet=True)
+        _show(shlex.join(["deepspeed", *command[1:]]))
+        environment = launch_environment(os.environ, devices)
+        return subprocess.run(command, env=environment, check=False).returncode
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _say(text: str) -> None:
+def _show(text: str) -> None:
     sys.stderr.write(f"\n$ {text}\n")
 
 

@@ -1,17 +1,18 @@
-"""A small picture dataset, drawn: nouns × renditions, the demo's stand-in for a new image domain.
+"""Draws the images of the demo: nouns × renditions, which stand for a new image domain.
 
-A noun is a fixed set of parts (``nouns.py``). One picture of it varies the pose, the proportions,
-the colours and the clutter behind it, and is then painted in a rendition (``renditions.py``). The
-tiny CLIP is pre-trained on ``PRETRAINING_RENDITIONS`` of most nouns; the demo learns
-``DEMO_NOUNS`` in ``DEMO_RENDITIONS``, which no pre-training picture has.
+A noun is a fixed set of parts (``nouns.py``). Each image of it varies the pose, the proportions,
+the colours and the clutter in the background, and is painted in a rendition (``renditions.py``).
+The tiny CLIP is pre-trained on ``PRETRAINING_RENDITIONS`` of most nouns; the demo learns
+``DEMO_NOUNS`` in ``DEMO_RENDITIONS``, which no pre-training image has.
 
-    python -m pipeline.demo.drawing --out FOLDER      the demo's pictures as an ImageFolder
+    python -m pipeline.demo.drawing --out FOLDER      the demo's images as an ImageFolder
     python -m pipeline.demo.drawing --sheet FILE      a contact sheet, one column per rendition
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.cli import build_parser, run_command
 from pipeline.demo.nouns import NOUNS
 from pipeline.demo.renditions import RENDITIONS, Scene
 from pipeline.rng import numpy_stream
 
-IMAGE_SIZE = 32  # pixels per side of a finished picture
-OVERSAMPLING = 4  # pictures are drawn this much larger and averaged down
+IMAGE_SIZE = 32  # pixels per side of a finished image
+OVERSAMPLING = 4  # images are drawn larger by this factor and averaged down
 
 PRETRAINING_RENDITIONS = (
     "photograph",
@@ -37,13 +39,13 @@ PRETRAINING_RENDITIONS = (
 )
 DEMO_RENDITIONS = ("blueprint", "chalkboard", "mosaic", "negative", "neon", "woodcut")
 
-# A rule instead of a choice, so that nobody picks the nouns that make the demo look good: every
-# third noun of the alphabet is the demo's, and of those every fifth is never drawn in pre-training.
+# A rule, so that nobody can choose nouns that make the demo look good: every third noun of the
+# alphabet belongs to the demo, and every fifth of those is never drawn in pre-training.
 DEMO_NOUNS = tuple(sorted(NOUNS)[::3])
 UNSEEN_NOUNS = DEMO_NOUNS[2::5]
 PRETRAINING_NOUNS = tuple(noun for noun in sorted(NOUNS) if noun not in UNSEEN_NOUNS)
 
-TONES = "-kabcdw"  # what a pixel shows: background, clutter, own colours, dark, white
+TONES = "-kabcdw"  # of a pixel: background, clutter, own colours, dark, white
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Part:
 
 
 def draw_image(noun: str, rendition: str, rng: np.random.Generator) -> Image.Image:
-    """One picture of ``noun``, ``IMAGE_SIZE`` pixels a side; ``rng`` decides all that varies."""
+    """An image of ``noun``, ``IMAGE_SIZE`` pixels a side; all variation comes from ``rng``."""
     scene = _compose(noun, rng)
     rgb_HW3 = RENDITIONS[rendition](scene, rng)
     blocks = rgb_HW3.reshape(IMAGE_SIZE, OVERSAMPLING, IMAGE_SIZE, OVERSAMPLING, 3)
@@ -72,11 +74,11 @@ def write_images(
     per_class: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> int:
-    """Write ``<split>/<noun>/<rendition>-<number>.png`` and return the number of pictures.
+    """Write ``<split>/<noun>/<rendition>-<number>.png`` and return the number of images.
 
-    ``per_class`` is the number of pictures of each noun in each split, by default 42 for ``train``
-    and 24 for ``test``; the renditions take turns. Every picture has a random stream of its own,
-    so more of them, or other nouns, leave the bytes of the rest as they are.
+    ``per_class`` is the number of images of each noun in each split, by default 42 for ``train``
+    and 24 for ``test``; the renditions take turns. Every image has its own random stream, so its
+    bytes do not depend on the other images.
     """
     counts = {"train": 42, "test": 24} if per_class is None else per_class
     for split, count in counts.items():
@@ -85,28 +87,29 @@ def write_images(
             place.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 rendition = renditions[number % len(renditions)]
+                # The name of the stream is part of the drawing: another one gives other images.
                 rng = numpy_stream("picture", seed, split, noun, rendition, number)
-                picture = draw_image(noun, rendition, rng)
-                picture.save(place / f"{rendition.replace(' ', '_')}-{number:03d}.png")
+                image = draw_image(noun, rendition, rng)
+                image.save(place / f"{rendition.replace(' ', '_')}-{number:03d}.png")
     return len(nouns) * sum(counts.values())
 
 
 def draw_sheet(
     nouns: Sequence[str], renditions: Sequence[str], *, seed: int = 0, zoom: int = 2
 ) -> Image.Image:
-    """A row per noun, a column per rendition, each picture enlarged ``zoom`` times."""
+    """A row per noun and a column per rendition; each image is enlarged ``zoom`` times."""
     cell = IMAGE_SIZE * zoom + 4
     sheet = Image.new("RGB", (cell * len(renditions) + 4, cell * len(nouns) + 4), "white")
     for row, noun in enumerate(nouns):
         for column, rendition in enumerate(renditions):
-            picture = draw_image(noun, rendition, numpy_stream("sheet", seed, noun, rendition))
-            enlarged = picture.resize((cell - 4, cell - 4), Image.Resampling.NEAREST)
+            image = draw_image(noun, rendition, numpy_stream("sheet", seed, noun, rendition))
+            enlarged = image.resize((cell - 4, cell - 4), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (column * cell + 4, row * cell + 4))
     return sheet
 
 
 def _compose(noun: str, rng: np.random.Generator) -> Scene:
-    """Place the noun's parts over some clutter and paint part numbers and tones."""
+    """Place the noun's parts over some clutter; returns part numbers and tones."""
     side = IMAGE_SIZE * OVERSAMPLING
     tones, parts = [0], Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(parts)
@@ -144,7 +147,7 @@ def _parse_part(words: list[str]) -> Part:
 
 
 def _densify(corners_P2: np.ndarray, *, closed: bool) -> np.ndarray:
-    """Put points along each edge, so that a warp bends it."""
+    """Add points along each edge, so that a warp can bend it."""
     ends_P2 = np.concatenate([corners_P2, corners_P2[:1]]) if closed else corners_P2
     step_S = np.linspace(0, 1, 6, endpoint=False)[:, None]
     edges_EP2 = ends_P2[:-1, None] + np.diff(ends_P2, axis=0)[:, None] * step_S
@@ -152,7 +155,7 @@ def _densify(corners_P2: np.ndarray, *, closed: bool) -> np.ndarray:
 
 
 def _pose(parts: list[Part], rng: np.random.Generator) -> list[Part]:
-    """Warp, mirror, stretch, turn and move all parts alike; a part may be missing."""
+    """Warp, mirror, stretch, turn and move all parts in the same way; a part may be missing."""
     phase_22, bend = rng.uniform(0, 2 * np.pi, (2, 2)), rng.uniform(0, 0.035)
     scale = rng.uniform(0.75, 1.0) * np.exp(rng.normal(0, 0.08, 2))
     turn, shear = np.radians(rng.normal(0, 9)), rng.normal(0, 0.08)
@@ -172,7 +175,7 @@ def _pose(parts: list[Part], rng: np.random.Generator) -> list[Part]:
 
 
 def _clutter(rng: np.random.Generator) -> list[Part]:
-    """Up to two shapes without a name, behind the noun."""
+    """Up to two random shapes behind the noun."""
     shapes = []
     for _ in range(rng.integers(0, 3)):
         corners = int(rng.integers(3, 8))
@@ -195,24 +198,38 @@ def _paint(pen: ImageDraw.ImageDraw, part: Part, number: int, side: int) -> None
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=number)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the demo's pictures, or a contact sheet of them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.demo.drawing",
-        description="Draw the demo's pictures (20 nouns x 6 renditions) without any download.",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the demo's images, or a contact sheet of them; returns the exit status."""
+    parser = build_parser(
+        "python -m pipeline.demo.drawing",
+        f"Draw the demo's images ({len(DEMO_NOUNS)} nouns × {len(DEMO_RENDITIONS)} renditions) "
+        "without any download.",
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", help="folder for train/<noun>/*.png and test/<noun>/*.png")
-    where.add_argument("--sheet", help="file for a contact sheet (PNG)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--out", metavar="FOLDER", help="write train/<noun>/*.png and test/<noun>/*.png there"
+    )
+    target.add_argument("--sheet", metavar="FILE", help="write a contact sheet (PNG)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of all images; default 0",
+    )
     options = parser.parse_args(arguments)
+    return run_command(lambda: _draw(options))
+
+
+def _draw(options: argparse.Namespace) -> int:
     if options.out:
         write_images(options.out, seed=options.seed)
-    else:
-        nouns = DEMO_NOUNS[::4]
-        sheet = draw_sheet(nouns, PRETRAINING_RENDITIONS + DEMO_RENDITIONS, seed=options.seed)
-        sheet.quantize(255).save(options.sheet, optimize=True)
+        return 0
+    renditions = PRETRAINING_RENDITIONS + DEMO_RENDITIONS
+    sheet = draw_sheet(DEMO_NOUNS[::4], renditions, seed=options.seed)
+    sheet.quantize(255).save(options.sheet, optimize=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Ways to paint a drawn scene, from natural colours and light to chalk, wire and stone.
 
-Each takes a scene and a random generator and gives an RGB image in about [0, 1], H × W × 3. The
+Each takes a scene and a random generator and returns an RGB image in about [0, 1], H × W × 3. The
 line drawings keep only the edges between parts; the others start from flat colours or from light.
 """
 
@@ -17,7 +17,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Scene:
-    """What is where, before any colour: the same scene can be painted in every rendition."""
+    """A drawn noun before any colour; it can be painted in every rendition."""
 
     part_HW: np.ndarray  # number of the part seen at each pixel, 0 for the background
     tone_HW: np.ndarray  # background 0, clutter 1, own colours 2-4, dark 5, white 6
@@ -95,11 +95,11 @@ def watercolour(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def poster(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Few loud colours of any hue, whatever the thing looks like in nature."""
+    """Few loud colours of any hue, unrelated to the natural ones."""
     colour_73 = rng.random((7, 3)) ** 0.6
     colour_73[1] = 0.8 * colour_73[0] + 0.2 * colour_73[1]
     colour_73[5:] = [[0.1], [0.95]]
-    # Light ground or dark ground, but never one on which the noun cannot be seen.
+    # Light or dark ground, but always with a contrast that shows the noun.
     contrast = colour_73[2] @ LUMA - colour_73[0] @ LUMA
     colour_73[0] -= np.sign(contrast) * max(0.0, 0.35 - abs(contrast))
     return colour_73[scene.tone_HW]
@@ -153,7 +153,7 @@ def mosaic(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def negative(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The film of a photograph: light and colour are turned round."""
+    """The film of a photograph: light and colours are inverted."""
     return 1 - photograph(scene, rng) * np.array([0.95, 0.85, 0.75])
 
 
@@ -190,7 +190,7 @@ RENDITIONS: dict[str, Callable[[Scene, np.random.Generator], np.ndarray]] = {
 
 
 def _natural_colours(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """RGB of the seven tones: the noun's colours, a little off, on a ground that shows them."""
+    """RGB of the seven tones: the noun's colours, slightly varied, on a contrasting ground."""
     own_33 = np.clip(scene.natural_33 + rng.normal(0, 0.06, (3, 3)) + rng.normal(0, 0.05), 0, 1)
     ground_3 = rng.random(3) * 0.5 + rng.uniform(0, 0.5)
     contrast = own_33[0] @ LUMA - ground_3 @ LUMA
@@ -220,8 +220,8 @@ def _edges(part_HW: np.ndarray, width: int) -> np.ndarray:
 
 def _blur(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur of an image in [0, 1] with one or three channels, in steps of 1/255."""
-    picture = Image.fromarray((image * 255).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+    pixels = Image.fromarray((image * 255).astype(np.uint8))
+    return np.asarray(pixels.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""How the tiny CLIP of the demo was pre-trained, and the measurement of its knowledge."""
+"""How the demo's CLIP was pre-trained, and what it knew before the demo; run by hand."""

@@ -1,14 +1,13 @@
-"""What the tiny CLIP knows before it learns the demo: the figures in ``clip/README.md``.
+"""Measures the tiny CLIP before the demo: the figures in ``pipeline/demo/clip/README.md``.
 
     python -m tests.demo_clip.measure --clip pipeline/demo/clip
 
-Zero-shot accuracy with one template, and what the frozen image features allow when labels of the
-demo's training pictures are used: nearest class mean, and a linear probe. Takes half a minute.
+Zero-shot accuracy with one template, and the accuracy of a nearest class mean and of a linear
+probe, which use the labels of the demo's training images. Takes half a minute.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.cli import build_parser
 from pipeline.demo.drawing import (
     DEMO_NOUNS,
     DEMO_RENDITIONS,
@@ -34,7 +34,7 @@ TEMPLATE = "a photo of a {}."
 
 @dataclass(frozen=True)
 class Features:
-    """Unit image features of some pictures, with what each shows and in which rendition."""
+    """Unit image features with the noun and the rendition of each image."""
 
     z_BE: Tensor
     label_B: Tensor
@@ -42,7 +42,7 @@ class Features:
 
 
 class TinyClip:
-    """A CLIP folder, frozen."""
+    """The frozen CLIP in a folder."""
 
     def __init__(self, folder: str) -> None:
         self.model, _, self._preprocess = open_clip.create_model_and_transforms(
@@ -58,10 +58,10 @@ class TinyClip:
         return self.model.encode_text(self._tokenize(texts), normalize=True)
 
     @torch.no_grad()
-    def encode_pictures(
+    def encode_images(
         self, nouns: Sequence[str], renditions: Sequence[str], count: int, split: str
     ) -> Features:
-        """Draw ``count`` new pictures of every noun in every rendition and encode them."""
+        """Draw ``count`` new images of every noun in every rendition and encode them."""
         pixels, labels, styles = [], [], []
         for label, noun in enumerate(nouns):
             for style, rendition in enumerate(renditions):
@@ -76,7 +76,7 @@ class TinyClip:
 
 
 def score_zero_shot(features: Features, w_CE: Tensor) -> Tensor:
-    """``correct_B``: 1 where the nearest text embedding is the right one."""
+    """``correct_B``: 1 where the text embedding of the right noun is the nearest, else 0."""
     return ((features.z_BE @ w_CE.T).argmax(1) == features.label_B).float()
 
 
@@ -105,11 +105,11 @@ def score_linear_probe(train: Features, test: Features, steps: int = 300) -> flo
 def measure(folder: str) -> dict[str, float]:
     """All figures, as fractions."""
     clip = TinyClip(folder)
-    seen = clip.encode_pictures(PRETRAINING_NOUNS, PRETRAINING_RENDITIONS, 4, "test")
+    seen = clip.encode_images(PRETRAINING_NOUNS, PRETRAINING_RENDITIONS, 4, "test")
     known = [noun for noun in DEMO_NOUNS if noun not in UNSEEN_NOUNS]
-    home = clip.encode_pictures(known, PRETRAINING_RENDITIONS, 8, "test")
-    train = clip.encode_pictures(DEMO_NOUNS, DEMO_RENDITIONS, 7, "train")
-    test = clip.encode_pictures(DEMO_NOUNS, DEMO_RENDITIONS, 16, "test")
+    home = clip.encode_images(known, PRETRAINING_RENDITIONS, 8, "test")
+    train = clip.encode_images(DEMO_NOUNS, DEMO_RENDITIONS, 7, "train")
+    test = clip.encode_images(DEMO_NOUNS, DEMO_RENDITIONS, 16, "test")
     correct_B = score_zero_shot(test, clip.encode_nouns(DEMO_NOUNS))
     unseen_C = torch.tensor([noun in UNSEEN_NOUNS for noun in DEMO_NOUNS])
     unseen_B = unseen_C[test.label_B]
@@ -120,8 +120,8 @@ def measure(folder: str) -> dict[str, float]:
         f"zero-shot, {len(known)} demo nouns in pre-training renditions":
             score_zero_shot(home, clip.encode_nouns(known)).mean().item(),
         "zero-shot, demo": correct_B.mean().item(),
-        "zero-shot, demo, pictured nouns only": correct_B[~unseen_B].mean().item(),
-        "zero-shot, demo, nouns known in words only": correct_B[unseen_B].mean().item(),
+        "zero-shot, demo, nouns with pre-training images": correct_B[~unseen_B].mean().item(),
+        "zero-shot, demo, nouns without pre-training images": correct_B[unseen_B].mean().item(),
         "class means, demo": score_class_means(train, test),
         "linear probe, demo": score_linear_probe(train, test),
     }  # fmt: skip
@@ -136,9 +136,9 @@ def measure(folder: str) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the figures as a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.demo_clip.measure",
-        description="Measure what the demo's CLIP knows before it learns (top-1 accuracy in %).",
+    parser = build_parser(
+        "python -m tests.demo_clip.measure",
+        "Measure the demo's CLIP before it learns the demo (top-1 accuracy in %).",
     )
     parser.add_argument("--clip", default="pipeline/demo/clip", help="folder of the CLIP")
     options = parser.parse_args(arguments)

@@ -1,19 +1,18 @@
-"""Pre-train the demo's tiny CLIP on drawings, leaving the demo's renditions and four nouns out.
+"""Pre-trains the demo's tiny CLIP on drawings, without the demo's renditions and four nouns.
 
     OMP_NUM_THREADS=1 python -m tests.demo_clip.pretrain --out pipeline/demo/clip
 
-Image and text tower are open_clip's own, trained from scratch: every image of a batch against one
-caption of every pictured noun, in both directions, and against one caption of every group of
-nouns ("an animal"). The captions of all nouns, pictured or not, are drawn to their group's by a
-term on text alone, so the four nouns without a picture are known in words only.
+Image and text tower are open_clip's, trained from scratch. The loss compares every image of a batch
+with one caption of every noun that has images, in both directions, and with one caption of every
+group of nouns ("an animal"). A term on text alone pulls the captions of all nouns, with and without
+images, to the caption of their group.
 
-Takes 12 minutes and about 1 GB on one core, the drawing of the pictures included. The same seed
-gives the same weights on one machine; another machine or version of torch rounds differently.
+Takes 12 minutes and about 1 GB on one core, drawing included. The same seed gives the same weights
+on one machine; another machine or version of torch rounds differently.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from pipeline.cli import build_parser
 from pipeline.demo.drawing import (
     IMAGE_SIZE,
     PRETRAINING_NOUNS,
@@ -67,25 +67,25 @@ PREPROCESSING = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_m
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """What the weights depend on."""
+    """Everything that determines the weights."""
 
     seed: int = 0
-    pictures: int = 60  # per noun and rendition
+    images: int = 60  # per noun and rendition
     steps: int = 3000  # optimizer steps
     batch: int = 128  # images per step
-    learning_rate: float = 4e-3  # peak, after a warm-up and before a cosine to zero
-    matrix_learning_rate: float = 2e-2  # the same for the matrices inside the blocks
+    learning_rate: float = 4e-3  # peak; after a warm-up it decays to zero by a cosine
+    matrix_learning_rate: float = 2e-2  # the same, for the matrices inside the blocks
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    group_weight: float = 0.3  # of the two terms on groups, against the terms on nouns
+    group_weight: float = 0.3  # of the two group terms, relative to the noun terms
 
 
 def draw_pool(config: PretrainingConfig) -> tuple[Tensor, Tensor]:
-    """All pictures to train on, uint8 ``image_BCHW``, and the number of the noun of each."""
+    """All training images, uint8 ``image_BCHW``, and the number of the noun of each."""
     images, labels = [], []
     for label, noun in enumerate(PRETRAINING_NOUNS):
         for rendition in PRETRAINING_RENDITIONS:
-            for number in range(config.pictures):
+            for number in range(config.images):
                 rng = numpy_stream("pre-training", config.seed, noun, rendition, number)
                 images.append(np.asarray(draw_image(noun, rendition, rng)))
                 labels.append(label)
@@ -95,8 +95,8 @@ def draw_pool(config: PretrainingConfig) -> tuple[Tensor, Tensor]:
 
 
 def pretrain(config: PretrainingConfig, image_PCHW: Tensor, label_P: Tensor) -> open_clip.CLIP:
-    """Train both towers on a pool of ``P`` pictures, float32, single process."""
-    seed_torch("weights", config.seed)  # open_clip has no other way to be told
+    """Train both towers on a pool of ``P`` images, in float32 and one process."""
+    seed_torch("weights", config.seed)  # open_clip takes no generator
     model = open_clip.CLIP(**MODEL)
     generator = torch_stream("batches", config.seed)
     captions = CaptionTokens()
@@ -125,13 +125,13 @@ def pretrain(config: PretrainingConfig, image_PCHW: Tensor, label_P: Tensor) -> 
 
 
 def normalize(image_BCHW: Tensor) -> Tensor:
-    """uint8 pixels to what the image tower expects."""
+    """The input of the image tower from uint8 pixels."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (image_BCHW.float() / 255 - mean) / std
 
 
 def save_clip(model: open_clip.CLIP, folder: str | Path) -> None:
-    """Write a folder that open_clip loads as ``local-dir:<folder>``; the weights in float16."""
+    """Write a folder that open_clip loads as ``local-dir:<folder>``, with float16 weights."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
@@ -141,7 +141,7 @@ def save_clip(model: open_clip.CLIP, folder: str | Path) -> None:
 
 
 class CaptionTokens:
-    """The tokens of every noun and group in every template, made once."""
+    """The tokens of every noun and group in every template."""
 
     def __init__(self) -> None:
         tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
@@ -150,7 +150,7 @@ class CaptionTokens:
         self._token_TCN = tokenizer(texts).reshape(len(TEMPLATES), len(names), -1)
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """``token_CN``: one caption of each noun (pictured ones first), then of each group."""
+        """``token_CN``: a caption of each noun (those with images first), then of each group."""
         _, count, _ = self._token_TCN.shape
         template_C = torch.randint(len(TEMPLATES), (count,), generator=generator)
         return self._token_TCN[template_C, torch.arange(count)]
@@ -160,7 +160,7 @@ def _loss(
     model: open_clip.CLIP, image_BCHW: Tensor, label_B: Tensor, token_CN: Tensor,
     config: PretrainingConfig,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss of a batch and the fraction of images that are nearest to their own noun."""
+    """The loss of a batch, and the fraction of images nearest to their own noun."""
     scale = model.logit_scale.exp()
     group_C = torch.tensor([GROUPS.index(NOUNS[noun].group) for noun in ALL_NOUNS])
     z_BE = model.encode_image(image_BCHW, normalize=True)
@@ -168,7 +168,7 @@ def _loss(
     logit_BC = scale * z_BE @ w_CE[: len(PRETRAINING_NOUNS)].T
     positive_BC = F.one_hot(label_B, len(PRETRAINING_NOUNS)).float()
     positive_BC = positive_BC / positive_BC.sum(0).clamp(min=1)
-    # Every image of the noun in the batch is right for its caption.
+    # For a caption, every image of its noun in the batch is right.
     text_to_image = -(positive_BC * logit_BC.log_softmax(0)).sum() / (positive_BC.sum(0) > 0).sum()
     nouns = (F.cross_entropy(logit_BC, label_B) + text_to_image) / 2
     groups = F.cross_entropy(scale * z_BE @ w_GE.T, group_C[label_B])
@@ -178,7 +178,7 @@ def _loss(
 
 
 def _shift(image_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each batch as a whole by up to three pixels, repeating the border."""
+    """Move all images of a batch by the same shift of up to three pixels; the border repeats."""
     padded = F.pad(image_BCHW.float(), (3, 3, 3, 3), mode="replicate")
     top, left = torch.randint(7, (2,), generator=generator).tolist()
     return padded[..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
@@ -189,7 +189,7 @@ def _build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest.
 
-    Muon needs half the pictures that AdamW alone needs for the same accuracy here.
+    AdamW alone needs twice as many images for the same accuracy here.
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
@@ -210,18 +210,15 @@ def _rate(config: PretrainingConfig, step: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, train and save."""
     summary, _, cost = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.demo_clip.pretrain", description=summary, epilog=cost,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = build_parser("python -m tests.demo_clip.pretrain", summary, cost)
     parser.add_argument("--out", required=True, help="folder for the configuration and weights")
-    for name in ("seed", "pictures", "steps", "batch"):
+    for name in ("seed", "images", "steps", "batch"):
         default = getattr(PretrainingConfig, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = PretrainingConfig(
-        seed=options.seed, pictures=options.pictures, steps=options.steps, batch=options.batch
+        seed=options.seed, images=options.images, steps=options.steps, batch=options.batch
     )
     model = pretrain(config, *draw_pool(config))
     save_clip(model, options.out)
