@@ -1,297 +1,311 @@
-"""The pictures of a sweep as SVG: parameters against the metric, and the course of every trial.
+"""Charts of plain values: lines, points, parallel coordinates. They know no sweep and no run.
 
-Everything that belongs to a trial bears its number as ``data-trial``. What colour tells is told a
-second time: the rank by the width of a line, the status by its dashes and its end.
+What belongs to one trial, run or class is an :class:`Item`; its key joins it with the table rows
+and the other charts of a page. Items are drawn in the order given, the last above the others. Their
+CSS classes give colour, and with it a second sign: a line's width or dashes, a symbol at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pipeline.reporting.markup import Element, element
-from pipeline.reporting.scale import scale_for, spanning
-from pipeline.sweep.config import Metric
-from pipeline.sweep.progress import SYMBOLS, parameter_labels
-from pipeline.sweep.space import Domain
-from pipeline.sweep.trial_table import TaskReport, TrialRecord, rank
+from pipeline.reporting import svg
+from pipeline.reporting.scale import CategoricalScale, Scale, Tick
+from pipeline.reporting.svg import TEXT_GAP, Drawing, Element, Frame, Pixels
 
-N_SHADES = 5  # of finished trials, by rank; the last is the best
-_N_NAMED = 3  # trials whose number stands beside their line
-_MANY = 60  # trials, from which on lines are drawn so that those below shine through
-_UNFINISHED = ("stopped", "failed", "running")
+_LINE_HEIGHT = 14.0  # of a 12 px font: names beside lines are so far apart at least
+_TITLE_DROP = 22.0  # from the title of an axis to the upper end of the axis
+_CROWD = 60  # items; from here on lines are translucent, and those below shine through
+_END_RADIUS, _DOT_RADIUS = 4.5, 2.5  # of the disc at the end of a line, of those on its points
+_NAME_WIDTH = 84.0  # of the column of names at the right of a chart, such as "trial 123"
+_SPREAD = 0.6  # part of a category's band over which its items are spread
+
+# Line chart.
+_TICK_WIDTH = 64.0  # per tick of the horizontal axis, within these limits:
+_LEAST_WIDTH, _LARGEST_WIDTH = 640.0, 1100.0  # the largest fits a page 76 rem wide
+_LINES_HEIGHT = 270.0
+_LABEL_WIDTH = 56.0  # at the left, for tick labels such as "47.5" and "1.5e-4"
+_LABEL_DEPTH = 14.0  # from a horizontal axis to the middle of its labels
+_TITLE_DEPTH = 34.0  # from there to the middle of its title
+
+# Scatter plot: small, so that several stand side by side.
+_POINTS_SIZE = (284.0, 240.0)
+_POINTS_FRAME = Frame(44, 264, 30, 170)
+_MISSING_DEPTH = 20.0  # from the lowest value to the points without one
+_AXIS_DEPTH = 30.0  # from the lowest value to the axis, which lies below those
+
+# Parallel coordinates.
+_AXES_WIDTH = 920.0  # for all of them together, if each then has a gap within these limits:
+_LEAST_GAP, _LARGEST_GAP = 140.0, 220.0
+_AXES_HEIGHT = 260.0
+_AXES_LEFT = 110.0  # for the tick labels of the first axis
+_AXES_RIGHT = 170.0  # for the tick labels and the title of the last axis, and for names
+_SLOT_HEIGHT = 26.0  # of a row below an axis for lines that have no value there
+_NAME_GAP = 48.0  # from the last axis to the names: room for its tick labels
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where an axis from 0 to 1 lies in a picture, in pixels; ``bottom`` is larger than ``top``."""
+class Item:
+    """One thing that a page shows in several places, for example a trial."""
 
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    def x(self, position: float) -> float:
-        """From left to right."""
-        return round(self.left + position * (self.right - self.left), 1)
-
-    def y(self, position: float) -> float:
-        """From bottom to top."""
-        return round(self.bottom - position * (self.bottom - self.top), 1)
+    key: str  # the same in every chart and table row; page.js highlights them together
+    label: str  # one line of text: its tooltip, and its name for a screen reader
+    kind: str = ""  # CSS classes
+    symbol: str = ""  # at the end of its line, in place of a disc
+    name: str = ""  # short text beside the end of its line
 
 
-class Charts:
-    """The pictures of some trials; ``told`` says a trial in a line, by number."""
+@dataclass(frozen=True)
+class Axis:
+    """A scale and its title; ``full_title`` is the tooltip of a shortened one."""
 
-    def __init__(
-        self,
-        records: Sequence[TrialRecord],
-        domains: Mapping[str, Domain],
-        metric: Metric,
-        told: Mapping[int, str],
-    ) -> None:
-        self._metric: Metric = metric
-        self._told = told
-        ranked = rank(records, metric)
-        self._finished = [record for record in ranked if record.status == "finished"]
-        self._backwards = ranked[::-1]  # the best is drawn last, above the others
-        self._place = {record.number: place for place, record in enumerate(self._backwards)}
-        self._shade = {
-            record.number: N_SHADES - 1 - N_SHADES * place // len(self._finished)
-            for place, record in enumerate(self._finished)
-        }
-        found = dict.fromkeys(key for record in records for key in record.parameters)
-        self._keys = [*(key for key in domains if key in found), *(found.keys() - domains.keys())]
-        self._labels = parameter_labels(records)
-        self._scales = {
-            key: scale_for(
-                [r.parameters[key] for r in records if key in r.parameters], domains.get(key)
-            )
-            for key in self._keys
-        }
-        self._values = {record.number: record.value(metric) for record in records}
-        values = [100 * self._values[record.number] for record in self._finished]
-        self._value_scale = spanning(values) if values else None
-
-    def parallel_coordinates(self) -> Element:
-        """An axis for each parameter and one for the metric; a line for each trial."""
-        step, slot = max(140, min(220, 920 / max(1, len(self._keys)))), 26
-        missing = [s for s in _UNFINISHED if any(r.status == s for r in self._backwards)]
-        is_drawn = all(key in r.parameters for r in self._backwards for key in self._keys)
-        slots = max(len(missing), 0 if is_drawn else 1)
-        frame = Frame(80, 80 + step * len(self._keys), 52, 312)
-        height = frame.bottom + 22 + slot * slots
-        chart = _picture(frame.right + 170, height, "Parameters of each trial and its metric")
-        depth = {name: frame.bottom + 8 + slot * (n + 1) for n, name in enumerate(missing)}
-        for number, key in enumerate(self._keys):
-            ticks = self._scales[key].ticks()
-            chart.append(_axis(frame, frame.left + step * number, self._label(key), ticks, key))
-            if any(key not in record.parameters for record in self._backwards):
-                here = (frame.left + step * number - 8, frame.bottom + 12 + slot)
-                chart.append(_text(*here, "not drawn", "tick right"))
-        ticks = self._value_scale.ticks() if self._value_scale else []
-        title = self._metric.replace("_", " ")
-        chart.append(_axis(frame, frame.right, f"{title} (%)", ticks, title, is_last=True))
-        for name, y in depth.items():
-            chart.append(_text(frame.right + 10, y + 4, name, f"tick {name}"))
-        for record in self._backwards:
-            points = [
-                (frame.left + step * n, self._height(frame, record, key, slot))
-                for n, key in enumerate(self._keys)
-            ]
-            if record.status == "finished":
-                points.append((frame.right, frame.y(self._level(record))))
-            else:
-                points.append((frame.right, depth[record.status]))
-            chart.append(self._line(record, [points]))
-        ends = {r.number: frame.y(self._level(r)) for r in self._finished[:_N_NAMED]}
-        self._name(chart, {number: (frame.right + 48, y) for number, y in ends.items()})
-        return chart
-
-    def learning_curves(self, n_tasks: int, repetitions: Sequence[str]) -> Element | None:
-        """The metric after each task; repetitions of ``n_tasks`` tasks stand side by side."""
-        reports = [report for record in self._backwards for report in record.reports]
-        if not reports:
-            return None
-        scale = spanning([100 * self._worth(report) for report in reports])
-        n_points = n_tasks * len(repetitions)
-        frame = Frame(56, 56 + max(640, min(1100, 64 * n_points)), 34, 304)
-        chart = _picture(frame.right + 84, frame.bottom + 44, "Metric after each task")
-        for position, label in scale.ticks():
-            y = frame.y(position)
-            chart.append(_rule(frame.left, y, frame.right, y, "grid"))
-            chart.append(_text(frame.left - 8, y + 4, label, "tick right"))
-
-        def x(tasks_done: int) -> float:
-            return frame.x((tasks_done - 0.5) / n_points)
-
-        for done in range(1, n_points + 1):
-            label = str((done - 1) % n_tasks + 1)
-            chart.append(_text(x(done), frame.bottom + 18, label, "tick middle"))
-        for number, name in enumerate(repetitions):
-            edge = frame.x(number / len(repetitions))
-            if number:
-                chart.append(_rule(edge, frame.top - 22, edge, frame.bottom, "edge"))
-            if len(repetitions) > 1:
-                chart.append(_text(edge + 6, frame.top - 10, name, "tick"))
-        middle = (frame.left + frame.right) / 2
-        chart.append(_text(middle, frame.bottom + 38, "tasks learned", "tick middle"))
-        ends = {}
-        for record in self._backwards:
-            curves: dict[int, list[tuple[float, float]]] = {}
-            for report in record.reports:
-                y = frame.y(scale.position(100 * self._worth(report)))
-                curves.setdefault(report.repetition, []).append((x(report.tasks_done), y))
-            if curves:
-                chart.append(self._line(record, list(curves.values()), dotted=True))
-                ends[record.number] = [*curves.values()][-1][-1]
-        named = [record.number for record in self._finished[:_N_NAMED]]
-        self._name(chart, {number: (frame.right + 6, ends[number][1]) for number in named})
-        return chart
-
-    def slices(self) -> list[Element]:
-        """A picture for each parameter: its value, and the metric of the trials that finished.
-
-        Below the axis lie, without a metric, the trials that did not.
-        """
-        return [self._slice(key) for key in self._keys] if self._value_scale else []
-
-    def _slice(self, key: str) -> Element:
-        frame = Frame(44, 264, 30, 170)
-        chart = _picture(284, 240, f"{key} against the metric")
-        chart.append(_text(frame.left, 16, self._label(key), "name", key))
-        for position, label in self._value_scale.ticks():
-            y = frame.y(position)
-            chart.append(_rule(frame.left, y, frame.right, y, "grid"))
-            chart.append(_text(frame.left - 6, y + 4, label, "tick right"))
-        ticks = self._scales[key].ticks()
-        for position, label in ticks:
-            wanted = _cut(label, int(220 / max(1, len(ticks)) / 6))
-            chart.append(_text(frame.x(position), 216, wanted, "tick middle", label))
-        chart.append(_rule(frame.left, 200, frame.right, 200, "axis"))
-        for record in self._backwards:
-            if key in record.parameters:
-                x = frame.x(self._position(record, key))
-                y = frame.y(self._level(record)) if record.status == "finished" else 189
-                chart.append(self._group(record, self._mark(record, x, y)))
-        return chart
-
-    def _label(self, key: str) -> str:
-        return self._labels[key]
-
-    def _worth(self, report: TaskReport) -> float:
-        return getattr(report, self._metric)
-
-    def _level(self, record: TrialRecord) -> float:
-        """Where a finished trial lies on the axis of the metric."""
-        return self._value_scale.position(100 * self._values[record.number])
-
-    def _position(self, record: TrialRecord, key: str) -> float:
-        """Where a trial lies on a parameter's axis; those of one choice lie side by side."""
-        scale = self._scales[key]
-        position = scale.position(record.parameters[key])
-        if scale.places:
-            aside = (self._place[record.number] + 0.5) / len(self._place) - 0.5
-            position += 0.6 / len(scale.places) * aside
-        return position
-
-    def _height(self, frame: Frame, record: TrialRecord, key: str, slot: float) -> float:
-        if key not in record.parameters:
-            return frame.bottom + 8 + slot
-        return frame.y(self._position(record, key))
-
-    def _class(self, record: TrialRecord) -> str:
-        best = " best" if self._finished and record is self._finished[0] else ""
-        shade = self._shade.get(record.number)
-        many = " many" if len(self._place) > _MANY and not best else ""
-        return f"trial {record.status}{'' if shade is None else f' shade{shade}'}{best}{many}"
-
-    def _group(self, record: TrialRecord, *children: Element) -> Element:
-        """What belongs to one trial."""
-        attributes = {"class": self._class(record), "data-trial": record.number}
-        return element("g", attributes, element("title", {}, self._told[record.number]), *children)
-
-    def _line(
-        self,
-        record: TrialRecord,
-        curves: Sequence[Sequence[tuple[float, float]]],
-        *,
-        dotted: bool = False,
-    ) -> Element:
-        """A trial's line, with a broad invisible one that is easy to point at."""
-        path = " ".join(
-            f"{'L' if n else 'M'}{x:g} {y:g}" for curve in curves for n, (x, y) in enumerate(curve)
-        )
-        dots = [point for curve in curves for point in curve] if dotted else []
-        return self._group(
-            record,
-            *(element("path", {"class": kind, "d": path}) for kind in ("reach", "line")),
-            *(_circle(*point, 2.5, "dot") for point in dots),
-            self._mark(record, *curves[-1][-1]),
-        )
-
-    def _name(self, chart: Element, places: Mapping[int, tuple[float, float]]) -> None:
-        """Write the best trials' numbers beside their ends, none over another."""
-        lowest = float("-inf")
-        for number, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
-            lowest = max(y, lowest + 14)
-            kind = "named best" if number == self._finished[0].number else "named"
-            chart.append(_text(x, lowest + 4, f"trial {number}", kind))
-
-    def _mark(self, record: TrialRecord, x: float, y: float) -> Element:
-        """The end of a trial: a disc if it finished, else the sign of its status."""
-        if record.status == "finished":
-            return _circle(x, y, 4.5, "end")
-        return _text(x, y + 4, SYMBOLS[record.status], f"end middle {record.status}")
+    title: str
+    scale: Scale
+    full_title: str = ""
 
 
-def _picture(width: float, height: float, label: str) -> Element:
-    attributes = {"viewBox": f"0 0 {width:g} {height:g}", "width": width, "height": height}
-    return element("svg", {**attributes, "role": "group", "aria-label": label})
+@dataclass(frozen=True)
+class Missing:
+    """In the place of a value: the item has none, and this says why."""
+
+    reason: str
+    kind: str = ""  # CSS classes of the reason
 
 
-def _axis(
-    frame: Frame,
-    x: float,
-    label: str,
-    ticks: Sequence[tuple[float, str]],
-    name: str,
+@dataclass(frozen=True)
+class Series:
+    """An item's values: for each panel of the chart the points (x, y) of one line, or none."""
+
+    item: Item
+    lines: Sequence[Sequence[tuple[Any, Any]]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An item's value on two axes; without a ``y`` it lies below the chart's lowest value."""
+
+    item: Item
+    x: Any
+    y: Any | Missing
+
+
+@dataclass(frozen=True)
+class Row:
+    """An item's value on each axis, in their order."""
+
+    item: Item
+    values: Sequence[Any | Missing]
+
+
+def line_chart(
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
     *,
-    is_last: bool = False,
-) -> Element:
-    """An upright axis with its name above it and its ticks beside it."""
-    side, where = (8, "tick") if is_last else (-8, "tick right")
+    title: str,
+    description: str,
+    panels: Sequence[str] = ("",),
+) -> Drawing:
+    """Lines over a common axis; panels, for example repetitions, stand side by side."""
+    ticks, n_panels = x.scale.ticks(), len(panels)
+    width = min(max(_TICK_WIDTH * len(ticks) * n_panels, _LEAST_WIDTH), _LARGEST_WIDTH)
+    top = 2 * _TITLE_DROP
+    frame = Frame(_LABEL_WIDTH, _LABEL_WIDTH + width, top, top + _LINES_HEIGHT)
     marks = [
-        _text(x + side, frame.y(position) + 4, _cut(text, 17), where, text)
-        for position, text in ticks
+        svg.text((TEXT_GAP, TEXT_GAP), y.title, "name", y.full_title),
+        *svg.grid(frame, y.scale.ticks()),
     ]
-    return element(
-        "g",
-        {},
-        _text(x + 160, frame.top - 22, label, "name right", name)
-        if is_last
-        else _text(x, frame.top - 22, _cut(label, 21), "name middle", name),
-        _rule(x, frame.top, x, frame.bottom, "axis"),
-        *marks,
+    parts = _side_by_side(frame, n_panels)
+    for part, name in zip(parts, panels, strict=True):
+        if part is not parts[0]:
+            marks.append(svg.rule((part.left, top - _TITLE_DROP), (part.left, part.bottom), "edge"))
+        if name:
+            marks.append(svg.text((part.left + TEXT_GAP, top - _LINE_HEIGHT), name, "tick"))
+        marks += _labels_below(part, ticks)
+    below = ((frame.left + frame.right) / 2, frame.bottom + _TITLE_DEPTH)
+    marks.append(svg.text(below, x.title, "tick middle", x.full_title))
+    ends = {}
+    for each in series:
+        lines = [
+            [(part.x(x.scale.position(a)), part.y(y.scale.position(b))) for a, b in line]
+            for part, line in zip(parts, each.lines, strict=True)
+            if line
+        ]
+        if lines:
+            marks.append(_line(each.item, lines, has_dots=True))
+            ends[each.item] = lines[-1][-1][1]
+    marks += _names(ends, frame.right + TEXT_GAP)
+    size = (frame.right + _NAME_WIDTH, below[1] + _LINE_HEIGHT)
+    return Drawing(size, title, description, *marks, kind=_kind(series))
+
+
+def scatter_plot(
+    points: Sequence[Point], x: Axis, y: Axis, *, title: str, description: str
+) -> Drawing:
+    """A point for each item. On an axis of categories those of one category lie side by side."""
+    frame = _POINTS_FRAME
+    axis = frame.bottom + _AXIS_DEPTH
+    ticks = x.scale.ticks()
+    room = (frame.right - frame.left) / max(1, len(ticks))
+    marks = [
+        svg.text((frame.left, frame.top - _LINE_HEIGHT - 4), x.title, "name", x.full_title),
+        *svg.grid(frame, y.scale.ticks()),
+        svg.rule((frame.left, axis), (frame.right, axis), "axis"),
+    ]
+    for position, label in ticks:
+        place = (frame.x(position), axis + _LABEL_DEPTH)
+        marks.append(svg.text(place, svg.shorten(label, room), "tick middle", label))
+    for point, aside in zip(points, _asides(len(points)), strict=True):
+        is_missing = isinstance(point.y, Missing)
+        place = (
+            frame.x(_position(x.scale, point.x, aside)),
+            frame.bottom + _MISSING_DEPTH if is_missing else frame.y(y.scale.position(point.y)),
+        )
+        marks.append(_group(point.item, _end(point.item, place)))
+    return Drawing(_POINTS_SIZE, title, description, *marks, kind=_kind(points))
+
+
+def parallel_coordinates(
+    rows: Sequence[Row], axes: Sequence[Axis], *, title: str, description: str
+) -> Drawing:
+    """An upright axis for each variable, a line for each item.
+
+    Where an item has no value its line goes below the axis, to a place for each reason.
+    """
+    gap = min(max(_AXES_WIDTH / max(1, len(axes) - 1), _LEAST_GAP), _LARGEST_GAP)
+    top = 2 * _TITLE_DROP + TEXT_GAP
+    frame = Frame(_AXES_LEFT, _AXES_LEFT + gap * (len(axes) - 1), top, top + _AXES_HEIGHT)
+    slots = [_slots(rows, number) for number in range(len(axes))]
+    lefts = [frame.left + gap * number for number in range(len(axes))]
+
+    def slot_y(number: int) -> float:
+        return frame.bottom + _SLOT_HEIGHT * (number + 1) + TEXT_GAP
+
+    def place(row: Row, number: int, aside: float) -> Pixels:
+        value, scale = row.values[number], axes[number].scale
+        if isinstance(value, Missing):
+            return lefts[number], slot_y(slots[number].index(value))
+        return lefts[number], frame.y(_position(scale, value, aside))
+
+    rules = [svg.rule((left, frame.top), (left, frame.bottom), "axis") for left in lefts]
+    lines, ends = [], {}
+    for row, aside in zip(rows, _asides(len(rows)), strict=True):
+        corners = [place(row, number, aside) for number in range(len(axes))]
+        lines.append(_line(row.item, [corners]))
+        ends[row.item] = corners[-1][1]
+    labels = []
+    for number, (left, axis) in enumerate(zip(lefts, axes, strict=True)):
+        is_last = number == len(axes) - 1
+        labels += _axis_labels(frame, left, axis, gap, is_last=is_last)
+        side, kind = (TEXT_GAP, "tick") if is_last else (-TEXT_GAP, "tick right")
+        for depth, slot in enumerate(slots[number]):
+            labels.append(
+                svg.text((left + side, slot_y(depth)), slot.reason, f"{kind} {slot.kind}")
+            )
+    labels += _names(ends, frame.right + _NAME_GAP)
+    size = (frame.right + _AXES_RIGHT, slot_y(max(map(len, slots), default=0)))
+    # Labels come last: with a margin in the colour of the page they stay readable over lines.
+    return Drawing(size, title, description, *rules, *lines, *labels, kind=_kind(rows))
+
+
+def _axis_labels(
+    frame: Frame, left: float, axis: Axis, gap: float, *, is_last: bool
+) -> list[Element]:
+    """The title above an upright axis and the labels of its ticks beside it.
+
+    Those of the last axis are at its right, so that its title may be long.
+    """
+    above = frame.top - _TITLE_DROP
+    full = axis.full_title or axis.title
+    if is_last:
+        side, kind = TEXT_GAP, "tick"
+        title = svg.text((left + _AXES_RIGHT - TEXT_GAP, above), axis.title, "name right", full)
+    else:
+        side, kind = -TEXT_GAP, "tick right"
+        title = svg.text(
+            (left, above), svg.shorten(axis.title, gap - TEXT_GAP), "name middle", full
+        )
+    room = _AXES_LEFT - TEXT_GAP if left == frame.left else gap - 2 * TEXT_GAP
+    return [title] + [
+        svg.text((left + side, frame.y(position)), svg.shorten(label, room), kind, label)
+        for position, label in axis.scale.ticks()
+    ]
+
+
+def _side_by_side(frame: Frame, count: int) -> list[Frame]:
+    """Parts of ``frame`` of equal width."""
+    edges = [frame.x(number / count) for number in range(count + 1)]
+    return [
+        Frame(left, right, frame.top, frame.bottom)
+        for left, right in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def _labels_below(frame: Frame, ticks: Sequence[Tick]) -> list[Element]:
+    """The labels of a horizontal axis; only every second, third … if they would touch."""
+    widest = max((len(label) for _, label in ticks), default=0) * svg.CHARACTER_WIDTH + TEXT_GAP
+    every = math.ceil(widest * len(ticks) / (frame.right - frame.left)) or 1
+    return [
+        svg.text((frame.x(position), frame.bottom + _LABEL_DEPTH), label, "tick middle")
+        for position, label in ticks[::every]
+    ]
+
+
+def _slots(rows: Sequence[Row], number: int) -> list[Missing]:
+    """The different reasons of missing values on an axis; that of the last row comes first."""
+    values = (row.values[number] for row in reversed(rows))
+    return list(dict.fromkeys(value for value in values if isinstance(value, Missing)))
+
+
+def _asides(count: int) -> list[float]:
+    """An offset between -0.5 and 0.5 for each item, in their order."""
+    return [(number + 0.5) / count - 0.5 for number in range(count)]
+
+
+def _position(scale: Scale, value: Any, aside: float) -> float:
+    """Position of a value; within a category moved aside, so that items do not cover each other."""
+    position = scale.position(value)
+    if isinstance(scale, CategoricalScale):
+        position += _SPREAD * scale.band * aside
+    return position
+
+
+def _kind(items: Sequence[Any]) -> str:
+    return "chart crowded" if len(items) > _CROWD else "chart"
+
+
+def _group(item: Item, *marks: Element) -> Element:
+    """The marks of one item."""
+    attributes = {"class": f"item {item.kind}", "data-item": item.key}
+    return svg.element("g", attributes, svg.element("title", {}, item.label), *marks)
+
+
+def _line(item: Item, lines: Sequence[Sequence[Pixels]], *, has_dots: bool = False) -> Element:
+    """An item's lines, over broad invisible ones that are easy to point at."""
+    dots = [point for line in lines for point in line] if has_dots else []
+    return _group(
+        item,
+        svg.path(lines, "reach"),
+        svg.path(lines, "line"),
+        *(svg.disc(point, _DOT_RADIUS, "dot") for point in dots),
+        _end(item, lines[-1][-1]),
     )
 
 
-def _text(x: float, y: float, text: str, kind: str, whole: str | None = None) -> Element:
-    """A word in a picture; ``whole`` is what it is short for."""
-    title = element("title", {}, whole) if whole not in (None, text) else None
-    attributes = {"x": round(x, 1), "y": round(y, 1), "class": kind}
-    return element("text", attributes, text, title)
+def _end(item: Item, place: Pixels) -> Element:
+    if item.symbol:
+        return svg.text(place, item.symbol, "end middle")
+    return svg.disc(place, _END_RADIUS, "end")
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> Element:
-    return element("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "class": kind})
-
-
-def _circle(x: float, y: float, radius: float, kind: str) -> Element:
-    return element("circle", {"cx": x, "cy": y, "r": radius, "class": kind})
-
-
-def _cut(text: str, length: int) -> str:
-    """The end of a long text tells keys and values apart better than its beginning."""
-    length = max(length, 4)
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+def _names(ends: dict[Item, float], left: float) -> list[Element]:
+    """The names of items beside the ends of their lines, moved down where they would overlap."""
+    marks, lowest = [], -math.inf
+    named = [(y, item) for item, y in ends.items() if item.name]
+    for y, item in sorted(named, key=lambda pair: (pair[0], pair[1].key)):
+        lowest = max(y, lowest + _LINE_HEIGHT)
+        marks.append(svg.text((left, lowest), item.name, f"named {item.kind}"))
+    return marks

@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline.config import TUNED_ON_EVALUATION
-from pipeline.reporting.markup import element, page
-from pipeline.reporting.scale import scale_for, spanning
 from pipeline.reporting.sweep_page import PAGE, render_report, write_report
 from pipeline.settings_file import parse_section
 from pipeline.storage import join, read_text
 from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.plan import Plan
+from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.space import Domain, parse_space
 from pipeline.sweep.trial_table import TaskReport, TrialRecord
 from tests.conftest import skip_or_fail
@@ -34,7 +32,7 @@ SPACE = {
 ODD = "<script>alert(1)</script> & \"quotes\" 'more' </style> \x1b[31mred\x00 ${x} {{y}} --> ünï"
 
 
-def build_plan(**settings: Any) -> Plan:
+def build_plan(**settings: Any) -> SweepPlan:
     """A sweep over three tasks in two repetitions."""
     content = {
         "name": "test sweep", "output": "runs/test", "run": "configs/run.yaml", "space": SPACE,
@@ -43,7 +41,7 @@ def build_plan(**settings: Any) -> Plan:
     sweep = parse_section(SweepConfig, content, place="the test's sweep")
     run = build_config("local-dir:clip", "shards", tasks={"class_order": "lamda"})
     space = parse_space(sweep.space, run.model_dump(mode="json"))
-    return Plan(sweep, run, run, space, 3)
+    return SweepPlan(sweep, run, run, space, 3)
 
 
 def build_record(number: int, status: str, n_reports: int, *, worth: float = 0.5) -> TrialRecord:
