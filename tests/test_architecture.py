@@ -52,7 +52,7 @@ DOORS = {
     "optuna": "sweep.searcher",
     "psutil": "distributed.launcher_watch launching.*",
     "pyarrow": "data.prepare.record_sources",
-    "ray": "sweep.actor sweep.ray_cluster sweep.searcher sweep.sweep",
+    "ray": "sweep.actor sweep.ray_cluster sweep.recorder sweep.searcher sweep.sweep",
     "tenacity": "retry",
     "webdataset": "data.decoding data.prepare.writer",
     "yaml": "settings_file",

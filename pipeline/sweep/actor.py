@@ -1,6 +1,6 @@
-"""A trial where Ray has put it: it launches its runs on the devices it was given.
+"""A trial as an actor of Ray: it launches its runs on the devices that Ray has assigned to it.
 
-It holds a process of the sweep's command only by reports; whatever ends it ends its runs.
+The end of the actor, for whatever reason, ends its runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -29,64 +30,70 @@ from pipeline.sweep.trial_table import TrialRecord
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """What the command and its trials tell each other about stopping."""
+    """The request of the command that its trials stop, and the trials that have ended."""
 
     def __init__(self) -> None:
-        self._raised = False
-        self._gone: set[int] = set()
+        self._is_requested = False
+        self._ended: set[int] = set()
 
-    def wave(self) -> None:
+    def request(self) -> None:
         """Ask every trial to stop with a snapshot."""
-        self._raised = True
+        self._is_requested = True
 
-    def is_up(self) -> bool:
-        """Whether trials are to stop."""
-        return self._raised
+    def is_requested(self) -> bool:
+        """Whether trials must stop."""
+        return self._is_requested
 
-    def note_gone(self, number: int) -> None:
-        """Trial ``number`` has no process any more."""
-        self._gone.add(number)
+    def add_ended_trial(self, number: int) -> None:
+        """Note that trial ``number`` has no process any more."""
+        self._ended.add(number)
 
-    def gone(self) -> set[int]:
+    def ended_trials(self) -> set[int]:
         """The trials that have no process any more."""
-        return self._gone
+        return self._ended
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """The settings that all trials of a sweep share."""
+
+    folder: str  # of the command: relative paths start there
+    n_tasks: int  # of one run
+    metric: Metric
+    resources: ResourceSettings
+    node_losses: int
 
 
 class TrialActor(tune.Trainable):
-    """One trial; each step of it is one more learned task.
+    """One trial; each step of Tune is one more learned task.
 
-    Its results have ``held_s`` and ``report`` (a task report), ``is_last``, ``tasks_done``,
-    ``value`` (the metric, mean over the repetitions so far); or, at the end, ``failure`` (a
-    reason) or ``preempted``.
+    Every result has ``held_s``, the seconds since the actor got its devices. A task adds ``report``
+    (a task report), ``tasks_done``, ``value`` (the metric, mean over the repetitions so far) and
+    ``is_last``. The result of a trial that ends early has ``failure`` (a reason) or ``preempted``.
     """
 
     def setup(
         self,
         config: dict[str, Any],
         *,
-        folder: str,
-        n_tasks: int,
-        metric: Metric,
-        resources: ResourceSettings,
-        losses: int,
+        settings: TrialSettings,
         flag: ray.actor.ActorHandle,
     ) -> None:
-        """Be trial ``config["number"]``, whose runs are ``config["runs"]`` unless it is refused."""
-        os.chdir(folder)  # relative paths mean what they mean to the command
+        """Prepare the trial with the spec ``config``, see :meth:`SweepPlan.trial_spec`."""
+        os.chdir(settings.folder)
         self._held_since = time.monotonic()
         self._flag = flag
-        self._metric = metric
-        self._resources = resources
+        self._settings = settings
         self._record = TrialRecord(number=config["number"], parameters={})
         self._refused = config.get("refused")
         runs = [parse_section(Config, run, place="the trial") for run in config["runs"]]
-        self._n_reports = len(runs) * n_tasks
+        self._n_reports = len(runs) * settings.n_tasks
         self._reports = Trial(
             runs,
-            n_tasks=n_tasks,
+            n_tasks=settings.n_tasks,
             launch=self._launch,
-            must_stop=lambda: ray.get(flag.is_up.remote()),
-            losses=losses,
+            must_stop=lambda: ray.get(flag.is_requested.remote()),
+            node_losses=settings.node_losses,
         ).reports()
 
     def step(self) -> dict[str, Any]:
@@ -103,15 +110,15 @@ class TrialActor(tune.Trainable):
         return self._result(
             report=report.model_dump(),
             tasks_done=report.tasks_done,
-            value=self._record.value(self._metric),
+            value=self._record.value(self._settings.metric),
             is_last=report.tasks_done == self._n_reports,
             done=report.tasks_done == self._n_reports,
         )
 
     def cleanup(self) -> None:
-        """End the present run, with its processes on every node."""
+        """End the current run, with its processes on every node."""
         self._reports.close()
-        ray.get(self._flag.note_gone.remote(self._record.number))
+        ray.get(self._flag.add_ended_trial.remote(self._record.number))
 
     def _result(self, **values: Any) -> dict[str, Any]:
         return {"held_s": time.monotonic() - self._held_since, **values}
@@ -119,18 +126,15 @@ class TrialActor(tune.Trainable):
     @contextmanager
     def _launch(self, config: Config) -> Iterator[_OnAllNodes]:
         """The launched run of ``config`` on every node of the trial."""
-        group = ray.util.get_current_placement_group()
+        resources, group = self._settings.resources, ray.util.get_current_placement_group()
         others = [
-            _NodeActor.options(**_bundle(self._resources, group, node)).remote(os.getcwd())
-            for node in range(1, self._resources.nodes)
+            _NodeActor.options(**_bundle(resources, group, node)).remote(os.getcwd())
+            for node in range(1, resources.nodes)
         ]
         try:
             with reserved_port() as port:
-                mine = own_devices(self._resources)
-                devices = (
-                    mine,
-                    *ray.get([node.devices.remote(self._resources) for node in others]),
-                )
+                theirs = ray.get([node.devices.remote(resources) for node in others])
+                devices = (own_devices(resources), *theirs)
                 address = ray.util.get_node_ip_address()
                 places = [Place(devices, node, address, port) for node in range(len(devices))]
                 for node, place in zip(others, places[1:], strict=True):
@@ -142,36 +146,36 @@ class TrialActor(tune.Trainable):
 
 
 class _OnAllNodes:
-    """A run that is on this node, and perhaps on others."""
+    """A run on this node, and perhaps on others."""
 
     def __init__(self, here: RunProcess, others: list[ray.actor.ActorHandle]) -> None:
         self._here = here
         self._others = others
 
     def is_running(self) -> bool:
-        """Whether this node's part goes on; it meets the others in every step."""
+        """Whether the part of this node runs; in every step it waits for the other parts."""
         return self._here.is_running()
 
     def end(self) -> Ended:
-        """How this node's part ended, once every node's has."""
+        """How the part of this node ended; the parts of all nodes have ended afterwards."""
         ended = self._here.end()
         self._stop_others()
         return ended
 
     def stop(self) -> None:
-        """End every node's part with a snapshot."""
+        """End the parts of all nodes with a snapshot."""
         self._here.stop()
         self._stop_others()
 
     def keep_log(self, url: str) -> None:
-        """Copy what this node's part said."""
+        """Append the log of this node to the file ``url``."""
         self._here.keep_log(url)
 
     def _stop_others(self) -> None:
         for node in self._others:
             try:
                 ray.get(node.stop.remote())
-            except ray.exceptions.RayActorError:  # its node has gone, and its ranks with it
+            except ray.exceptions.RayActorError:  # its node is lost, and its ranks with it
                 continue
 
 
@@ -184,16 +188,16 @@ class _NodeActor:
         self._run: RunProcess | None = None
 
     def devices(self, resources: ResourceSettings) -> Devices:
-        """What this node gives to the run."""
+        """The devices of this node for the run."""
         return own_devices(resources)
 
     def start(self, config: Config, place: Place) -> None:
-        """Launch this node's ranks."""
+        """Launch the ranks of this node."""
         self._run = RunProcess(config, place)
         self._log_url = f"{config.output}.node-{place.node}.log"
 
     def stop(self) -> None:
-        """End them, if they still run, and keep what they said."""
+        """End the ranks that still run, and keep their log."""
         if self._run:
             self._run.stop()
             self._run.keep_log(self._log_url)
@@ -201,10 +205,10 @@ class _NodeActor:
 
 
 def own_devices(resources: ResourceSettings) -> Devices:
-    """What Ray has given to the actor that asks.
+    """The devices that Ray has assigned to the calling actor.
 
     Raises:
-        PipelineError: GPUs are named by something else than their numbers.
+        PipelineError: Ray names GPUs by other words than their numbers.
     """
     names = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     return devices_of(names[: resources.gpus], resources)
@@ -218,7 +222,7 @@ def devices_of(gpu_names: list[str], resources: ResourceSettings) -> Devices:
     """
     if not all(name.isdigit() for name in gpu_names):
         raise PipelineError(
-            f"Ray names GPUs {gpu_names} here, and deepspeed takes numbers only; set "
+            f"Ray names GPUs {gpu_names} on this node, and deepspeed takes numbers only; set "
             "CUDA_VISIBLE_DEVICES to numbers where Ray is started"
         )
     if not gpu_names:
@@ -228,7 +232,7 @@ def devices_of(gpu_names: list[str], resources: ResourceSettings) -> Devices:
 
 
 def _bundle(resources: ResourceSettings, group: PlacementGroup, node: int) -> dict[str, Any]:
-    """Where the actor for a further node goes, and what it takes there."""
+    """The place of the actor of a further node, and its resources there."""
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
     return {
         "num_cpus": resources.cpus,

@@ -1,4 +1,4 @@
-"""What a sweep will do and cost, told before it starts.
+"""The plan and the estimated cost of a sweep, before it starts.
 
 Axes: B images.
 """
@@ -16,25 +16,26 @@ from pipeline.config import Config, MethodConfig
 from pipeline.data.plan import steps_per_epoch
 from pipeline.distributed.world import process_group, read_world
 from pipeline.methods import build_method
-from pipeline.methods.base import MethodContext
-from pipeline.model.backbone import FrozenClip, load_clip
+from pipeline.methods.base import MethodContext, class_prompts
+from pipeline.model.backbone import FrozenClip
+from pipeline.model.weights import load_clip
 from pipeline.sweep.config import SamplerSettings
-from pipeline.sweep.plan import Plan
+from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.searcher import Proposer
 from pipeline.sweep.trial_table import read_records
 from pipeline.tasks import Task
-from pipeline.training.run import Run, check_run, class_prompts
+from pipeline.training.run import Run, check_run
 
 _TIMED_IMAGES = 16
 
 
-def describe_sweep(plan: Plan) -> str:
-    """The space, the runs and an estimate of device-hours, with what the estimate rests on."""
+def describe_sweep(plan: SweepPlan) -> str:
+    """The space, the runs and an estimate of device-hours with its basis."""
     sweep = plan.sweep
     n_runs = sweep.trials * len(sweep.repetitions)
     scheduler = sweep.scheduler
     stopping = (
-        f"after {scheduler.grace_tasks} task(s) only the best 1/{scheduler.reduction_factor} go on"
+        f"the best 1/{scheduler.reduction_factor} continue after {scheduler.grace_tasks} task(s)"
         if scheduler.name == "asha"
         else "every trial runs to its end"
     )
@@ -60,23 +61,23 @@ def describe_sweep(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _estimate(plan: Plan, device: str) -> list[str]:
+def _estimate(plan: SweepPlan, device: str) -> list[str]:
     """Device-hours of the whole sweep."""
     finished = [r for r in read_records(plan.sweep.output) if r.status == "finished"]
     if finished:
         hours = fmean(record.device_hours for record in finished) * plan.sweep.trials
-        ground = f"{len(finished)} finished trials of this sweep"
+        basis = f"{len(finished)} finished trials of this sweep"
     else:
-        hours, ground = _timed_hours(plan)
+        hours, basis = _timed_hours(plan)
     bound = "at most " if plan.sweep.scheduler.name == "asha" else ""
     return [
         f"estimate   {bound}{hours:.3g} {device}-hours",
-        f"           rests on {ground}",
+        f"           rests on {basis}",
     ]
 
 
-def _timed_hours(plan: Plan) -> tuple[float, str]:
-    """Device-hours from one timed batch per method on this machine, and what that is worth."""
+def _timed_hours(plan: SweepPlan) -> tuple[float, str]:
+    """Device-hours from one timed batch per method on this machine, and the basis in words."""
     sweep = plan.sweep
     proposer = Proposer(plan.space, SamplerSettings(name="random"), sweep.metric, sweep.trials)
     first = dict(enumerate(plan.first))
@@ -115,7 +116,7 @@ def _images(run: Run, config: Config) -> tuple[int, int]:
 
 def _seconds_per_image(run: Run, method: MethodConfig) -> tuple[float, float]:
     """Seconds of one device for an image in training and in a test, with random weights."""
-    torch.set_num_threads(1)  # a core is a device
+    torch.set_num_threads(1)  # a device is one core
     world = read_world({})
     config = run.config
     with process_group(world, timeout_s=60):
@@ -150,17 +151,17 @@ def _draw(clip: FrozenClip, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    """The fastest of a few calls: the first pays for much else.
+    """Seconds of the fastest of a few calls; the first call also prepares much.
 
-    On a core its own time counts, whatever else the machine does; a GPU's queue is waited for.
+    On a core only its own time counts, so that other programs do not matter.
     """
     on_gpu = torch.cuda.is_available()
     clock = time.perf_counter if on_gpu else time.process_time
     taken = []
     for _ in range(4):
-        begun = clock()
+        started = clock()
         work()
         if on_gpu:
             torch.cuda.synchronize()
-        taken.append(clock() - begun)
+        taken.append(clock() - started)
     return min(taken)

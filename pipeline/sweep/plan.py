@@ -1,8 +1,9 @@
-"""What the runs of a trial are, so that nothing is chosen on what is reported later.
+"""The runs of a sweep's trials, chosen so that no reported image takes part in the choice.
 
-A trial's run learns the first tasks of the sequence, or all tasks of another benchmark, and is
-scored on images held out from the *training* split by hash of their key, the same in every trial.
-``oracle_sequence`` is the exception that other papers make: everything it touches says so.
+A trial's run learns the first tasks of the sequence, or all tasks of another benchmark. It is
+tested on images held out from the *training* split by a hash of their key, the same in every trial.
+The protocol ``oracle_sequence`` tests on the reported images, as other papers do; everything that
+it writes says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.methods import parse_options
 from pipeline.settings_file import parse_section
 from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.space import Parameters, Space, parse_space, with_settings
+from pipeline.sweep.space import Parameters, Space, format_parameters, parse_space, with_settings
 from pipeline.sweep.trial_table import TrialRecord, trial_folder
 from pipeline.training.run import Run, check_run
 
@@ -24,8 +25,8 @@ BEST = "best.yaml"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A sweep whose files were found to fit each other."""
+class SweepPlan:
+    """A sweep and its files, which fit each other."""
 
     sweep: SweepConfig
     run: Config  # the run that is varied
@@ -33,37 +34,66 @@ class Plan:
     space: Space
     n_tasks: int = 0  # of one run of a trial
 
+    @property
+    def n_reports(self) -> int:
+        """The number of tasks of a complete trial, over all its repetitions."""
+        return self.n_tasks * len(self.sweep.repetitions)
+
+    @property
+    def first(self) -> list[Parameters]:
+        """Parameters of the first trials.
+
+        Raises:
+            ConfigError: they are outside the space.
+        """
+        return [self.space.validate(given) for given in self.sweep.first[: self.sweep.trials]]
+
+    @property
+    def excluded_tasks(self) -> int:
+        """First tasks that the trials learn and that the reported figures leave out."""
+        return self.sweep.n_first_tasks or 0 if self.sweep.exclude_from_report else 0
+
+    @property
+    def mark(self) -> str:
+        """The warning over every table of the sweep; empty if none is needed."""
+        return TUNED_ON_EVALUATION if self.sweep.is_oracle else ""
+
     def run_config(self, parameters: Parameters, number: int, repetition: int) -> Config:
-        """What one repetition of a trial learns, and where its output goes.
+        """The run of one repetition of trial ``number``.
 
         Raises:
             ConfigError: the parameters do not fit the run.
         """
         sweep = self.sweep
         seed, order_seed = sweep.repetitions[repetition]
-        folder = trial_folder(sweep.output, number)
         decided: Parameters = {
             "name": f"{sweep.name} trial {number}",
-            "output": storage.join(folder, f"run-{repetition}"),
+            "output": storage.join(trial_folder(sweep.output, number), f"run-{repetition}"),
             "seed": seed,
             "snapshot.folder": None,
             "tuning": _provenance(sweep),
+            "evaluation.exclude_tasks": 0,
+            "evaluation.split": "test" if sweep.is_oracle else "validation",
         }
         if order_seed is not None:
             decided["tasks.order_seed"] = order_seed
-        limit = {"first_task": 1, "first_k_tasks": sweep.k}.get(sweep.protocol)
-        if limit:
-            decided["tasks.limit"] = limit
-        decided["evaluation.exclude_tasks"] = 0
-        if sweep.is_oracle:
-            decided["evaluation.split"] = "test"
-        else:
-            decided["evaluation.split"] = "validation"
+        if sweep.n_first_tasks is not None:
+            decided["tasks.limit"] = sweep.n_first_tasks
+        if not sweep.is_oracle:
             decided["data.validation_fraction"] = sweep.validation_fraction
         return _parse(with_settings(self.space.apply(parameters), decided), sweep, parameters)
 
+    def trial_spec(self, number: int, parameters: Parameters) -> dict[str, Any]:
+        """The ``config`` of a :class:`TrialActor`: the runs of the trial, or why it has none."""
+        repetitions = range(len(self.sweep.repetitions))
+        try:
+            runs = [self.run_config(parameters, number, repetition) for repetition in repetitions]
+        except ConfigError as error:  # these parameters do not fit together, though each fits alone
+            return {"number": number, "runs": [], "refused": str(error)}
+        return {"number": number, "runs": [run.model_dump(mode="json") for run in runs]}
+
     def best_config(self, record: TrialRecord, records: list[TrialRecord]) -> Config:
-        """The reported run with a trial's parameters and how they were found."""
+        """The reported run with the parameters of a trial, and how the sweep found them."""
         sweep = self.sweep
         decided: Parameters = {
             "name": f"{self.reported.name}_tuned",
@@ -79,31 +109,11 @@ class Plan:
         tree = with_settings(with_settings(reported, record.parameters), decided)
         return _parse(tree, sweep, record.parameters)
 
-    @property
-    def first(self) -> list[Parameters]:
-        """Parameters of the first trials.
-
-        Raises:
-            ConfigError: they are not of the space.
-        """
-        return [self.space.validate(given) for given in self.sweep.first[: self.sweep.trials]]
-
-    @property
-    def excluded_tasks(self) -> int:
-        """First tasks that chose the settings and are to be left out of the reported figures."""
-        chosen = {"first_task": 1, "first_k_tasks": self.sweep.k}.get(self.sweep.protocol, 0)
-        return chosen if self.sweep.exclude_from_report else 0
-
-    @property
-    def mark(self) -> str:
-        """What stands over every table of the sweep; empty where there is nothing to warn of."""
-        return TUNED_ON_EVALUATION if self.sweep.is_oracle else ""
-
     def check_corners(self) -> Run:
-        """Try every end of the space; returns one of the runs that were tried.
+        """Check the run at every end of the space; returns the last of these runs.
 
         Raises:
-            ConfigError: at some end of the space is no run that could be launched.
+            ConfigError: the run at some end of the space cannot be launched.
             DataError: the index cannot be used.
         """
         for corner in (*self.first, *self.space.corners()):
@@ -113,13 +123,13 @@ class Plan:
                 record = TrialRecord(number=0, parameters=corner)
                 parse_options(self.best_config(record, [record]).method)
             except ConfigError as error:
-                raise ConfigError(f"space: with {_told(corner)}: {error}") from None
+                raise ConfigError(f"space: with {format_parameters(corner)}: {error}") from None
         if self.excluded_tasks:
             self._check_a_task_is_reported(config)
         return run
 
     def _check_a_task_is_reported(self, trial: Config) -> None:
-        """A sequence must go on behind the tasks that choose; no test image is needed to know."""
+        """Check that the sequence has tasks after those of the trials, without the test images."""
         evaluation = trial.evaluation.model_copy(update={"exclude_tasks": self.excluded_tasks})
         changes = {"tasks": self.reported.tasks, "evaluation": evaluation}
         try:
@@ -130,25 +140,27 @@ class Plan:
             ) from None
 
 
-def load_plan(sweep: SweepConfig) -> Plan:
+def load_plan(sweep: SweepConfig) -> SweepPlan:
     """The sweep with its run files.
 
     Raises:
-        ConfigError: a file is wrong, or they do not fit each other.
+        ConfigError: a file is wrong, or the files do not fit each other.
+        DataError: the index cannot be used.
     """
     run = load_config(sweep.run, sweep.overrides)
     reported = load_config(sweep.report) if sweep.report else run
     if sweep.class_orders and run.tasks.class_order != "lamda":
         raise ConfigError(
             f"class_orders: these are order seeds, and {sweep.run} has "
-            f"tasks.class_order={run.tasks.class_order!r}; only 'lamda' knows a seed"
+            f"tasks.class_order={run.tasks.class_order!r}; only 'lamda' has a seed"
         )
     space = parse_space(sweep.space, run.model_dump(mode="json"))
-    plan = Plan(sweep, run, reported, space)
+    plan = SweepPlan(sweep, run, reported, space)
     return replace(plan, n_tasks=len(plan.check_corners().tasks))
 
 
 def _provenance(sweep: SweepConfig) -> dict[str, Any]:
+    """The section ``tuning`` of every run of the sweep and of ``best.yaml``."""
     return {
         "protocol": sweep.protocol,
         "sweep": sweep.output,
@@ -157,8 +169,4 @@ def _provenance(sweep: SweepConfig) -> dict[str, Any]:
 
 
 def _parse(tree: dict[str, Any], sweep: SweepConfig, parameters: Parameters) -> Config:
-    return parse_section(Config, tree, place=f"{sweep.run} with {_told(parameters)}")
-
-
-def _told(parameters: Parameters) -> str:
-    return " ".join(f"{key}={value}" for key, value in parameters.items())
+    return parse_section(Config, tree, place=f"{sweep.run} with {format_parameters(parameters)}")

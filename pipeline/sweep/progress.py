@@ -1,6 +1,6 @@
-"""What a person sees of a running sweep: a live table on a terminal, plain lines in a file.
+"""The progress of a running sweep: a live table on a terminal, plain lines in a file.
 
-It is fed with the record of a trial whenever that has changed, and knows nothing else of the sweep.
+It reads nothing but the records of trials, each whenever it has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from pipeline.sweep.config import Metric
 from pipeline.sweep.trial_table import Status, TrialRecord, rank
-from pipeline.text import format_clock
+from pipeline.text import format_clock, format_spread, shows_live_display
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ _STYLES: Mapping[Status, str] = {"running": "bold", "stopped": "dim", "failed": 
 
 
 class SweepDisplay:
-    """The trials of a sweep of ``n_trials`` trials of ``n_tasks`` tasks, repetitions included.
+    """Shows ``n_trials`` trials of ``n_tasks`` tasks each, repetitions included.
 
-    ``split`` is what trials are tested on, ``note`` is what a reader of any figure must know.
-    ``clock`` gives seconds and never goes back. What it is told before it is entered comes from an
-    earlier start of the sweep and is news to nobody.
+    ``split`` are the tested images, ``note`` is a warning beside every figure. ``clock`` gives
+    seconds and never goes back. Records that come before the display is entered are of an earlier
+    start of the sweep; they give no lines.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class SweepDisplay:
         self._title = f"{metric.replace('_', ' ')} of {split} images (%)"
         self._note = note
         self._clock = clock
-        self._begun = clock()
+        self._started = clock()
         self._records: dict[int, TrialRecord] = {}
-        self._changed: dict[int, float] = {}  # when a trial was last seen to get on, by number
-        self._side_by_side = 1  # the most trials that were seen to run at a time
+        self._changed: dict[int, float] = {}  # time of the last task of each trial
+        self._side_by_side = 1  # the most trials that ran at the same time
         self._live: Live | None = None
         self._is_shown = False
 
     def __enter__(self) -> SweepDisplay:
         self._is_shown = True
         console = Console(stderr=True)
-        if console.is_terminal and not console.is_dumb_terminal:
-            # drawn anew at each refresh: the times run on while no trial reports
+        if shows_live_display(console):
+            # A renderable that is asked again, so that times change while no trial reports.
             self._live = Live(
                 get_renderable=self.table, console=console, refresh_per_second=2, transient=False
             )
             self._live.start()
         elif self._records:
-            log.info("known from before: %s", self._summary())
+            log.info("earlier starts: %s", self._summary())
         return self
 
     def __exit__(
@@ -85,12 +85,12 @@ class SweepDisplay:
             sys.stderr.flush()
 
     def update(self, record: TrialRecord) -> None:
-        """Show what is new in a trial's record; nothing, if nothing is."""
+        """Show the changes in the record of a trial."""
         before = self._records.get(record.number)
         if before == record:
             return
         self._records[record.number] = record
-        running = sum(each.status == "running" for each in self._records.values())
+        running = sum(not each.has_ended for each in self._records.values())
         self._side_by_side = max(self._side_by_side, running)
         if before is None or before.tasks_done != record.tasks_done:
             self._changed[record.number] = self._clock()
@@ -99,9 +99,9 @@ class SweepDisplay:
                 log.info("%s", line)
 
     def table(self) -> Group:
-        """Running trials, the best finished ones, and how many are not shown."""
+        """Running trials, the best finished ones, and the number of the others."""
         records = list(self._records.values())
-        running = [record for record in records if record.status == "running"]
+        running = [record for record in records if not record.has_ended]
         ranked = rank([record for record in records if record.status == "finished"], self._metric)
         shown = [*running[:MAX_RUNNING], *ranked[:N_BEST]]
         title = ", ".join(filter(None, [self._title, self._note]))
@@ -113,11 +113,11 @@ class SweepDisplay:
         for record in shown:
             table.add_row(
                 str(record.number),
-                Text(_parameters(record, labels)),
+                Text(_format_parameters(record, labels)),
                 f"{record.tasks_done}/{self._n_tasks}",
                 self._figure(record),
                 f"{SYMBOLS[record.status]} {record.status}",
-                format_clock(self._eta(record)) if record.status == "running" else "",
+                "" if record.has_ended else format_clock(self._eta(record)),
                 style=_STYLES.get(record.status),
             )
         left_out = [record for record in records if record not in shown]
@@ -128,33 +128,30 @@ class SweepDisplay:
             if record.status == "failed"
         ]
         below = filter(None, [more, *reasons[-3:], self._summary()])
-        # not as the table's own title, which would be as narrow as the table
+        # Not as the title of the table, which would be as narrow as the table.
         return Group(Text(title), table, *map(Text, below))
 
     def _news(self, before: TrialRecord | None, now: TrialRecord) -> Iterable[str]:
-        """Lines that tell how a record has changed."""
+        """Lines about the changes of a record."""
         place = f"trial {now.number}"
         if before is None:
-            yield f"{place} {_parameters(now, {})}"
+            yield f"{place} {_format_parameters(now, {})}"
         known = before.tasks_done if before else 0
         if now.tasks_done != known:
             eta = format_clock(self._eta(now))
             note = f" ({self._note})" if self._note else ""
             yield f"{place} task {now.tasks_done}/{self._n_tasks}: {self._figure(now)} %{note}" + (
-                f"  eta {eta}" if now.status == "running" else ""
+                "" if now.has_ended else f"  eta {eta}"
             )
-        if now.status != "running" and (before is None or before.status != now.status):
+        if now.has_ended and (before is None or before.status != now.status):
             yield f"{place} {now.status}" + (f": {now.reason}" if now.reason else "")
             yield self._summary()
 
     def _figure(self, record: TrialRecord) -> str:
-        value, spread = record.value(self._metric), record.spread(self._metric)
-        if value is None:
-            return "–"
-        return f"{100 * value:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+        return format_spread(record.value(self._metric), record.spread(self._metric))
 
     def _eta(self, record: TrialRecord) -> float | None:
-        """Seconds until a running trial has learned all its tasks; None if nothing tells."""
+        """Seconds until a running trial has learned all its tasks; None if unknown."""
         per_task = _seconds_per_task([record]) or _seconds_per_task(list(self._records.values()))
         if per_task is None:
             return None
@@ -162,14 +159,14 @@ class SweepDisplay:
         return max(0.0, per_task * (self._n_tasks - record.tasks_done) - since)
 
     def _summary(self) -> str:
-        """The whole sweep in a line."""
+        """The complete sweep in one line."""
         records = list(self._records.values())
         waiting = self._n_trials - len(records)
         counts = [_counts(records)] if records else []
         parts = [
             ", ".join([*counts, f"{waiting} waiting"] if waiting > 0 else counts),
             f"{sum(record.device_hours for record in records):.2f} device-hours",
-            f"elapsed {format_clock(self._clock() - self._begun)}",
+            f"elapsed {format_clock(self._clock() - self._started)}",
         ]
         best = rank([r for r in records if r.status == "finished"], self._metric)
         if best:
@@ -180,20 +177,20 @@ class SweepDisplay:
         return " · ".join(parts)
 
     def _seconds_left(self, records: Sequence[TrialRecord]) -> float | None:
-        """Until the last trial, if none is stopped early; None if nothing tells."""
-        running = [record for record in records if record.status == "running"]
+        """Seconds until the last trial ends if none is stopped early; None if unknown."""
+        running = [record for record in records if not record.has_ended]
         per_task = _seconds_per_task(records)
         if per_task is None or not running:
             return None
         waiting = max(0, self._n_trials - len(records)) * self._n_tasks * per_task
-        begun = [self._eta(record) or 0.0 for record in running]
-        return max(*begun, (sum(begun) + waiting) / self._side_by_side)
+        etas = [self._eta(record) or 0.0 for record in running]
+        return max(*etas, (sum(etas) + waiting) / self._side_by_side)
 
 
 def parameter_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
-    """For each dotted key the fewest of its last parts that tell it from every other key.
+    """For each dotted key its shortest ending that no other key has.
 
-    Keys come in the order in which the trials have them; ``name`` alone says too little.
+    Keys are in the order in which the trials have them. ``name`` alone would say too little.
     """
     keys = list(dict.fromkeys(key for record in records for key in record.parameters))
     labels = {}
@@ -210,11 +207,11 @@ def parameter_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """A parameter's value, short."""
+    """The value of a parameter, with three digits if it is a float."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _parameters(record: TrialRecord, labels: Mapping[str, str]) -> str:
+def _format_parameters(record: TrialRecord, labels: Mapping[str, str]) -> str:
     return " ".join(f"{labels.get(k, k)}={format_value(v)}" for k, v in record.parameters.items())
 
 
@@ -224,6 +221,6 @@ def _seconds_per_task(records: Iterable[TrialRecord]) -> float | None:
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:
-    """How many trials have each status, those that none has left out."""
+    """The number of trials of each status that occurs."""
     found = [record.status for record in records]
     return ", ".join(f"{found.count(status)} {status}" for status in SYMBOLS if status in found)

@@ -1,7 +1,7 @@
-"""Which configuration comes next: an Optuna study that Ray Tune asks; the only door to Optuna.
+"""The parameters of the next trial, from an Optuna study; the only door to Optuna.
 
-Everything is drawn from (seed, number of the trial) and what is known of the others, never from how
-often the sweep was started: trial 7 of a random search is the same in every start.
+A draw depends on the seed, the number of the trial and the outcomes of other trials, never on the
+number of starts: trial 7 of a random search is the same in every start of the sweep.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _STATES = {
 
 
 class Proposer:
-    """Draws configurations and learns what they were worth."""
+    """Draws parameters, and learns from the outcomes of trials."""
 
     def __init__(self, space: Space, sampler: SamplerSettings, metric: Metric, trials: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._settings = sampler
         self._metric = metric
-        self._first_draws = min(10, max(4, trials // 3))  # at random, before TPE knows anything
+        self._first_draws = min(10, max(4, trials // 3))  # at random, for TPE to learn from
         self._study = optuna.create_study(direction="maximize")
         self._asked: dict[int, optuna.trial.Trial] = {}
 
     def propose(self, number: int, known: Parameters | None = None) -> Parameters:
-        """The parameters of trial ``number``; those that are ``known`` are taken again."""
+        """The parameters of trial ``number``: ``known`` ones if given, else new ones."""
         self._study.sampler = self._sampler(number)
         if known is not None:
             self._study.enqueue_trial({key: self._encode(key, known[key]) for key in known})
@@ -54,8 +54,8 @@ class Proposer:
         drawn = self._space.draw(lambda key, domain: _suggest(trial, key, domain))
         return drawn if known is None else known
 
-    def tell(self, record: TrialRecord) -> None:
-        """Learn how a trial has ended, be it of this start of the sweep or of an earlier one."""
+    def add_outcome(self, record: TrialRecord) -> None:
+        """Learn from an ended trial of this start of the sweep or of an earlier one."""
         parameters = {k: self._encode(k, value) for k, value in record.parameters.items()}
         value, state = record.value(self._metric), _STATES[record.status]
         if record.number in self._asked:
@@ -85,7 +85,7 @@ class Proposer:
         }
 
     def _encode(self, key: str, value: Any) -> Any:
-        """A value as Optuna keeps it."""
+        """A value in the form that Optuna stores."""
         return json.dumps(value) if self._space.domains[key].choice is not None else value
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -100,9 +100,9 @@ class Proposer:
 
 
 class TrialSearcher(Searcher):
-    """What Ray Tune asks for the next trial: first those with ``known`` parameters, then new ones.
+    """Gives Ray Tune its next trial: first those with ``known`` parameters, then new ones.
 
-    ``begin`` gives what a trial is told, from its number and parameters.
+    ``begin`` gives the spec of a trial from its number and parameters.
     """
 
     def __init__(
@@ -121,15 +121,20 @@ class TrialSearcher(Searcher):
         self._begin = begin
         self._is_over = is_over
 
+    @property
+    def n_left(self) -> int:
+        """The number of trials that were not suggested yet."""
+        return len(self._known) + len(self._new)
+
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any
     ) -> bool:
-        """Tune's own settings of metric and space are not used."""
+        """Ignore the metric and space of Tune; both are known already."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """What the next trial is told: what ``begin`` gives for its number and parameters."""
-        if self._is_over() or not (self._known or self._new):
+        """The spec of the next trial."""
+        if self._is_over() or not self.n_left:
             return Searcher.FINISHED
         if self._known:
             number = min(self._known)
@@ -142,13 +147,13 @@ class TrialSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the trial table tells the proposer, which keeps one order of events."""
+        """Do nothing: the trial recorder adds outcomes, in the order of the trial table."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trial table is what a sweep goes on from, never Ray's own state."""
+        """Do nothing: a sweep resumes from the trial table, never from Ray's state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as there is nothing saved."""
+        """Do nothing, as nothing is saved."""
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, domain: Domain) -> Any:

@@ -1,4 +1,4 @@
-"""What a sweep may change: settings of a run by dotted key, each with the values it may take.
+"""The search space of a sweep: settings of a run by dotted key, each with its possible values.
 
     space:
       method.name: {choice: [finetune, tppt_vt]}
@@ -6,8 +6,8 @@
       method.options.tppt_vt:                                  # sections may be nested
         text_to_image.weight: {uniform: [0, 1], when: {method.name: tppt_vt}}
 
-Settings are drawn one after the other in the order of the file; one with ``when`` is drawn only if
-the settings named there have those values. Nothing here knows how values are proposed.
+Settings are drawn in the order of the file. A setting with ``when`` is drawn only if the settings
+that ``when`` names have those values. The proposal of values is elsewhere, in ``searcher``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pydantic import Field, model_validator
 from pipeline.errors import ConfigError
 from pipeline.settings_file import Section, parse_section
 
-Parameters = dict[str, Any]  # what was drawn, by dotted key
+Parameters = dict[str, Any]  # drawn values by dotted key
 
 _KINDS = ("uniform", "log_uniform", "int", "choice")
-# These say what is learned and tested and where it goes: the sweep decides them for every trial.
+# Tasks, tests and outputs: the sweep decides these settings for every trial.
 _DECIDED = ("output", "name", "seed", "tasks", "evaluation", "tuning", "snapshot")
 _DECIDED_DATA = ("data.index", "data.validation_fraction")
 
 
 class Domain(Section):
-    """The values that one setting may take, and when it is drawn at all."""
+    """The possible values of one setting, and the condition on which it is drawn."""
 
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
@@ -46,9 +46,9 @@ class Domain(Section):
             raise ValueError(f"give exactly one of {', '.join(_KINDS)}")
         for low, high in given:
             if low >= high:
-                raise ValueError(f"[{low}, {high}] is empty; the lower end comes first")
+                raise ValueError(f"[{low}, {high}] is empty; write the lower end first")
         if self.log_uniform and self.log_uniform[0] <= 0:
-            raise ValueError(f"log_uniform must begin above 0, found {self.log_uniform[0]}")
+            raise ValueError(f"log_uniform must start above 0, found {self.log_uniform[0]}")
         return self
 
     @property
@@ -78,14 +78,15 @@ class Domain(Section):
 class Space:
     """The domains by dotted key, in the order in which they are drawn.
 
-    ``settings`` are those of the run that is varied; conditions on what is not drawn look there.
+    ``settings`` are those of the run that is varied; a condition on a setting that is not drawn
+    reads it there.
     """
 
     domains: Mapping[str, Domain]
     settings: Mapping[str, Any]
 
     def draw(self, propose: Callable[[str, Domain], Any]) -> Parameters:
-        """What ``propose`` gives for each setting that is to be drawn."""
+        """The value that ``propose`` gives for each setting whose condition holds."""
         drawn: Parameters = {}
         for key, domain in self.domains.items():
             if self._holds(domain.when, drawn):
@@ -93,7 +94,7 @@ class Space:
         return drawn
 
     def corners(self) -> Iterator[Parameters]:
-        """Parameters that together have every setting at each of its extremes at least once."""
+        """Parameters that together set every setting to each of its extremes at least once."""
         for key, domain in self.domains.items():
             for extreme in domain.extremes:
                 wanted = {key: extreme, **self._conditions(domain.when)}
@@ -104,7 +105,7 @@ class Space:
                     yield corner
 
     def validate(self, given: Mapping[str, Any]) -> Parameters:
-        """Parameters that were given, not drawn, in the order of the space.
+        """Given parameters, checked and in the order of the space.
 
         Raises:
             ConfigError: one is missing, outside its domain, or would not have been drawn.
@@ -116,17 +117,19 @@ class Space:
             return given[key]
 
         drawn = self.draw(take)
-        strange = sorted(given.keys() - drawn.keys())
-        if strange:
-            raise ConfigError(f"first: {strange[0]} is not drawn beside {dict(drawn)}")
+        extra = sorted(given.keys() - drawn.keys())
+        if extra:
+            raise ConfigError(
+                f"first: {extra[0]} is not drawn together with {dict(drawn)}; leave it out"
+            )
         return drawn
 
     def apply(self, parameters: Parameters) -> dict[str, Any]:
-        """The run's settings with the parameters in their places."""
+        """The settings of the run with ``parameters`` in place of its own values."""
         return with_settings(self.settings, parameters)
 
     def _conditions(self, when: Mapping[str, Any]) -> Parameters:
-        """What must be drawn, conditions of conditions included, so that ``when`` holds."""
+        """Values with which ``when`` holds, conditions of conditions included."""
         wanted = dict(when)
         for key in when:
             if key in self.domains:
@@ -141,37 +144,37 @@ class Space:
 
 
 def parse_space(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> Space:
-    """The space that a sweep file describes, over the ``settings`` of its run.
+    """The space of a sweep file, over the ``settings`` of its run.
 
     Raises:
-        ConfigError: naming the entry, what was found and what is wanted.
+        ConfigError: an entry is wrong; the message names it.
     """
     domains: dict[str, Domain] = {}
     for key, entry in _entries(tree):
         place = f"space: {key}"
         if key.split(".")[0] in _DECIDED or key in _DECIDED_DATA:
-            raise ConfigError(f"{place}: is the same in every trial; take it out of the space")
+            raise ConfigError(f"{place}: is the same in every trial; remove it from the space")
         if key in domains:
-            raise ConfigError(f"{place}: is there twice, nested and dotted; keep one of them")
+            raise ConfigError(f"{place}: appears twice, nested and dotted; keep one of them")
         domain = parse_section(Domain, entry, place=place)
         for name, value in domain.when.items():
             known = domains.get(name)
             if known is None and find_setting(settings, name) is None:
                 raise ConfigError(
                     f"{place}: its condition names {name}, which is neither a setting of the run "
-                    "nor drawn before; write that one above it"
+                    f"nor drawn before; write {name} above it"
                 )
             if known and known.choice is not None and value not in known.choice:
                 raise ConfigError(
-                    f"{place}: it is drawn when {name} is {value!r}, which is none of its choices "
-                    f"{known.choice}"
+                    f"{place}: it is drawn if {name} is {value!r}, and the choices of {name} are "
+                    f"{known.choice}; use one of them"
                 )
         domains[key] = domain
     return Space(domains, settings)
 
 
 def with_settings(settings: Mapping[str, Any], changes: Parameters) -> dict[str, Any]:
-    """A copy of nested ``settings`` with dotted ``changes`` laid over it."""
+    """A copy of nested ``settings`` with the values of dotted ``changes``."""
     changed = dict(settings)
     for dotted, value in changes.items():
         first, _, rest = dotted.partition(".")
@@ -186,21 +189,26 @@ def with_settings(settings: Mapping[str, Any], changes: Parameters) -> dict[str,
 
 
 def find_setting(settings: Mapping[str, Any], dotted: str) -> Any:
-    """The value at a dotted key of nested ``settings``; None if there is none."""
+    """The value at a dotted key of nested ``settings``; None if it is missing."""
     value: Any = settings
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
+def format_parameters(parameters: Parameters) -> str:
+    """Parameters in one line: ``optim.epochs=3 seed=1``."""
+    return " ".join(f"{key}={value}" for key, value in parameters.items())
+
+
 def _entries(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every setting with the description of its domain; nested sections are joined by dots."""
+    """Every setting by dotted key with the description of its domain."""
     for name, entry in tree.items():
         key = f"{prefix}{name}"
         if not isinstance(entry, Mapping) or not entry:
             raise ConfigError(
                 f"space: {key}: must be one of {', '.join(f'{{{kind}: […]}}' for kind in _KINDS)} "
-                f"or a section of such, found {entry!r}"
+                f"or a section of settings, found {entry!r}"
             )
         if any(kind in entry for kind in (*_KINDS, "when")):
             yield key, entry
@@ -208,4 +216,7 @@ def _entries(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
             yield from _entries(entry, f"{key}.")
         else:
             found = ", ".join(itertools.islice(map(str, entry), 3))
-            raise ConfigError(f"space: {key}: knows {', '.join(_KINDS)} and when, found {found}")
+            raise ConfigError(
+                f"space: {key}: must have one of {', '.join(_KINDS)}, and may have when; found "
+                f"{found}"
+            )

@@ -1,8 +1,8 @@
-"""The trial table: what was tried and what came of it.
+"""The trial table: the parameters and results of every trial.
 
-``<output>/trials/<NNN>/trial.json`` is the truth, one file a trial, replaced as a whole; only the
-command writes it. ``<output>/trials.csv`` is derived. Nothing here knows of Ray: whatever happens
-to Ray's state, no finished trial is lost.
+The sweep's command alone writes ``<output>/trials/<NNN>/trial.json``, one file per trial, each
+replaced in one step; it derives ``<output>/trials.csv`` from them. Nothing here depends on Ray, so
+that no finished trial is lost with Ray's state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 
 class TaskReport(Section):
-    """What a trial was worth after one more task; accuracies are fractions of validation images."""
+    """The results of a trial after one more task; accuracies are fractions of the tested images."""
 
     tasks_done: int = Field(gt=0)  # over all repetitions so far
     repetition: int = Field(ge=0)
@@ -43,16 +43,21 @@ class TaskReport(Section):
 
 
 class TrialRecord(Section):
-    """One drawn configuration and all that is known of it."""
+    """One trial: its parameters, status and results."""
 
     number: int = Field(ge=0)
     parameters: dict[str, Any]  # by dotted key of a run's settings
-    status: Status = "running"  # 'running' also means: interrupted, and to go on
+    status: Status = "running"  # 'running' includes: interrupted, to be resumed
     reason: str | None = None  # why it failed or was stopped
     reports: list[TaskReport] = []  # in the order of tasks_done
-    device_hours: float = 0.0  # GPUs, or cores where there is none, times hours
+    device_hours: float = 0.0  # of GPUs, or of cores if there are none
     started: str | None = None  # ISO 8601, UTC
     ended: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trial is finished, stopped or failed."""
+        return self.status != "running"
 
     @property
     def tasks_done(self) -> int:
@@ -60,12 +65,12 @@ class TrialRecord(Section):
         return self.reports[-1].tasks_done if self.reports else 0
 
     def by_repetition(self, metric: Metric) -> list[float]:
-        """The metric at the last task of each repetition that was begun."""
+        """The metric at the last task of each repetition with a report."""
         last = {report.repetition: getattr(report, metric) for report in self.reports}
         return list(last.values())
 
     def value(self, metric: Metric) -> float | None:
-        """Mean of the metric over the repetitions that were begun; None before the first task."""
+        """Mean of the metric over the repetitions with a report; None before the first task."""
         values = self.by_repetition(metric)
         return fmean(values) if values else None
 
@@ -96,7 +101,7 @@ def task_reports(results: RunResults, repetition: int, n_tasks: int) -> list[Tas
 
 
 def rank(records: Iterable[TrialRecord], metric: Metric) -> list[TrialRecord]:
-    """Best first: finished trials, then the others by how far they came, failed ones last."""
+    """Best first: finished trials, then the others by their number of tasks, failed ones last."""
     order = ("finished", "running", "stopped", "failed")
 
     def place(record: TrialRecord) -> tuple[int, int, float, int]:
@@ -109,21 +114,21 @@ def rank(records: Iterable[TrialRecord], metric: Metric) -> list[TrialRecord]:
 
 
 def best(records: Iterable[TrialRecord], metric: Metric) -> TrialRecord | None:
-    """The finished trial with the highest metric, of equals the first; None if none finished."""
+    """The finished trial with the highest metric, the first of equals; None if none finished."""
     finished = [record for record in records if record.status == "finished"]
     return rank(finished, metric)[0] if finished else None
 
 
 def trial_folder(output: str, number: int) -> str:
-    """Where everything of a trial lies."""
+    """The folder with all files of a trial."""
     return storage.join(output, "trials", f"{number:03d}")
 
 
 def read_records(output: str) -> list[TrialRecord]:
-    """Every trial that was ever begun in a sweep's output, by number.
+    """Every trial in a sweep's output, by number.
 
     Raises:
-        DataError: a record is not one, or names another number than its folder.
+        DataError: a record is damaged, or has another number than its folder.
         StorageError: the folder cannot be read.
     """
     folder = storage.join(output, "trials")
@@ -132,7 +137,7 @@ def read_records(output: str) -> list[TrialRecord]:
 
 
 def write_record(output: str, record: TrialRecord) -> None:
-    """Replace the record of one trial as a whole.
+    """Replace the record of one trial in one step.
 
     Raises:
         StorageError: it cannot be written.
@@ -142,7 +147,7 @@ def write_record(output: str, record: TrialRecord) -> None:
 
 
 def write_table(output: str, records: Sequence[TrialRecord], metric: Metric, mark: str) -> None:
-    """Replace ``trials.csv``: one row a trial, best first; ``mark`` heads it unless empty.
+    """Replace ``trials.csv``: one row per trial, best first, below ``mark`` unless that is empty.
 
     Raises:
         StorageError: it cannot be written.
@@ -171,9 +176,9 @@ def write_table(output: str, records: Sequence[TrialRecord], metric: Metric, mar
 
 
 class TrialTable:
-    """The records of a sweep; every change is written at once, and shown to ``watch``.
+    """The records of a sweep; every change is written at once, and passed to ``watch``.
 
-    Before each of them :meth:`raise_if_taken_over` may raise why it must not be written.
+    Before each write :meth:`raise_if_taken_over` raises if another start owns the output.
     """
 
     def __init__(
@@ -196,19 +201,19 @@ class TrialTable:
 
     @property
     def records(self) -> list[TrialRecord]:
-        """All of them, by number."""
+        """All records, by number."""
         return [self._records[number] for number in sorted(self._records)]
 
     def __getitem__(self, number: int) -> TrialRecord:
         return self._records[number]
 
     def begin(self, number: int, parameters: Mapping[str, Any]) -> None:
-        """Add a trial, unless it is there and goes on."""
+        """Add a trial, unless the table has it already."""
         if number not in self._records:
             self._put(TrialRecord(number=number, parameters=dict(parameters), started=_now()))
 
     def report(self, number: int, report: TaskReport, device_hours: float) -> None:
-        """A trial has learned one more task, or tells again what it had told before."""
+        """Record a task that a trial has learned; a report of the same task is replaced."""
         record = self._records[number]
         others = [old for old in record.reports if old.tasks_done != report.tasks_done]
         reports = sorted([*others, report], key=lambda each: each.tasks_done)
@@ -222,14 +227,14 @@ class TrialTable:
         reason: str | None = None,
         device_hours: float | None = None,
     ) -> None:
-        """A trial will not go on."""
+        """Record that a trial has ended; its device-hours are kept if None is given."""
         record = self._records[number]
         hours = record.device_hours if device_hours is None else device_hours
         changes = {"status": status, "reason": reason, "device_hours": hours, "ended": _now()}
         self._put(record.model_copy(update=changes))
 
-    def spend(self, number: int, device_hours: float) -> None:
-        """A trial was interrupted and goes on in a later start of the sweep."""
+    def set_device_hours(self, number: int, device_hours: float) -> None:
+        """Record the device-hours of an interrupted trial, all its processes together."""
         self._put(self._records[number].model_copy(update={"device_hours": device_hours}))
 
     def _put(self, record: TrialRecord) -> None:
@@ -255,16 +260,18 @@ def _read(url: str) -> TrialRecord:
         record = parse_section(TrialRecord, json.loads(storage.read_text(url)), place=place)
     except (ValueError, ConfigError) as error:
         raise DataError(
-            f"{place}: is no record of a trial ({error}); restore it from a copy, or remove its "
-            "folder to have the trial run again"
+            f"{place}: is not the record of a trial ({error}); restore it from a copy, or remove "
+            "its folder to run the trial again"
         ) from None
     if f"{record.number:03d}" != url.split("/")[-2]:
-        raise DataError(f"{place}: is the record of trial {record.number}; it was moved here")
+        raise DataError(
+            f"{place}: is the record of trial {record.number}; move it to the folder of that trial"
+        )
     return record
 
 
 def _mean(record: TrialRecord, name: str) -> float | None:
-    """Mean of a figure over the repetitions; None where one has none."""
+    """Mean of a figure over the repetitions; None if one of them lacks it."""
     last = {report.repetition: getattr(report, name) for report in record.reports}
     return fmean(last.values()) if last and None not in last.values() else None
 

@@ -1,4 +1,4 @@
-"""Every sweep that is shipped fits its run, and says what it is."""
+"""Every shipped sweep fits its run, and its header describes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import load_config
 from pipeline.methods import parse_options
 from pipeline.sweep.config import load_sweep
-from pipeline.sweep.plan import Plan
+from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.space import parse_space
 from pipeline.tune import parse_arguments
 from tests.test_configs import ROOT, header
@@ -24,7 +24,7 @@ def file(request, monkeypatch) -> Path:
     return request.param
 
 
-def test_header_tells_command_cost_and_expectation(file):
+def test_header_gives_command_cost_and_expectation(file):
     parts = header(file)
     assert parts.keys() == {"", "Data", "Run", "Cost", "Expect"} and len(parts[""]) > 20
     words = shlex.split(parts["Run"])
@@ -36,7 +36,7 @@ def test_header_tells_command_cost_and_expectation(file):
 def test_every_corner_of_its_space_is_a_run(file):
     sweep = load_sweep(file)
     run = load_config(sweep.run, sweep.overrides)
-    plan = Plan(sweep, run, run, parse_space(sweep.space, run.model_dump(mode="json")))
+    plan = SweepPlan(sweep, run, run, parse_space(sweep.space, run.model_dump(mode="json")))
     for parameters in (*plan.first, *plan.space.corners()):
         config = plan.run_config(parameters, 0, 0)
         parse_options(config.method)

@@ -1,4 +1,4 @@
-"""What a trial learns and is scored on, and what the best configuration says of itself."""
+"""The tasks and tested images of a trial, and what the best configuration says of its origin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from pipeline.config import TUNED_ON_EVALUATION, Config, dump_config, load_config
 from pipeline.errors import ConfigError, SweepFailedError
 from pipeline.sweep.config import SweepConfig, load_sweep
-from pipeline.sweep.plan import Plan, load_plan
-from pipeline.sweep.sweep import conclude, open_table, told
+from pipeline.sweep.plan import SweepPlan, load_plan
+from pipeline.sweep.sweep import conclude, open_table
 from pipeline.sweep.trial_table import TrialRecord
 from tests.tiny import build_config
 
@@ -44,7 +44,7 @@ def sweep_of(run_file: Path, **settings: Any) -> SweepConfig:
     return SweepConfig.model_validate(tree | settings)
 
 
-def trial_config(plan: Plan, repetition: int = 0) -> Config:
+def trial_config(plan: SweepPlan, repetition: int = 0) -> Config:
     return plan.run_config({RATE: 0.005}, 7, repetition)
 
 
@@ -75,7 +75,7 @@ def test_only_the_oracle_is_scored_on_test_images_and_says_so_everywhere(run_fil
 TRIAL = TrialRecord(number=1, parameters={}, device_hours=0.5)
 
 
-def test_the_best_configuration_is_the_reported_run_and_tells_its_price(run_file):
+def test_the_best_configuration_is_the_reported_run_and_states_its_cost(run_file):
     plan = load_plan(sweep_of(run_file))
     winner = TrialRecord(number=0, parameters={RATE: 0.002}, device_hours=1.25)
     best = plan.best_config(winner, [winner, TRIAL])
@@ -86,7 +86,7 @@ def test_the_best_configuration_is_the_reported_run_and_tells_its_price(run_file
     assert (best.tuning.trials, best.tuning.device_hours) == (2, 1.75)
 
 
-def test_tasks_that_chose_may_stay_in_the_report_if_that_is_asked_for(run_file):
+def test_tasks_of_the_trials_may_stay_in_the_report_on_request(run_file):
     plan = load_plan(sweep_of(run_file, exclude_from_report=False, k=3))
     assert plan.best_config(TRIAL, [TRIAL]).evaluation.exclude_tasks == 0
 
@@ -122,7 +122,10 @@ def test_repetitions_are_all_seeds_in_all_orders_of_classes(run_file):
         ({"space": {"data.global_batch": {"int": [1, 8]}}, "resources": {"cpus": 2}}, "global_bat"),
         ({"run": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
         ({"overrides": ["optim.epocs=2"]}, "did you mean 'epochs'"),
-        ({"overrides": ["tasks.class_order=natural"], "class_orders": [1]}, "only 'lamda' knows"),
+        (
+            {"overrides": ["tasks.class_order=natural"], "class_orders": [1]},
+            "'lamda' has a seed",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused_before_it_starts(run_file, settings, words):
@@ -137,36 +140,36 @@ def test_a_sweep_that_cannot_work_is_refused_before_it_starts(run_file, settings
         ("run: a.yaml\nspace: {a: {}}\ntrails: 3\n", "did you mean 'trials'"),
         ("run: a.yaml\nspace: {a: {}}\nprotocol: transfer\n", "'transfer' needs"),
         ("run: a.yaml\nspace: {a: {}}\nreport: b.yaml\n", "'first_k_tasks' and report is"),
-        ("run: a.yaml\nspace: {a: {}}\nseeds: [1, 1]\n", "names one twice"),
+        ("run: a.yaml\nspace: {a: {}}\nseeds: [1, 1]\n", "lists a value twice"),
     ],
 )
-def test_a_wrong_sweep_file_is_told_as_a_wrong_run_file_is(tmp_path, text, words):
+def test_errors_of_a_sweep_file_are_those_of_a_run_file(tmp_path, text, words):
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_sweep(tmp_path / "sweep.yaml")
 
 
-def test_a_sweep_goes_on_only_as_itself_and_only_if_asked(run_file):
-    """must compare what decides the trials, and not how many there are or what they run on"""
+def test_a_sweep_is_resumed_only_as_itself_and_only_on_request(run_file):
+    """must compare the settings that decide the trials, not their number nor the machine"""
     open_table(load_plan(sweep_of(run_file)), resume=False, watch=print)
-    with pytest.raises(ConfigError, match="holds a sweep; add --resume"):
+    with pytest.raises(ConfigError, match="has a sweep; add --resume"):
         open_table(load_plan(sweep_of(run_file)), resume=False, watch=print)
     for same in ({}, {"trials": 50, "max_concurrent": 7, "resources": {"cpus": 2}}):
         open_table(load_plan(sweep_of(run_file, **same)), resume=True, watch=print)
     for other in ({"seeds": [2]}, {"k": 1}, {"overrides": ["optim.epochs=3"]}):
-        with pytest.raises(ConfigError, match="holds another sweep: its "):
+        with pytest.raises(ConfigError, match="has another sweep: its "):
             open_table(load_plan(sweep_of(run_file, **other)), resume=True, watch=print)
 
 
-def test_settings_that_do_not_go_together_are_a_trial_that_is_refused(run_file):
-    """must not end the sweep, where no end of the space shows it"""
+def test_parameters_that_do_not_fit_together_are_a_refused_trial(run_file):
+    """must not end the sweep, as no end of the space has shown it"""
     plan = load_plan(sweep_of(run_file))
-    assert len(told(plan, 3, {RATE: 0.005})["runs"]) == 1
-    refused = told(plan, 3, {RATE: -0.005})
+    assert len(plan.trial_spec(3, {RATE: 0.005})["runs"]) == 1
+    refused = plan.trial_spec(3, {RATE: -0.005})
     assert refused["runs"] == [] and "greater than 0" in refused["refused"]
 
 
-def test_all_trials_failing_is_the_end_with_their_common_reason(run_file):
+def test_sweep_whose_trials_all_failed_ends_with_their_most_common_reason(run_file):
     plan = load_plan(sweep_of(run_file))
     table = open_table(plan, resume=False, watch=lambda record: None)
     for number, reason in enumerate(["the loss is nan", "out of memory", "out of memory"]):

@@ -1,4 +1,4 @@
-"""What is seen of a sweep: every change once, running and best trials first, and honest times."""
+"""The display of a sweep: every change once, running and best trials first, honest times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock:
 def record(
     number: int, values: tuple[float, ...] = (), status: str = "running", **known: object
 ) -> TrialRecord:
-    """A trial of three tasks to a repetition, each of which took 20 s, with so much accuracy."""
+    """A trial with three tasks in each repetition; each took 20 s and gave one of ``values``."""
     reports = [
         TaskReport(
             tasks_done=done + 1, repetition=done // 3, task=done % 3, last_accuracy=value / 2,
@@ -40,10 +40,10 @@ def record(
     return TrialRecord(number=number, reports=reports, **content)
 
 
-def build(clock: Clock | None = None, *, n_trials: int = 4, n_tasks: int = 3, **said: str):
+def build(clock: Clock | None = None, *, n_trials: int = 4, n_tasks: int = 3, **settings: str):
     metric = "average_incremental_accuracy"
     clock = clock or Clock()
-    return SweepDisplay(n_trials=n_trials, n_tasks=n_tasks, metric=metric, clock=clock, **said)
+    return SweepDisplay(n_trials=n_trials, n_tasks=n_tasks, metric=metric, clock=clock, **settings)
 
 
 def shown(display: SweepDisplay, *, width: int = 160) -> str:
@@ -60,7 +60,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in split}
 
 
-def test_running_trial_shows_where_it_stands_and_when_it_ends():
+def test_running_trial_shows_its_task_and_the_time_to_its_end():
     clock = Clock()
     display = build(clock)
     display.update(record(0, (0.5,)))
@@ -69,11 +69,11 @@ def test_running_trial_shows_where_it_stands_and_when_it_ends():
     assert cells == [
         "learning_rate=0.00123 weight=0.3", "1/3", "50.0", "▶ running", "0:00:35",
     ]  # fmt: skip
-    clock.now += 1000  # later than foreseen
+    clock.now += 1000  # later than estimated
     assert rows(shown(display))["0"][-1] == "0:00:00"
 
 
-def test_trial_without_a_report_is_judged_by_the_others_and_is_else_unknown():
+def test_end_of_a_trial_without_a_report_is_estimated_from_the_others():
     display = build()
     display.update(record(0))
     assert rows(shown(display))["0"][1:] == ["0/3", "–", "▶ running", "unknown"]
@@ -87,7 +87,7 @@ def test_repetitions_count_as_tasks_and_the_metric_is_their_mean():
     assert rows(shown(display))["2"][1:3] == ["4/6", "60.0 ± 14.1"]
 
 
-def test_whole_sweep_is_told_in_a_line():
+def test_summary_of_the_sweep_is_one_line():
     clock = Clock()
     display = build(clock, n_trials=6)
     display.update(record(0, (0.5, 0.4, 0.3), "finished", device_hours=0.5))
@@ -124,7 +124,7 @@ def test_many_trials_show_the_running_and_the_best_and_count_the_rest():
     assert len(text.splitlines()) < 35
 
 
-def test_text_of_a_reason_or_a_parameter_is_taken_as_it_is():
+def test_markup_in_a_reason_or_a_parameter_is_shown_as_text():
     display = build()
     odd = {"parameters": {"text.templates": ["[bold]a {}"]}, "reason": "[/red] at [1]"}
     display.update(record(0, status="failed", **odd))
@@ -133,14 +133,14 @@ def test_text_of_a_reason_or_a_parameter_is_taken_as_it_is():
     assert "templates=['[bold]a {}']" in text and "✗ trial 0: [/red] at [1]" in text
 
 
-def test_note_stands_over_the_table():
+def test_note_stands_above_the_table():
     first, *_, last = shown(build(note=NOTE, split="test")).splitlines()
     assert first == f"average incremental accuracy of test images (%), {NOTE}"
     assert last == "4 waiting · 0.00 device-hours · elapsed 0:00:00"
     assert shown(build()).startswith("average incremental accuracy of validation images (%)\n")
 
 
-def test_labels_are_short_and_never_the_same():
+def test_labels_are_short_and_different():
     keys = ("optim.learning_rate", "a.weight", "b.weight", "c.b.weight", "weight")
     known = record(0).model_copy(update={"parameters": dict.fromkeys(keys, 1)})
     labels = parameter_labels([known])
@@ -148,7 +148,7 @@ def test_labels_are_short_and_never_the_same():
     assert len({*labels.values()}) == len(keys)
 
 
-def told(display: SweepDisplay, caplog: pytest.LogCaptureFixture, *records: TrialRecord) -> str:
+def lines_of(display: SweepDisplay, caplog: pytest.LogCaptureFixture, *records: TrialRecord):
     """The log lines of some updates."""
     with caplog.at_level(logging.INFO, logger="pipeline"), display:
         for each in records:
@@ -159,7 +159,7 @@ def told(display: SweepDisplay, caplog: pytest.LogCaptureFixture, *records: Tria
 def test_file_gets_one_line_for_each_change(caplog, capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     trial = [record(7), record(7, (0.5,)), record(7, (0.5,)), record(7, (0.5, 0.25))]
-    lines = told(build(), caplog, *trial, record(7, (0.5, 0.25), "stopped", reason="weak"))
+    lines = lines_of(build(), caplog, *trial, record(7, (0.5, 0.25), "stopped", reason="weak"))
     assert lines[:4] == [
         f"trial 7 {RATE}=0.00123 {WEIGHT}=0.3",
         "trial 7 task 1/3: 50.0 %  eta 0:00:40",
@@ -170,25 +170,25 @@ def test_file_gets_one_line_for_each_change(caplog, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
-def test_file_gets_what_earlier_starts_have_found_in_a_line(caplog, monkeypatch):
+def test_file_gets_the_results_of_earlier_starts_in_a_line(caplog, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     display = build(note=NOTE)
     display.update(record(0, (0.5, 0.4, 0.3), "finished"))
     display.update(record(1, (0.5,)))
-    lines = told(display, caplog, record(1, (0.5,)), record(1, (0.5, 0.4)))
+    lines = lines_of(display, caplog, record(1, (0.5,)), record(1, (0.5, 0.4)))
     assert lines == [
-        "known from before: 1 running, 1 finished, 2 waiting · best 30.0 % (trial 0) · 0.00 "
+        "earlier starts: 1 running, 1 finished, 2 waiting · best 30.0 % (trial 0) · 0.00 "
         "device-hours · elapsed 0:00:00 · at most 0:02:40 left",
         f"trial 1 task 2/3: 40.0 % ({NOTE})  eta 0:00:20",
     ]
 
 
-def test_terminal_gets_the_table_as_it_ends_and_no_lines(caplog, capsys, monkeypatch):
+def test_terminal_gets_the_last_table_and_no_lines(caplog, capsys, monkeypatch):
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "160")):
         monkeypatch.setenv(name, value)
-    lines = told(build(), caplog, record(3), record(3, (0.5,)), record(3, (0.5,), "failed"))
+    lines = lines_of(build(), caplog, record(3), record(3, (0.5,)), record(3, (0.5,), "failed"))
     out, err = capsys.readouterr()
     last = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", err).split("average incremental")[-1]
     assert out == "" and lines == []
     assert "not shown: 1 failed" in last and "✗ trial 3" in last
-    assert err.rstrip().endswith("\x1b[?25h"), "the cursor is given back"
+    assert err.rstrip().endswith("\x1b[?25h"), "the cursor is visible again"

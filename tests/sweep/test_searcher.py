@@ -1,4 +1,4 @@
-"""Proposals depend on the seed, the number of the trial and what is known; on nothing else."""
+"""Proposals depend on the seed, the number of the trial and known outcomes, on nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from pipeline.sweep.config import SamplerSettings, SchedulerSettings
 from pipeline.sweep.searcher import Proposer, TrialSearcher
 from pipeline.sweep.space import Space, parse_space
-from pipeline.sweep.sweep import build_scheduler, tell_scheduler
+from pipeline.sweep.sweep import build_scheduler, replay_trial
 from pipeline.sweep.trial_table import TaskReport, TrialRecord
 
 METRIC = "average_incremental_accuracy"
@@ -26,7 +26,7 @@ def space() -> Space:
 
 
 def ended(number: int, parameters: dict, *values: float, status: str = "finished") -> TrialRecord:
-    """A trial that reported these values, one a task."""
+    """A trial that reported these values, one for each task."""
     reports = [
         TaskReport(
             tasks_done=task + 1,
@@ -42,32 +42,32 @@ def ended(number: int, parameters: dict, *values: float, status: str = "finished
     return TrialRecord(number=number, parameters=parameters, status=status, reports=reports)
 
 
-def worth(parameters: dict) -> float:
+def accuracy_of(parameters: dict) -> float:
     """A made-up accuracy."""
     return parameters["optim.learning_rate"] ** 0.5
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_later_start_proposes_what_the_first_would_have(space, sampler):
+def test_a_later_start_proposes_the_same_as_the_first(space, sampler):
     """must hold whether the earlier trials ended in this start or in one before"""
     settings = SamplerSettings(name=sampler, seed=3)
     first = Proposer(space, settings, METRIC, trials=12)
     drawn = [first.propose(number) for number in range(6)]
     records = [
-        ended(number, parameters, worth(parameters), status=status)
+        ended(number, parameters, accuracy_of(parameters), status=status)
         for (number, parameters), status in zip(
             enumerate(drawn), ["finished", "stopped", "failed"] * 2, strict=True
         )
     ]
     for record in records:
-        first.tell(record)
+        first.add_outcome(record)
     later = Proposer(space, settings, METRIC, trials=12)
     for record in records:
-        later.tell(record)
+        later.add_outcome(record)
     assert [later.propose(n) for n in (6, 7)] == [first.propose(n) for n in (6, 7)]
 
 
-def test_random_proposals_do_not_depend_on_what_came_before(space):
+def test_random_proposals_do_not_depend_on_other_trials(space):
     settings = SamplerSettings(name="random", seed=3)
     ordered, alone = (Proposer(space, settings, METRIC, trials=5) for _ in range(2))
     drawn = [ordered.propose(number) for number in range(5)]
@@ -82,7 +82,7 @@ def test_tpe_learns_from_trials_that_ended(space):
     proposer = Proposer(space, SamplerSettings(name="tpe", seed=1), METRIC, trials=30)
     for number in range(30):
         parameters = proposer.propose(number)
-        proposer.tell(ended(number, parameters, worth(parameters)))
+        proposer.add_outcome(ended(number, parameters, accuracy_of(parameters)))
     late = [proposer.propose(number)["optim.learning_rate"] for number in range(30, 40)]
     assert sorted(late)[5] > 3e-3, "the median of log-uniform draws is 1e-3"
 
@@ -100,9 +100,9 @@ def test_trials_with_known_parameters_come_first_and_under_their_number(space):
         begin=lambda number, parameters: {"number": number, "parameters": parameters},
         is_over=lambda: bool(stop),
     )
-    told = [searcher.suggest(str(n)) for n in range(3)]
-    assert [each["number"] for each in told] == [2, 4, 5]
-    assert [each["parameters"] for each in told[:2]] == [known[2], known[4]]
+    specs = [searcher.suggest(str(n)) for n in range(3)]
+    assert [each["number"] for each in specs] == [2, 4, 5]
+    assert [each["parameters"] for each in specs[:2]] == [known[2], known[4]]
     stop.append(True)
     assert searcher.suggest("x") == Searcher.FINISHED
 
@@ -112,7 +112,7 @@ def result(tasks_done: int, value: float) -> dict:
 
 
 class Named:
-    """All that a scheduler reads of a trial."""
+    """The part of a trial that a scheduler reads."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
@@ -120,12 +120,12 @@ class Named:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_weak_trials_are_stopped_against_those_of_earlier_starts_too(known):
-    """must stop what is worse than the known half at the same task, and no trial before"""
+    """must stop a trial that is worse than the better half at the same task, and not earlier"""
     scheduler = build_scheduler(SchedulerSettings(name="asha", grace_tasks=2), 4)
     if known:
         for number, values in enumerate([(0.9, 0.8, 0.8), (0.9, 0.7, 0.6)]):
             record = ended(number, {}, *values, status="stopped")
-            tell_scheduler(scheduler, record, METRIC)
+            replay_trial(scheduler, record, METRIC)
     trial = Named("new")
     scheduler.on_trial_add(None, trial)
     assert scheduler.on_trial_result(None, trial, result(1, 0.1)) == TrialScheduler.CONTINUE

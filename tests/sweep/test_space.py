@@ -1,4 +1,4 @@
-"""What a sweep may change, and what is refused before anything starts."""
+"""The settings that a sweep may change; a wrong space is refused before anything starts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def space() -> Space:
     return parse_space(TREE, SETTINGS)
 
 
-def test_nested_entries_are_those_with_dots(space):
+def test_nested_entries_equal_dotted_ones(space):
     assert list(space.domains) == ["method.name", "optim.learning_rate", "optim.epochs", WEIGHT]
     assert space.domains["optim.learning_rate"].extremes == [1e-4, 1e-2]
 
 
-def test_a_conditional_setting_is_drawn_only_where_it_counts(space):
+def test_a_conditional_setting_is_drawn_only_if_its_condition_holds(space):
     for method in ("finetune", "tppt_vt"):
         drawn = space.draw(
             lambda key, domain, method=method: (
@@ -58,7 +58,7 @@ def test_corners_reach_both_ends_of_every_setting(space):
         assert {corner[key] for corner in corners if key in corner} >= set(domain.extremes)
 
 
-def test_parameters_are_laid_over_the_settings_and_nothing_else_changes(space):
+def test_parameters_replace_their_settings_and_no_others(space):
     applied = space.apply({"optim.epochs": 3, WEIGHT: 0.5})
     assert applied["optim"] == {"learning_rate": 1e-3, "epochs": 3}
     assert applied["method"]["options"] == {"tppt_vt": {"text_to_image": {"weight": 0.5}}}
@@ -71,7 +71,7 @@ def test_parameters_are_laid_over_the_settings_and_nothing_else_changes(space):
         ({"seed": {"int": [1, 2]}}, "seed: is the same in every trial"),
         ({"tasks.limit": {"int": [1, 2]}}, "tasks.limit: is the same in every trial"),
         ({"data.index": {"choice": ["a"]}}, "data.index: is the same in every trial"),
-        ({"optim": {"epochs": 3}}, "optim: knows uniform, log_uniform, int, choice and when"),
+        ({"optim": {"epochs": 3}}, "optim: must have one of uniform, log_uniform, int, choice"),
         ({"optim.epochs": 3}, "optim.epochs: must be one of .* found 3"),
         ({"optim.epochs": {"int": [3, 3]}}, r"\[3, 3\] is empty"),
         ({"optim.epochs": {"int": [1.5, 3]}}, "int.0: input should be a valid integer"),
@@ -79,33 +79,33 @@ def test_parameters_are_laid_over_the_settings_and_nothing_else_changes(space):
         ({"optim.epochs": {"when": {"seed": 1}}}, "give exactly one of"),
         ({"optim.epochs": {"choice": []}}, "choice: "),
         ({"optim.epochs": {"int": [1, 3], "wen": {}}}, "did you mean 'when'"),
-        ({"optim.learning_rate": {"log_uniform": [0, 1]}}, "must begin above 0"),
+        ({"optim.learning_rate": {"log_uniform": [0, 1]}}, "must start above 0"),
         ({"optim.epochs": {"int": [1, 3], "when": {"a.b": 1}}}, "its condition names a.b"),
         (
             {"method.name": {"choice": ["a"]}, "b": {"int": [1, 2], "when": {"method.name": "c"}}},
-            "none of its choices",
+            "the choices of method.name are",
         ),
-        ({"optim.epochs": {"int": [1, 3]}, "optim": {"epochs": {"int": [1, 3]}}}, "there twice"),
+        ({"optim.epochs": {"int": [1, 3]}, "optim": {"epochs": {"int": [1, 3]}}}, "appears twice"),
     ],
 )
-def test_a_wrong_space_is_refused_with_the_entry_and_the_fault(tree, words):
+def test_error_of_a_wrong_space_names_the_entry_and_its_fault(tree, words):
     with pytest.raises(ConfigError, match=words):
         parse_space(tree, SETTINGS)
 
 
-def test_given_parameters_must_be_of_the_space(space):
+def test_given_parameters_must_be_in_the_space(space):
     given = {"method.name": "finetune", "optim.learning_rate": 1e-3, "optim.epochs": 2}
     assert space.validate(given) == given
     with pytest.raises(ConfigError, match="first: optim.epochs must be int .1, 3., found 7"):
         space.validate(given | {"optim.epochs": 7})
     with pytest.raises(ConfigError, match="first: optim.epochs must be int .1, 3., found None"):
         space.validate({"method.name": "finetune", "optim.learning_rate": 1e-3})
-    with pytest.raises(ConfigError, match="weight is not drawn beside"):
+    with pytest.raises(ConfigError, match="weight is not drawn together with"):
         space.validate(given | {WEIGHT: 0.5})
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_what_is_proposed_is_in_the_space(space, sampler):
+def test_proposed_parameters_are_in_the_space(space, sampler):
     proposer = Proposer(
         space, SamplerSettings(name=sampler), "average_incremental_accuracy", trials=40
     )

@@ -18,7 +18,7 @@ from tests.tiny import build_config
 
 
 class FakeRun:
-    """A run that finishes one task in each launch, then ends as it was told to."""
+    """A run that finishes one task in each launch, then ends in the given way."""
 
     def __init__(self, results: list[int], ended: Ended) -> None:
         self._results, self._ended = results, ended
@@ -35,12 +35,12 @@ class FakeRun:
         self.stopped += 1
 
     def keep_log(self, url: str) -> None:
-        assert self.stopped, "a log is taken once nothing writes to it"
+        assert self.stopped, "a log is kept once nothing writes to it"
 
 
 @pytest.fixture
 def tasks_done(monkeypatch) -> list[int]:
-    """How many tasks the run's results hold; a test may change it."""
+    """The number of tasks in the results of the run; a test may change it."""
     done = [0]
 
     def read(output: str) -> RunResults:
@@ -59,31 +59,31 @@ def trial(tasks_done: list[int], *ends: Ended, losses: int = 3, stop: bool = Fal
     def launch(config: object):
         yield next(runs)
 
-    return Trial([config], n_tasks=3, launch=launch, must_stop=lambda: stop, losses=losses)
+    return Trial([config], n_tasks=3, launch=launch, must_stop=lambda: stop, node_losses=losses)
 
 
 LOST, BROKEN = Ended("a process was killed", lost=True), Ended("no such thing")
 
 
-def test_a_run_that_lost_a_process_goes_on_and_tells_each_task_once(tasks_done):
+def test_a_run_that_lost_a_process_resumes_and_reports_each_task_once(tasks_done):
     reports = list(trial(tasks_done, LOST, LOST, Ended(None)).reports())
     assert [report.tasks_done for report in reports] == [1, 2, 3]
 
 
-def test_a_run_with_a_fault_of_its_own_is_not_tried_again(tasks_done):
+def test_a_run_whose_settings_are_at_fault_is_not_launched_again(tasks_done):
     reports = trial(tasks_done, LOST, BROKEN).reports()
     assert [next(reports).tasks_done, next(reports).tasks_done] == [1, 2]
     with pytest.raises(TrialFailed, match="no such thing"):
         next(reports)
 
 
-def test_losses_are_borne_as_often_as_was_said(tasks_done):
-    with pytest.raises(TrialFailed, match="once too often, see node_losses"):
+def test_losses_are_tolerated_as_often_as_node_losses_says(tasks_done):
+    with pytest.raises(TrialFailed, match="one loss too many, see node_losses"):
         list(trial(tasks_done, LOST, LOST, losses=1).reports())
 
 
-def test_a_run_that_ends_with_too_few_tasks_is_not_tried_for_ever(tasks_done):
-    with pytest.raises(TrialFailed, match="it has 1 tasks, and 3 were expected"):
+def test_a_run_that_ends_with_too_few_tasks_is_not_launched_for_ever(tasks_done):
+    with pytest.raises(TrialFailed, match="the finished run has 1 tasks, and 3 were expected"):
         list(trial(tasks_done, Ended(None)).reports())
 
 
@@ -92,12 +92,12 @@ def test_a_finished_run_is_not_launched_again(tasks_done):
     assert len(list(trial(tasks_done).reports())) == 3
 
 
-def test_a_trial_that_is_to_stop_starts_nothing(tasks_done):
+def test_a_trial_that_must_stop_launches_nothing(tasks_done):
     with pytest.raises(Preempted):
         list(trial(tasks_done, stop=True).reports())
 
 
-def test_two_trials_on_a_host_are_given_what_ray_gave_each():
+def test_two_trials_on_a_host_use_the_devices_that_ray_assigned_to_each():
     resources = ResourceSettings(gpus=2, cpus=8)
     one, two = (devices_of(names, resources) for names in (["0", "3"], ["1", "2"]))
     assert set(one.gpus).isdisjoint(two.gpus) and one == Devices(2, (0, 3), 4)

@@ -1,4 +1,4 @@
-"""The trial table: whole files, one order, and nothing lost."""
+"""The trial table: complete files, one order, and nothing lost."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.sweep.trial_table import (
     task_reports,
     write_table,
 )
+from tests.stages import build_results, stage
 
 METRIC = "average_incremental_accuracy"
 
@@ -39,7 +40,7 @@ def trial(number: int, status: str, *values: float) -> TrialRecord:
     return TrialRecord(number=number, parameters={}, status=status, reports=reports)
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_records_are_read_as_they_were_written(tmp_path):
     table = TrialTable(str(tmp_path), METRIC)
     table.begin(3, {"method.name": "finetune", "optim.epochs": 2})
     table.report(3, report(1, 0.5), 0.1)
@@ -51,7 +52,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert again.records == table.records
 
 
-def test_a_trial_that_goes_on_keeps_its_parameters_and_tells_no_task_twice(tmp_path):
+def test_a_resumed_trial_keeps_its_parameters_and_counts_no_task_twice(tmp_path):
     table = TrialTable(str(tmp_path), METRIC)
     table.begin(0, {"optim.epochs": 2})
     table.report(0, report(1, 0.5), 0.1)
@@ -78,7 +79,7 @@ def test_the_best_come_first_and_failures_last():
     assert best(trials[:1], METRIC) is None
 
 
-def test_a_trial_is_worth_the_mean_over_its_repetitions():
+def test_value_of_a_trial_is_the_mean_over_its_repetitions():
     reports = [
         report(1, 0.9),
         report(2, 0.6, task=1),
@@ -91,7 +92,7 @@ def test_a_trial_is_worth_the_mean_over_its_repetitions():
     assert record.by_repetition("last_accuracy") == [0.3, 0.2]
 
 
-def test_the_table_has_a_row_for_each_trial_whatever_its_reason_holds(tmp_path):
+def test_the_table_has_a_row_for_each_trial_with_any_text_as_its_reason(tmp_path):
     failed = trial(1, "failed").model_copy(update={"reason": 'a, "b"\nc', "parameters": {"x": [1]}})
     write_table(str(tmp_path), [trial(0, "finished", 0.5), failed], METRIC, "")
     rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines(keepends=True)))
@@ -100,7 +101,7 @@ def test_the_table_has_a_row_for_each_trial_whatever_its_reason_holds(tmp_path):
     assert rows[0][METRIC] == "0.5000" and rows[1][METRIC] == ""
 
 
-def test_a_mark_heads_the_table(tmp_path):
+def test_a_mark_stands_above_the_table(tmp_path):
     write_table(str(tmp_path), [trial(0, "finished", 0.5)], METRIC, "beware")
     assert (tmp_path / "trials.csv").read_text().startswith("# beware\nrank,")
 
@@ -108,12 +109,12 @@ def test_a_mark_heads_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no record of a trial"),
+        ("{", "is not the record of a trial"),
         ('{"number": 7}', "parameters is missing"),
         ('{"number": 8, "parameters": {}}', "is the record of trial 8"),
     ],
 )
-def test_a_record_that_is_none_is_named(tmp_path, text, words):
+def test_error_of_a_damaged_record_names_its_file(tmp_path, text, words):
     folder: Path = tmp_path / "trials" / "007"
     folder.mkdir(parents=True)
     (folder / "trial.json").write_text(text)
@@ -121,18 +122,14 @@ def test_a_record_that_is_none_is_named(tmp_path, text, words):
         read_records(str(tmp_path))
 
 
-def test_reports_say_what_the_results_of_a_run_say():
-    results = {
-        "stage_accuracy": {"micro": [0.9, 0.6]},
-        "accuracy_matrix": [[0.9, None, None], [0.5, 0.7, None]],
-        "diagnostics": [
-            {"train_seconds": 1.0, "test_seconds": 0.5},
-            {"train_seconds": 2.0, "test_seconds": 0.5},
-        ],
-    }
+def test_reports_equal_the_results_of_the_run():
+    stages = [stage([9], [10]), stage([5, 7], [10, 10])]
+    results = build_results(stages).build()
     first, second = task_reports(results, repetition=1, n_tasks=3)
     assert (first.tasks_done, first.task, first.forgetting) == (4, 0, None)
-    assert (second.tasks_done, second.task, second.seconds) == (5, 1, 2.5)
+    assert (second.tasks_done, second.task) == (5, 1)
+    diagnostics = results.diagnostics[1]
+    assert second.seconds == diagnostics.train_seconds + diagnostics.test_seconds > 1.5
     assert second.average_incremental_accuracy == pytest.approx(0.75)
     assert second.last_accuracy == 0.6
     assert second.forgetting == pytest.approx(0.4)
