@@ -1,33 +1,40 @@
-"""What the README tells a reader to type, write or open is there and is understood."""
+"""The README and the pages in docs/ are right: commands parse, files exist, settings are known."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from pipeline import prepare
-from pipeline.config import load_config
+from pipeline import prepare, tune
+from pipeline.config import Config, load_config
 from pipeline.methods import METHODS, parse_options
+from pipeline.sweep.config import load_sweep
 from pipeline.train import parse_arguments
+from tests.chaos import __main__ as chaos
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall(TEXT)
+PROSE = BLOCK.sub("", TEXT)
+MAX_README_LINES = 250
 
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands are typed in the root of the repository."""
+    """Commands are given in the root of the repository."""
     monkeypatch.chdir(ROOT)
 
 
 def commands() -> list[list[str]]:
-    """Every command of every shell block, its continuation lines joined, in words."""
+    """The words of every command in every shell block, continuation lines joined."""
     lines: list[str] = []
     for language, text in BLOCKS:
         if language in ("bash", "sh", "console"):
@@ -37,39 +44,71 @@ def commands() -> list[list[str]]:
     return [each for each in words if each]
 
 
+def arguments_of(*programs: str) -> list[list[str]]:
+    """The arguments of every command that starts one of ``programs``, without shell variables."""
+    found = [
+        [word for word in words[words.index(program) + 1 :] if "$" not in word]
+        for words in commands()
+        for program in programs
+        if program in words
+    ]
+    assert found, f"no command starts {programs}"
+    return found
+
+
+def is_shipped(file: str) -> bool:
+    """Whether a configuration is in the repository; an earlier command writes those in runs/."""
+    return Path(file).parts[0] != "runs"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The link targets that the headings of a page make on GitHub."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_first_block_is_the_demo_and_second_the_tests():
-    """must stay so: the machine that checks every change runs the second"""
-    demo, tests = (text.strip() for _, text in BLOCKS[:2])
+    """must stay so: .ci/run executes the second"""
+    demo, tests = (text.strip() for _, text in BLOCK.findall(README.read_text())[:2])
     assert demo.splitlines()[-1].endswith("-m pipeline.demo")
     assert "pytest" in tests
     for text in (demo, tests):
         assert "bash cluster/setup.sh" in text and (ROOT / "cluster/setup.sh").is_file()
 
 
+def test_readme_stays_short():
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
 def test_every_module_that_is_run_exists():
     run = {words[words.index("-m") + 1] for words in commands() if "-m" in words}
-    assert {"pipeline.demo", "pipeline.prepare", "pytest"} <= run
+    assert {"pipeline.demo", "pipeline.prepare", "pytest", "tests.chaos"} <= run
     assert [name for name in run if find_spec(name) is None] == []
 
 
 def test_every_training_command_is_understood():
-    """must name configurations that are shipped, keys that exist and methods that there are"""
-    started = [words for words in commands() if "pipeline/train.py" in words]
-    started += [words for words in commands() if "pipeline.train" in words]
-    assert started
-    for words in started:
-        script = next(w for w in ("pipeline/train.py", "pipeline.train") if w in words)
-        options = parse_arguments([w for w in words[words.index(script) + 1 :] if "$" not in w])
-        if Path(options.config).parts[0] == "runs":  # an earlier command writes that one
-            continue
-        parse_options(load_config(options.config, options.overrides).method)
+    """must name configurations that are shipped, settings that exist and methods that exist"""
+    for words in arguments_of("pipeline/train.py", "pipeline.train"):
+        options = parse_arguments(words)
+        if is_shipped(options.config):
+            parse_options(load_config(options.config, options.overrides).method)
 
 
 def test_every_preparing_command_is_understood():
-    started = [words for words in commands() if "pipeline.prepare" in words]
-    assert started
-    for words in started:
-        prepare._build_parser().parse_args(words[words.index("pipeline.prepare") + 1 :])
+    for words in arguments_of("pipeline.prepare"):
+        prepare._build_parser().parse_args(words)
+
+
+def test_every_sweep_command_is_understood():
+    for words in arguments_of("pipeline.tune"):
+        options = tune.parse_arguments(words)
+        load_sweep(options.config, options.overrides)
+
+
+def test_every_fault_injection_command_is_understood():
+    for words in arguments_of("tests.chaos"):
+        options = chaos._parse(words)
+        load_config(options.config, options.overrides)
 
 
 def test_every_override_in_the_text_is_understood():
@@ -80,7 +119,15 @@ def test_every_override_in_the_text_is_understood():
         load_config("configs/demo.yaml", overrides.split())
 
 
-def test_configuration_in_the_text_is_one(tmp_path: Path):
+def test_every_setting_in_the_text_exists():
+    sections = "|".join(Config.model_fields)
+    named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_]+)+)[`:=]", PROSE))
+    assert named
+    for name in named:
+        reduce(lambda section, key: section.model_fields[key].annotation, name.split("."), Config)
+
+
+def test_configuration_in_the_text_is_understood(tmp_path: Path):
     written = [text for language, text in BLOCKS if language == "yaml"]
     assert written
     for text in written:
@@ -89,29 +136,34 @@ def test_configuration_in_the_text_is_one(tmp_path: Path):
 
 
 def test_every_file_that_is_named_exists():
-    named = set(re.findall(r"`((?:pipeline|configs|cluster|tests)/[\w./]+)`", PROSE))
-    missing = [name for name in named if not (ROOT / name).exists()]
-    modules = [name for name in missing if (ROOT / f"{name}.py").exists()]
-    assert sorted(set(missing) - set(modules)) == []
+    named = set(re.findall(r"`((?:pipeline|configs|cluster|docs|tests)/[\w./]+)`", PROSE))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
-def test_every_module_stands_in_the_tree():
-    tree = next(text for _, text in BLOCKS if "\npipeline/\n" in text)
-    modules = (path for path in (ROOT / "pipeline").rglob("*.py") if "demo" not in path.parts)
-    missing = [
-        path.name for path in modules
-        if path.stem != "__init__" and not re.search(rf"\b{path.stem}\b", tree)
-    ]  # fmt: skip
-    gone = [
-        name for name in re.findall(r"\b(\w+\.py)\b", tree)
-        if not list((ROOT / "pipeline").rglob(name))
-    ]  # fmt: skip
-    assert (missing, gone) == ([], [])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path):
+    """must hold for links between pages, and for those to a heading"""
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.is_file() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    assert broken == []
 
 
-def test_every_method_is_described():
-    described = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", PROSE, flags=re.MULTILINE)
-    assert set(METHODS) <= set(described)
+def test_tree_names_every_folder_of_the_package():
+    tree = next(text for _, text in BLOCKS if "\npipeline/ " in text)
+    named = re.findall(r"^  +([a-z_]+)/ ", tree, flags=re.MULTILINE)
+    files = (ROOT / "pipeline").rglob("*.py")
+    folders = {file.parent.name for file in files} - {"pipeline"}
+    assert sorted(named) == sorted(folders)
+
+
+def test_methods_in_the_table_exist():
+    _, _, section = README.read_text().partition("\n## Methods\n")
+    named = re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE)
+    assert {"zeroshot", "finetune", "tppt_v", "tppt_vt"} <= set(named) <= set(METHODS)
 
 
 def test_no_place_is_left_to_be_filled():
