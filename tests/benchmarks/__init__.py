@@ -1,1 +1,1 @@
-"""Figures for the README; run by hand, not by the tests."""
+"""Benchmarks whose figures are in docs/RESULTS.md; run by hand, not by the tests."""
