@@ -140,6 +140,22 @@ def test_every_file_that_is_named_exists():
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_reading_order_and_way_to_the_loss_exist():
+    """must name modules below pipeline/, and functions and methods of the package"""
+    _, _, section = README.read_text().partition("\n## The code\n")
+    way, order = section.split("\n\n")[1].split("Read in this order")
+    sources = [file.read_text() for file in (ROOT / "pipeline").rglob("*.py")]
+    for owner, name in re.findall(r"`(\w+)\.(\w+)`", way):
+        files = [file.read_text() for file in (ROOT / "pipeline").rglob(f"{owner}.py")]
+        files += [
+            text for text in sources if f"class {owner}(" in text or f"class {owner}:" in text
+        ]
+        assert any(f"def {name}(" in text for text in files), f"{owner}.{name}"
+    modules = re.findall(r"`([\w/]+)`", order)
+    assert modules
+    assert [name for name in modules if not (ROOT / f"pipeline/{name}.py").is_file()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path):
     """must hold for links between pages, and for those to a heading"""
