@@ -1,4 +1,4 @@
-"""The processes of one test, found by a mark in their environment, whoever started them."""
+"""Finds the processes of one test by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def marked(name: str, value: str) -> list[psutil.Process]:
-    """The living processes that have this variable in their environment, oldest first."""
+    """The running processes with this variable in their environment, oldest first."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -19,7 +19,7 @@ def marked(name: str, value: str) -> list[psutil.Process]:
 
 
 def left_after(name: str, value: str, *, seconds: float) -> list[str]:
-    """The commands of those that are still there; what was told to end may need a moment for it."""
+    """The commands of the marked processes that still run after at most ``seconds``."""
     give_up = time.monotonic() + seconds
     while (left := marked(name, value)) and time.monotonic() < give_up:
         time.sleep(0.2)
@@ -27,7 +27,7 @@ def left_after(name: str, value: str, *, seconds: float) -> list[str]:
 
 
 def command(process: psutil.Process) -> str:
-    """Its command line, empty if it has gone."""
+    """The command line of a process, empty if it has ended."""
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""

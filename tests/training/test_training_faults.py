@@ -1,7 +1,7 @@
-"""A launched run over a faulty network learns the very tensors of a healthy one, or says why not.
+"""A launched run over a faulty network gives the tensors of a healthy run, or a clear error.
 
-The run is started as a user starts it, with ``deepspeed`` on two ranks, and reads from a real S3
-server through a proxy that does harm.
+The run is launched as by a user, with ``deepspeed`` on two ranks. It reads from a real S3 server
+through a proxy that injects faults.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -22,16 +21,22 @@ from pipeline.data.index import ShardIndex
 from pipeline.data.prepare.copying import copy_data_set
 from pipeline.distributed.world import World
 from pipeline.errors import DataError
+from pipeline.launching.command import (
+    Devices,
+    launch_command,
+    launch_environment,
+    on_this_host,
+)
+from pipeline.launching.ports import reserved_port
 from pipeline.output.results import read_results
 from pipeline.training.run import check_run, execute
 from tests.processes import left_after
 from tests.ranks import run_ranks
 from tests.services.fault_proxy import Exchange, Fault, Schedule, at_random
-from tests.services.object_store import Bucket, free_ports
+from tests.services.object_store import Bucket
 from tests.shards import overwrite_byte
 from tests.tiny import build_config
 
-ROOT = Path(__file__).parents[2]
 N_FAULTS = 200
 
 
@@ -41,7 +46,7 @@ def served(tiny_shards: str, bucket: Bucket) -> ShardIndex:
 
 
 def build_run(arch: str, index: ShardIndex, folder: Path, *, workers: int, epochs: int) -> Config:
-    """Three tasks with a cache that never holds all images of one, so that they are refetched."""
+    """A run of three tasks whose cache is too small for one task, so that images are refetched."""
     cache = {"folder": str(folder / "cache"), "limit_gb": 5e-5, "deadline_s": 120}
     data = {"index": index.url, "workers": workers, "train_transform": "random_crop"}
     return build_config(
@@ -55,27 +60,26 @@ def build_run(arch: str, index: ShardIndex, folder: Path, *, workers: int, epoch
 
 
 def launch(config: Config, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The run on two ranks of this machine, to its end."""
+    """Launch a run on two ranks of this machine and wait for its end."""
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    command = [launcher, "--num_accelerators", "2", "--master_port", str(free_ports(1)[0])]
-    on_cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*command, str(ROOT / "pipeline/train.py"), "--config", "config.yaml"],
-        cwd=folder,
-        env=os.environ | on_cpu | environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    devices = Devices(ranks=2)
+    with reserved_port() as port:
+        return subprocess.run(
+            launch_command("config.yaml", on_this_host(devices, port)),
+            cwd=folder,
+            env=launch_environment(os.environ | environment, devices),
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
 
 
 def survivable(schedule: Schedule) -> Schedule:
-    """``schedule``, but no answer is corrupted that the run has no means or no right to bear.
+    """``schedule`` without the corruptions that a run cannot survive.
 
-    Bytes that are wrong twice in a row are refused, as they should be, and of the index itself
-    nothing says what its bytes must be.
+    A run rightly refuses bytes that are wrong twice in a row, and the bytes of the index itself
+    have no checksum.
     """
     corrupted: set[tuple[str, str]] = set()
 
@@ -87,7 +91,7 @@ def survivable(schedule: Schedule) -> Schedule:
                 fault = Fault.ERROR_503
             else:
                 corrupted.add(asked)
-        elif fault in (None, Fault.LATENCY):  # arrives whole
+        elif fault in (None, Fault.LATENCY):  # arrives complete
             corrupted.discard(asked)
         return fault
 
@@ -95,10 +99,10 @@ def survivable(schedule: Schedule) -> Schedule:
 
 
 @pytest.mark.slow
-def test_a_run_under_two_hundred_faults_learns_the_same(
+def test_a_run_with_two_hundred_faults_learns_the_same(
     tiny_arch, served, bucket, fault_proxy, tmp_path
 ):
-    """must end with the very tensors and the very matrix of a run that met no fault"""
+    """must end with the same tensors and accuracy matrix as a run without a fault"""
     endpoint = bucket.access.through(fault_proxy.port).endpoint
     outputs = []
     for name in ("healthy", "faulty"):
@@ -123,7 +127,7 @@ def test_a_run_under_two_hundred_faults_learns_the_same(
 
 
 def corrupt_second_task(index: ShardIndex) -> str:
-    """A byte of a shard is another from now on; the shard's URL, which the first task needs not."""
+    """Change a byte of a shard that the first task does not read; returns the URL of the shard."""
     label, number = 2, 0
     while label not in index.shards[number].class_counts:
         number += 1
@@ -133,7 +137,7 @@ def corrupt_second_task(index: ShardIndex) -> str:
 
 
 @pytest.mark.slow
-def test_a_corrupted_shard_ends_the_launched_run_with_one_sentence(tiny_arch, served, tmp_path):
+def test_a_corrupted_shard_ends_the_launched_run_with_one_error(tiny_arch, served, tmp_path):
     """must leave no process behind, loader workers included"""
     url, mark = corrupt_second_task(served), uuid.uuid4().hex
     config = build_run(tiny_arch, served, tmp_path, workers=1, epochs=2)
@@ -141,9 +145,9 @@ def test_a_corrupted_shard_ends_the_launched_run_with_one_sentence(tiny_arch, se
     process = launch(config, tmp_path, MARK_OF_THIS_RUN=mark)
     assert time.monotonic() - started < config.data.cache.deadline_s
     assert process.returncode == 2, process.stderr
-    said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "Traceback" not in process.stderr, process.stderr
-    assert re.fullmatch(rf"error: rank \d: {url}: bytes .*, fetched twice; copy .*", said[0])
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in process.stderr, process.stderr
+    assert re.fullmatch(rf"error: rank \d: {url}: bytes .*, fetched twice; copy .*", errors[0])
     assert [file.name for file in (tmp_path / "run" / "tasks").iterdir()] == [
         "task-000.safetensors"
     ]
@@ -157,7 +161,7 @@ def error_of(world: World, config: Config) -> str:
 
 
 def test_a_corrupted_shard_is_named_on_every_rank(tiny_arch, served, tmp_path):
-    """must not leave the other ranks waiting for the one that met it"""
+    """must not leave the other ranks waiting for the rank that found it"""
     url = corrupt_second_task(served)
     config = build_run(tiny_arch, served, tmp_path, workers=0, epochs=1)
     answers = run_ranks(error_of, 2, config, collective_s=None)
