@@ -48,7 +48,7 @@ DOORS = {
     "deepspeed": "training.engine",
     "fsspec": "storage",
     "jinja2": "reporting.page",
-    "open_clip": "model.backbone",
+    "open_clip": "model.backbone model.weights",
     "optuna": "sweep.searcher",
     "psutil": "distributed.launcher_watch launching.*",
     "pyarrow": "data.prepare.record_sources",

@@ -143,7 +143,7 @@ def test_every_file_that_is_named_exists():
 def test_reading_order_and_way_to_the_loss_exist():
     """must name modules below pipeline/, and functions and methods of the package"""
     _, _, section = README.read_text().partition("\n## The code\n")
-    way, order = section.split("\n\n")[1].split("Read in this order")
+    way, order = section.strip().split("\n\n")[0].split("Read in this order")
     sources = [file.read_text() for file in (ROOT / "pipeline").rglob("*.py")]
     for owner, name in re.findall(r"`(\w+)\.(\w+)`", way):
         files = [file.read_text() for file in (ROOT / "pipeline").rglob(f"{owner}.py")]
