@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -28,17 +28,13 @@ def ranks_below(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         found = [psutil.Process(pid)]
     for _ in range(_LEVELS_TO_RANKS):
-        found = [child for process in found for child in _if_alive(process.children)]
+        found = [child for process in found for child in _children(process)]
     return found
 
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:
     """Send SIGTERM, wait for a last snapshot, then kill; their children included."""
-    children = [
-        child
-        for process in processes
-        for child in _if_alive(lambda process=process: process.children(recursive=True))
-    ]
+    children = [child for each in processes for child in _children(each, recursive=True)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -49,7 +45,8 @@ def end_processes(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(alive, timeout=_GRACE_S)
 
 
-def _if_alive(read: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+def _children(process: psutil.Process, *, recursive: bool = False) -> list[psutil.Process]:
+    """The children of a process; none if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return read()
+        return process.children(recursive=recursive)
     return []

@@ -83,7 +83,7 @@ class RunProcess:
             return Ended(None)
         events, _ = read_events(self._event_file)
         ended = how_it_ended(status, events, self._last_line())
-        return Ended(storage.scrub(ended.reason), ended.lost)
+        return Ended(storage.scrub(ended.reason or ""), ended.lost)
 
     def stop(self) -> None:
         """Ask the ranks for a snapshot; no process of the run is left on this node afterwards."""

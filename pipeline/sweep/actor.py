@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -28,9 +29,8 @@ from pipeline.sweep.trial import Trial
 from pipeline.sweep.trial_table import TrialRecord
 
 
-@ray.remote(num_cpus=0)
 class StopFlag:
-    """The request of the command that its trials stop, and the trials that have ended."""
+    """An actor of Ray: whether trials must stop, and the trials that have ended."""
 
     def __init__(self) -> None:
         self._is_requested = False
@@ -72,12 +72,12 @@ class TrialActor(tune.Trainable):
     ``is_last``. The result of a trial that ends early has ``failure`` (a reason) or ``preempted``.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters adds the last two
         self,
         config: dict[str, Any],
         *,
         settings: TrialSettings,
-        flag: ray.actor.ActorHandle,
+        flag: ActorHandle[Any],
     ) -> None:
         """Prepare the trial with the spec ``config``, see :meth:`SweepPlan.trial_spec`."""
         os.chdir(settings.folder)
@@ -127,8 +127,8 @@ class TrialActor(tune.Trainable):
     def _launch(self, config: Config) -> Iterator[_OnAllNodes]:
         """The launched run of ``config`` on every node of the trial."""
         resources, group = self._settings.resources, ray.util.get_current_placement_group()
-        others = [
-            _NodeActor.options(**_bundle(resources, group, node)).remote(os.getcwd())
+        others: list[Any] = [
+            ray.remote(_NodeActor).options(**_bundle(resources, group, node)).remote(os.getcwd())
             for node in range(1, resources.nodes)
         ]
         try:
@@ -148,7 +148,7 @@ class TrialActor(tune.Trainable):
 class _OnAllNodes:
     """A run on this node, and perhaps on others."""
 
-    def __init__(self, here: RunProcess, others: list[ray.actor.ActorHandle]) -> None:
+    def __init__(self, here: RunProcess, others: list[Any]) -> None:
         self._here = here
         self._others = others
 
@@ -179,7 +179,6 @@ class _OnAllNodes:
                 continue
 
 
-@ray.remote
 class _NodeActor:
     """The part of a run on another node of its trial."""
 
@@ -231,8 +230,9 @@ def devices_of(gpu_names: list[str], resources: ResourceSettings) -> Devices:
     return Devices(len(gpu_names), tuple(map(int, gpu_names)), threads)
 
 
-def _bundle(resources: ResourceSettings, group: PlacementGroup, node: int) -> dict[str, Any]:
+def _bundle(resources: ResourceSettings, group: PlacementGroup | None, node: int) -> dict[str, Any]:
     """The place of the actor of a further node, and its resources there."""
+    assert group is not None  # Tune runs every trial in one
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
     return {
         "num_cpus": resources.cpus,

@@ -91,7 +91,8 @@ class SweepConfig(Section):
     @property
     def repetitions(self) -> list[tuple[int, int | None]]:
         """Seed and order seed of each repetition; None leaves the run's own order of classes."""
-        return [(seed, order) for order in self.class_orders or [None] for seed in self.seeds]
+        orders: Sequence[int | None] = self.class_orders or [None]
+        return [(seed, order) for order in orders for seed in self.seeds]
 
     @property
     def n_first_tasks(self) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipeline.distributed.preemption import StopRequest
@@ -28,7 +29,7 @@ class TrialRecorder(tune.Callback):
         plan: SweepPlan,
         table: TrialTable,
         proposer: Proposer,
-        flag: ray.actor.ActorHandle,
+        flag: ActorHandle[Any],
         stop: StopRequest,
     ) -> None:
         self._sweep = plan.sweep

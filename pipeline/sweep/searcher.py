@@ -60,7 +60,7 @@ class Proposer:
         value, state = record.value(self._metric), _STATES[record.status]
         if record.number in self._asked:
             trial = self._asked.pop(record.number)
-            for step, partial in self._partial_values(record).items():
+            for step, partial in record.values_by_task(self._metric).items():
                 trial.report(partial, step)
             self._study.tell(trial, value if state == TrialState.COMPLETE else None, state)
             return
@@ -70,19 +70,9 @@ class Proposer:
                 value=value if state == TrialState.COMPLETE else None,
                 params=parameters,
                 distributions={key: _distribution(self._space.domains[key]) for key in parameters},
-                intermediate_values=self._partial_values(record),
+                intermediate_values=record.values_by_task(self._metric),
             )
         )
-
-    def _partial_values(self, record: TrialRecord) -> dict[int, float]:
-        """The metric after each task."""
-        reports = record.reports
-        return {
-            report.tasks_done: record.model_copy(update={"reports": reports[: n + 1]}).value(
-                self._metric
-            )
-            for n, report in enumerate(reports)
-        }
 
     def _encode(self, key: str, value: Any) -> Any:
         """A value in the form that Optuna stores."""
@@ -132,7 +122,8 @@ class TrialSearcher(Searcher):
         """Ignore the metric and space of Tune; both are known already."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    # Tune annotates no str, and yet its own FINISHED is one.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """The spec of the next trial."""
         if self._is_over() or not self.n_left:
             return Searcher.FINISHED
@@ -161,7 +152,7 @@ def _suggest(trial: optuna.trial.Trial, key: str, domain: Domain) -> Any:
         return json.loads(trial.suggest_categorical(key, list(map(json.dumps, domain.choice))))
     if domain.integer:
         return trial.suggest_int(key, *domain.integer)
-    low, high = domain.log_uniform or domain.uniform
+    low, high = domain.extremes
     return trial.suggest_float(key, low, high, log=domain.log_uniform is not None)
 
 
@@ -170,5 +161,5 @@ def _distribution(domain: Domain) -> BaseDistribution:
         return CategoricalDistribution(list(map(json.dumps, domain.choice)))
     if domain.integer:
         return IntDistribution(*domain.integer)
-    low, high = domain.log_uniform or domain.uniform
+    low, high = domain.extremes
     return FloatDistribution(low, high, log=domain.log_uniform is not None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -98,9 +99,7 @@ class Space:
         for key, domain in self.domains.items():
             for extreme in domain.extremes:
                 wanted = {key: extreme, **self._conditions(domain.when)}
-                corner = self.draw(
-                    lambda name, domain, wanted=wanted: wanted.get(name, domain.extremes[0])
-                )
+                corner = self.draw(partial(_wanted_or_first, wanted))
                 if key in corner:
                     yield corner
 
@@ -199,6 +198,10 @@ def find_setting(settings: Mapping[str, Any], dotted: str) -> Any:
 def format_parameters(parameters: Parameters) -> str:
     """Parameters in one line: ``optim.epochs=3 seed=1``."""
     return " ".join(f"{key}={value}" for key, value in parameters.items())
+
+
+def _wanted_or_first(wanted: Parameters, key: str, domain: Domain) -> Any:
+    return wanted.get(key, domain.extremes[0])
 
 
 def _entries(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -29,6 +29,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -163,17 +164,16 @@ def build_scheduler(settings: SchedulerSettings, n_reports: int) -> TrialSchedul
 
 def replay_trial(scheduler: TrialScheduler, record: TrialRecord, metric: Metric) -> None:
     """Report a trial of an earlier start to the scheduler, which compares later trials with it."""
-    trial = SimpleNamespace(trial_id=f"earlier-{record.number}")
-    scheduler.on_trial_add(None, trial)
-    for n_reports in range(1, len(record.reports) + 1):
-        so_far = record.model_copy(update={"reports": record.reports[:n_reports]})
-        result = {"tasks_done": so_far.tasks_done, "value": so_far.value(metric)}
-        scheduler.on_trial_result(None, trial, result)
+    controller: Any = None  # no scheduler of ours asks it
+    trial: Any = SimpleNamespace(trial_id=f"earlier-{record.number}")
+    scheduler.on_trial_add(controller, trial)
+    for tasks_done, value in record.values_by_task(metric).items():
+        scheduler.on_trial_result(controller, trial, {"tasks_done": tasks_done, "value": value})
 
 
 def bundles(resources: ResourceSettings) -> tune.PlacementGroupFactory:
     """The resources that a trial reserves: the same on each of its nodes."""
-    one = {"CPU": resources.cpus, "GPU": resources.gpus}
+    one: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
     strategy = "STRICT_SPREAD" if resources.nodes > 1 else "STRICT_PACK"
     return tune.PlacementGroupFactory([one] * resources.nodes, strategy=strategy)
 
@@ -195,13 +195,13 @@ def _build_searcher(
     return TrialSearcher(proposer, known=known, new=new, begin=begin, is_over=lambda: stop.is_made)
 
 
-def _start_flag() -> ray.actor.ActorHandle:
+def _start_flag() -> Any:
     """A stop flag beside the command, so that the loss of another node does not end it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return StopFlag.options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0)(StopFlag).options(scheduling_strategy=here).remote()
 
 
-def _actor(plan: SweepPlan, flag: ray.actor.ActorHandle) -> Any:
+def _actor(plan: SweepPlan, flag: ActorHandle[Any]) -> Any:
     """The class that Tune starts for each trial, with its resources."""
     sweep = plan.sweep
     settings = TrialSettings(

@@ -63,7 +63,7 @@ class Trial:
         self._must_stop = must_stop
         self._losses_left = node_losses
 
-    def reports(self) -> Iterator[TaskReport]:
+    def reports(self) -> Generator[TaskReport, None, None]:
         """One report per learned task, as soon as it is known; closing it ends the current run.
 
         Raises:

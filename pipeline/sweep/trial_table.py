@@ -74,6 +74,12 @@ class TrialRecord(Section):
         values = self.by_repetition(metric)
         return fmean(values) if values else None
 
+    def values_by_task(self, metric: Metric) -> dict[int, float]:
+        """The value after each report, by its ``tasks_done``."""
+        counts = range(1, len(self.reports) + 1)
+        parts = [self.model_copy(update={"reports": self.reports[:n]}) for n in counts]
+        return {part.tasks_done: fmean(part.by_repetition(metric)) for part in parts}
+
     def spread(self, metric: Metric) -> float | None:
         """Standard deviation over repetitions; None with fewer than two."""
         values = self.by_repetition(metric)
@@ -85,14 +91,15 @@ def task_reports(results: RunResults, repetition: int, n_tasks: int) -> list[Tas
 
     ``n_tasks`` is the number of tasks of each repetition.
     """
-    micro, matrix = results.stage_accuracy.micro, results.accuracy_matrix
+    accuracies = [value for value in results.stage_accuracy.micro if value is not None]
+    matrix = results.accuracy_matrix
     return [
         TaskReport(
             tasks_done=repetition * n_tasks + task + 1,
             repetition=repetition,
             task=task,
-            average_incremental_accuracy=fmean(micro[: task + 1]),
-            last_accuracy=micro[task],
+            average_incremental_accuracy=fmean(accuracies[: task + 1]),
+            last_accuracy=accuracies[task],
             forgetting=forgetting(matrix[: task + 1]),
             seconds=stage.train_seconds + stage.test_seconds,
         )
