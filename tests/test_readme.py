@@ -9,13 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import prepare, tune
 from pipeline.config import Config, load_config
 from pipeline.methods import METHODS, parse_options
+from pipeline.model.backbone import FrozenClip
 from pipeline.sweep.config import load_sweep
 from pipeline.train import parse_arguments
 from tests.chaos import __main__ as chaos
+from tests.tiny import build_context, draw_batch, tiny_tasks
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -180,6 +183,23 @@ def test_methods_in_the_table_exist():
     _, _, section = README.read_text().partition("\n## Methods\n")
     named = re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE)
     assert {"zeroshot", "finetune", "tppt_v", "tppt_vt"} <= set(named) <= set(METHODS)
+
+
+@pytest.mark.usefixtures("alone")
+def test_example_of_a_method_learns(tiny_clip: FrozenClip):
+    """must be a method whose every trained tensor gets a gradient"""
+    (text,) = (text for language, text in BLOCKS if language == "python")
+    names = {"__name__": "example"}
+    exec(text, names)
+    (example,) = (each for each in names.values() if getattr(each, "__module__", "") == "example")
+    method = example(build_context(tiny_clip), example.Options())
+    task = tiny_tasks()[0]
+    method.begin_task(task)
+    losses = method(*draw_batch(tiny_clip, task, 7))
+    losses.total.backward()
+    torch.testing.assert_close(losses.total, sum(losses.terms.values()))
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None for parameter in trained)
 
 
 def test_no_place_is_left_to_be_filled():
