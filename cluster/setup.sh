@@ -6,19 +6,19 @@ usage() {
     cat <<'HELP'
 usage: bash cluster/setup.sh [--tests]
 
-Makes .venv in this checkout and installs requirements.txt into it. A second call returns at once
+Creates .venv in this checkout and installs requirements.txt into it. A second call returns at once
 unless a requirements file, the Python or the folder has changed.
 
-  --tests   also install tests/requirements.txt, the S3 server that the tests start on loopback
-            (in .venv-s3), and on a Debian or Ubuntu, as root, SLURM and sshd, which they start on
-            networks of their own, and Chromium; no service of the system is started or enabled.
-            What cannot be had is named, and its tests are skipped
+  --tests   also install tests/requirements.txt and the S3 server of the tests (in .venv-s3); on
+            Debian or Ubuntu, as root, also SLURM and sshd, which the tests start on separate
+            networks, and Chromium. No service of the system is started or enabled. A program that
+            cannot be installed is named, and its tests are skipped
 
 environment:
-  PYTHON    the interpreter to use (3.10 or newer); without it the first that fits is taken
+  PYTHON    the interpreter to use (3.10 or newer); without it, the first suitable one
 
-On a Debian or Ubuntu that lacks Python's venv module, it is installed by apt-get when this is
-root or sudo allows it. Exit status: 0 done, 2 something is missing that only you can provide.
+On a Debian or Ubuntu without the venv module of Python, apt-get installs it if this is root or
+sudo allows it. Exit status: 0 done, 2 something is missing that only you can provide.
 HELP
 }
 
@@ -35,7 +35,7 @@ for argument in "$@"; do
 done
 cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-# Installs Debian packages; fails, without a question where nobody can answer one, if it may not.
+# Installs Debian packages. Fails if that is not allowed; asks nothing without a terminal.
 apt_is_fresh=
 apt_install() {
     command -v apt-get >/dev/null || return 1
@@ -55,13 +55,13 @@ apt_install() {
     "${as_root[@]}" apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# What the tests start or ask, and the Debian package that has it.
+# The programs that the tests use, each with its Debian package.
 services=(
     slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server pdsh:pdsh ip:iproute2
     memcached:memcached shellcheck:shellcheck chromium:chromium chromedriver:chromium-driver
 )
 
-# Names the packages of services whose programs are missing, or the programs if $1 says so.
+# Prints the missing programs of services, or with "packages" as $1 their packages.
 missing_services() {
     local service
     for service in "${services[@]}"; do
@@ -70,19 +70,19 @@ missing_services() {
     done | sort -u
 }
 
-# Installs what of the services is missing and can be had. The tests that need them need root too.
+# Installs the missing services that are available. Their tests need root too.
 install_services() {
     local policy=/usr/sbin/policy-rc.d package file before new wanted=()
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
     [ -n "$(missing_services packages)" ] || return 0
     [ -n "$apt_is_fresh" ] || apt-get update -qq || true
     apt_is_fresh=1
-    # One that is unknown would keep apt-get from installing the others.
+    # With one unknown package apt-get would install none.
     for package in $(missing_services packages); do
         if [ -n "$(apt-cache show "$package" 2>/dev/null)" ]; then wanted+=("$package"); fi
     done
     [ ${#wanted[@]} != 0 ] || return 0
-    # Debian starts what it installs, unless this file, which is the administrator's, forbids it.
+    # Debian starts the services that it installs, unless this file of the administrator forbids it.
     if [ ! -e "$policy" ]; then
         trap 'rm -f -- /usr/sbin/policy-rc.d' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -90,7 +90,7 @@ install_services() {
     fi
     before=$(dpkg-query --show --showformat '${Package}\n' | sort)
     apt_install "${wanted[@]}" || true
-    # … and enables it for the machine's next start.
+    # It also enables them for the next start of the machine.
     new=$(comm -13 <(echo "$before") <(dpkg-query --show --showformat '${Package}\n' | sort))
     for file in $(for package in $new; do dpkg --listfiles "$package"; done); do
         case $file in
@@ -101,7 +101,7 @@ install_services() {
     done
 }
 
-# Names the first fitting interpreter; unless told otherwise, one that .venv was already made with.
+# Prints the first suitable interpreter: PYTHON, or the one of the present .venv, or another.
 find_python() {
     local candidate known
     known=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null) || known=
@@ -117,11 +117,11 @@ find_python() {
 
 can() { "$python" -c "import $1" 2>/dev/null; }
 
-# Makes the virtual environment $1 with pip in it, in whichever way this machine allows.
+# Creates the virtual environment $1 with pip, in any way that this machine allows.
 make_venv() {
     local version
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    # Debian keeps ensurepip, without which a new environment has no pip, in a package of its own.
+    # Debian has ensurepip, which installs pip in a new environment, in a separate package.
     can venv,ensurepip || can venv,pip || apt_install "python$version-venv" ||
         apt_install python3-venv || true
     can venv,ensurepip || can venv,pip ||
@@ -130,21 +130,21 @@ make_venv() {
     if can venv,ensurepip; then
         "$python" -m venv "$1"
     else
-        # --target is a folder of ours, which Debian's "externally managed" guard lets pass.
+        # Debian's guard "externally managed" allows --target in our own folder.
         "$python" -m venv --without-pip "$1"
         "$python" -m pip install --quiet --target "$1/lib/python$version/site-packages" pip
         "$1/bin/python" -m pip install --quiet --force-reinstall pip
     fi
 }
 
-# Succeeds if environment $1 works and was made here (its scripts hold the path) by this Python.
-is_whole() {
+# Succeeds if environment $1 works and this Python created it here (its scripts contain the path).
+is_complete() {
     [ "$("$1/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] &&
         head -n 3 "$1/bin/pip" 2>/dev/null | grep -qF "$PWD/$1/bin/python" &&
         "$1/bin/python" -m pip --version >/dev/null 2>&1
 }
 
-# Installs requirements files $2.. into environment $1; one that it holds already costs nothing.
+# Installs requirements files $2.. into environment $1, unless they are installed already.
 install_into() {
     local venv=$1 file state arguments=() missing=()
     shift
@@ -157,12 +157,12 @@ install_into() {
         say "$venv is up to date"
         return
     fi
-    if ! is_whole "$venv"; then
-        say "making $venv with $("$python" -V) ($python)"
+    if ! is_complete "$venv"; then
+        say "creating $venv with $("$python" -V) ($python)"
         make_venv "$venv"
     fi
     say "installing ${missing[*]} into $venv"
-    # Wheels of gigabytes are unpacked beside their goal: /tmp is often a small part of the memory.
+    # Unpack wheels of gigabytes in the environment: /tmp is often small and in memory.
     mkdir -p "$venv/tmp"
     TMPDIR=$PWD/$venv/tmp "$venv/bin/python" -m pip install --disable-pip-version-check \
         "${arguments[@]}" || return
@@ -185,6 +185,6 @@ if [ -n "$with_tests" ]; then
     install_services
     lacking=$(missing_services programs | paste -sd ' ')
     [ -z "$lacking" ] ||
-        say "not to be had here: $lacking; what tests need them is skipped, or slower"
+        say "cannot be installed here: $lacking; their tests are skipped, or slower"
 fi
 say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+, or -m pytest -n 2}"
