@@ -6,8 +6,10 @@ Axes: B images.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
@@ -15,9 +17,9 @@ from pipeline import storage
 from pipeline.config import Config, MethodConfig
 from pipeline.data.plan import steps_per_epoch
 from pipeline.distributed.world import process_group, read_world
-from pipeline.methods import build_method
-from pipeline.methods.base import MethodContext, class_prompts
-from pipeline.model.backbone import FrozenClip
+from pipeline.methods import build_method, find_method
+from pipeline.methods.base import MethodContext
+from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.weights import load_clip
 from pipeline.sweep.config import SamplerSettings
 from pipeline.sweep.plan import SweepPlan
@@ -25,6 +27,7 @@ from pipeline.sweep.searcher import Proposer
 from pipeline.sweep.trial_table import read_records
 from pipeline.tasks import Task
 from pipeline.training.run import Run, check_run
+from pipeline.training.task_data import TaskData
 
 _TIMED_IMAGES = 16
 
@@ -86,61 +89,91 @@ def _timed_hours(plan: SweepPlan) -> tuple[float, str]:
     ]
     run = check_run(configs[0], sweep.resources.ranks)
     methods = {config.method.name: config.method for config in configs}
-    seconds = {name: _seconds_per_image(run, method) for name, method in methods.items()}
-    total_s = 0.0
-    for config in configs:
-        learn_s, test_s = seconds[config.method.name]
-        learned, tested = _images(run, config)
-        total_s += (learned * learn_s + tested * test_s) * len(sweep.repetitions)
+    costs = {name: _time_method(run, method) for name, method in methods.items()}
+    data = {name: _task_data(run, name) for name in methods}
+    seconds = sum(
+        costs[config.method.name].seconds(count_images(config, data[config.method.name], run.tasks))
+        for config in configs
+    )
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "one core"
-    timed = ", ".join(f"{name} {1 / learn_s:.0f}" for name, (learn_s, _) in seconds.items())
-    return total_s / 3600, (
+    timed = ", ".join(f"{name} {cost.images_per_second:.0f}" for name, cost in costs.items())
+    return seconds * len(sweep.repetitions) / 3600, (
         f"{len(configs)} random draws and a timed batch per method on {machine} of this machine "
         f"({timed} images/s in training); start-up, decoding and transfer are not counted"
     )
 
 
-def _images(run: Run, config: Config) -> tuple[int, int]:
-    """How many images go through the tower in a run: in training, and in all its tests."""
-    count, fraction = run.index.count("train"), config.data.validation_fraction
-    learned = tested = 0
-    for task in run.tasks:
-        images = sum(count[label] for label in task.labels)
-        steps = steps_per_epoch(
-            int(images * (1 - fraction)), config.data.global_batch, config.data.tail
-        )
-        learned += steps * config.data.global_batch * config.optim.epochs
-        tested += int(images * fraction) * (len(run.tasks) - task.index)
-    return learned, tested
+class ImageCounts(NamedTuple):
+    """The number of images of one run, counted as often as they are used."""
+
+    trained: int  # in all optimizer steps
+    read: int  # in one pass over the training images of each task
+    tested: int  # in all tests
 
 
-def _seconds_per_image(run: Run, method: MethodConfig) -> tuple[float, float]:
-    """Seconds of one device for an image in training and in a test, with random weights."""
+def count_images(config: Config, data: TaskData, tasks: Sequence[Task]) -> ImageCounts:
+    """The images of the run of ``config``, whose tasks have the images ``data``."""
+    n_train = [len(data.train(task)) for task in tasks]
+    batch, tail = config.data.global_batch, config.data.tail
+    n_steps = config.optim.epochs * sum(steps_per_epoch(count, batch, tail) for count in n_train)
+    # A task is tested after its own training and after that of every later task.
+    n_tested = sum(len(data.test(task)) * (len(tasks) - task.index) for task in tasks)
+    return ImageCounts(n_steps * batch, sum(n_train), n_tested)
+
+
+@dataclass(frozen=True)
+class _MethodCost:
+    """Seconds of one device for an image."""
+
+    train_s: float  # in an optimizer step; 0 for a method that trains nothing
+    encode_s: float  # in a test, and in a pass over the training images
+    n_passes: int  # over the training images of each task, beside its optimizer steps
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of training."""
+        return 1 / (self.train_s or self.encode_s)
+
+    def seconds(self, images: ImageCounts) -> float:
+        """Seconds of one device for a run."""
+        encoded = images.tested + self.n_passes * images.read
+        return images.trained * self.train_s + encoded * self.encode_s
+
+
+def _task_data(run: Run, method: str) -> TaskData:
+    """The images of the tasks of ``run`` as ``method`` uses them; all trials share them."""
+    shown = find_method(method).training_images
+    return TaskData(run.config, run.index, run.tasks, training_images=shown)
+
+
+def _time_method(run: Run, method_config: MethodConfig) -> _MethodCost:
+    """The cost of a method, with random weights in its towers."""
     torch.set_num_threads(1)  # a device is one core
-    world = read_world({})
-    config = run.config
+    config, world = run.config, read_world({})
     with process_group(world, timeout_s=60):
         clip = load_clip(config.model.arch, "random", device=world.device)
-        setting = MethodContext(
-            clip, lambda name: class_prompts(config.text, name), config.text.ensemble, config.seed
-        )
-        learner = build_method(method, setting)
-        learner.begin_task(run.tasks[0])
+        method = build_method(method_config, MethodContext.of(config, clip))
+        method.begin_task(run.tasks[0])
         image_BCHW, label_B = _draw(clip, run.tasks[0])
 
-        def learn() -> None:
+        def encode_frozen() -> ImageFeatures:
             with torch.no_grad():
-                frozen = clip.encode_image(image_BCHW) if learner.reads_frozen else None
-            loss = learner(image_BCHW, label_B, frozen).total
-            if loss.requires_grad:
-                loss.backward()
+                return clip.encode_image(image_BCHW)
+
+        def train() -> None:
+            frozen = encode_frozen() if method.inputs.features else None
+            method(image_BCHW, label_B, frozen).total.backward()
 
         @torch.no_grad()
-        def embed() -> None:
-            frozen = clip.encode_image(image_BCHW) if learner.reads_frozen else None
-            learner.embed(image_BCHW, frozen or clip.encode_image(image_BCHW))
+        def encode() -> None:
+            method.encode(image_BCHW, encode_frozen() if method.needs_features else None)
 
-        return _seconds(learn) / _TIMED_IMAGES, _seconds(embed) / _TIMED_IMAGES
+        is_trained = any(parameter.requires_grad for parameter in method.parameters())
+        return _MethodCost(
+            train_s=_seconds(train) / _TIMED_IMAGES if is_trained else 0.0,
+            encode_s=_seconds(encode) / _TIMED_IMAGES,
+            n_passes=len(method.fits),
+        )
 
 
 def _draw(clip: FrozenClip, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
