@@ -1,7 +1,7 @@
-"""Trying again: which failures pass by themselves, and how long to wait for them.
+"""Retries: the kinds of failure that are worth a retry, and the pauses between attempts.
 
-One loop with growing, jittered pauses stands around each whole fetch; the retries inside the
-storage clients are turned off, since nested ones multiply and nobody can say when they end.
+One loop with growing, jittered pauses surrounds each complete fetch. The retries inside the storage
+clients are turned off, since nested retries multiply and have no known end.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LONGEST_PAUSE_S = 15.0
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN,
-    errno.EBUSY,  # how s3fs says 503 and SlowDown
+    errno.EBUSY,  # s3fs raises it for 503 and SlowDown
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
     errno.ENETDOWN,
     errno.ENETRESET,
     errno.ENETUNREACH,
-    errno.EREMOTEIO,  # how s3fs says 500
+    errno.EREMOTEIO,  # s3fs raises it for 500
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
 _TRANSIENT_TYPES = (ConnectionError, TimeoutError, asyncio.TimeoutError, socket.gaierror)
-# By name, since none of these libraries need be installed: aiohttp, botocore, urllib3, http.client.
+# By name, since these libraries may be missing: aiohttp, botocore, urllib3. And http.client.
 _TRANSIENT_NAMES = {
     "ClientConnectionError",
     "ClientPayloadError",
@@ -48,14 +48,14 @@ _TRANSIENT_NAMES = {
     "IncompleteReadError",
     "ProxyConnectionError",
     "ReadTimeoutError",
-    "ResponseParserError",  # an error page cut in the middle
+    "ResponseParserError",  # an error page that was cut off
     "ServerDisconnectedError",
 }
 _PERMANENT_NAMES = {"ClientConnectorCertificateError", "SSLCertVerificationError"}
 
 
 class RetryDeadlineExceeded(Exception):
-    """A call that failed in a passing way until its deadline; the last failure is ``cause``."""
+    """A call had only transient failures until its deadline; the last one is ``cause``."""
 
     def __init__(self, attempts: int, elapsed_s: float, cause: BaseException) -> None:
         super().__init__(f"{attempts} attempts in {elapsed_s:.0f} s, the last: {cause}")
@@ -67,35 +67,38 @@ class RetryDeadlineExceeded(Exception):
 def retry_until(
     action: Callable[[float], T], *, deadline_s: float, describe: Callable[[BaseException], str]
 ) -> T:
-    """``action(seconds left)``, tried again after each transient failure until ``deadline_s``.
+    """``action(seconds left)``, retried after each transient failure until ``deadline_s``.
+
+    ``describe`` gives the log line of a failure.
 
     Raises:
-        RetryDeadlineExceeded: it failed in a passing way until the deadline.
-        Exception: whatever else ``action`` raises, at once.
+        RetryDeadlineExceeded: every attempt until the deadline had a transient failure.
+        Exception: any other error of ``action``, at once.
     """
     started = time.monotonic()
-
-    def say(state: tenacity.RetryCallState) -> None:
-        cause = state.outcome.exception()
-        pause = state.next_action.sleep
-        log.warning("%s; attempt %d, again in %.1f s", describe(cause), state.attempt_number, pause)
-
     jitter = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_LONGEST_PAUSE_S)
+
+    def log_failure(state: tenacity.RetryCallState) -> None:
+        pause_s, cause = state.upcoming_sleep, _failure(state.outcome)
+        number = state.attempt_number
+        log.warning("%s; attempt %d, again in %.1f s", describe(cause), number, pause_s)
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        # the last attempt starts when the deadline ends, not a long pause after it
+        return min(jitter(state), max(0.0, deadline_s - (state.seconds_since_start or 0.0)))
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        # the last attempt begins when the deadline ends, not a long pause after it
-        wait=lambda state: min(jitter(state), max(0.0, deadline_s - state.seconds_since_start)),
+        wait=pause,
         stop=tenacity.stop_after_delay(deadline_s),
-        before_sleep=say,
+        before_sleep=log_failure,
     )
     try:
         return retrying(lambda: action(max(1.0, deadline_s - (time.monotonic() - started))))
     except tenacity.RetryError as error:
-        last = error.last_attempt
-        elapsed_s = time.monotonic() - started
-        raise RetryDeadlineExceeded(
-            last.attempt_number, elapsed_s, last.exception()
-        ) from last.exception()
+        last, elapsed_s = error.last_attempt, time.monotonic() - started
+        cause = _failure(last)
+        raise RetryDeadlineExceeded(last.attempt_number, elapsed_s, cause) from cause
 
 
 def is_transient(error: BaseException) -> bool:
@@ -104,10 +107,17 @@ def is_transient(error: BaseException) -> bool:
     names = {base.__name__ for cause in chain for base in type(cause).__mro__}
     if names & _PERMANENT_NAMES or isinstance(error, (FileNotFoundError, PermissionError)):
         return False
-    return bool(names & _TRANSIENT_NAMES) or any(_is_passing(cause) for cause in chain)
+    return bool(names & _TRANSIENT_NAMES) or any(_is_transient_itself(cause) for cause in chain)
 
 
-def _is_passing(error: BaseException) -> bool:
+def _failure(attempt: tenacity.Future | None) -> BaseException:
+    """The error of an attempt that failed."""
+    error = attempt.exception() if attempt is not None else None
+    assert error is not None, "tenacity retries only after an error"
+    return error
+
+
+def _is_transient_itself(error: BaseException) -> bool:
     if isinstance(error, _TRANSIENT_TYPES):
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:

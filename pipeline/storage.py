@@ -1,13 +1,13 @@
-"""Every file anywhere: local, ``s3://``, ``memory://``, and whatever fsspec plugin is installed.
+"""Files at any URL: local, ``s3://``, ``memory://``, and those of every installed fsspec plugin.
 
-The only door to fsspec. Decisions, with their cost:
+The only module that imports fsspec. Decisions, with their cost:
 
-- A filesystem object is made in the process that uses it and never travels to another one (s3fs is
-  not safe across forks); one per host serves every thread of the process.
+- A filesystem object is made in the process that uses it and never sent to another (s3fs is not
+  safe across forks); one per host serves every thread of the process.
 - Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``,
-  ``AWS_ENDPOINT_URL``, ``FSSPEC_S3_ANON=true`` for public buckets), never from a URL or a file of
-  ours, and no message shows the parts of a URL that could hold one.
-- Listings are never cached: a file written by another machine must be seen at once.
+  ``AWS_ENDPOINT_URL``, ``FSSPEC_S3_ANON=true`` for public buckets), never from a URL or from a file
+  of this project, and no message shows the parts of a URL that could contain credentials.
+- Listings are never cached: a file written by another machine must be visible at once.
 - Chained URLs (``simplecache::``) and URLs that name a program are refused.
 """
 
@@ -31,7 +31,7 @@ from fsspec.core import url_to_fs
 from pipeline.errors import StorageError
 from pipeline.retry import RetryDeadlineExceeded, retry_until
 
-DEADLINE_S = 120.0  # how long a call is tried again unless its caller says otherwise
+DEADLINE_S = 120.0  # default time for the retries of one call
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -49,13 +49,13 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
 
-# One attempt may take this long, and as much more as its bytes need on a very slow line.
+# The time limit of one attempt: a base, and the time that its bytes need on a very slow line.
 _ATTEMPT_S = 60.0
 _SLOWEST_BYTES_PER_S = 256 << 10
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
-    """An open file; the caller closes it. Unlike the other calls it is not tried again.
+    """An open file; the caller closes it. Unlike the other calls, this one has no retries.
 
     Raises:
         StorageError: the URL cannot be opened.
@@ -66,7 +66,7 @@ def open_file(url: str, mode: str = "rb") -> IO[Any]:
 
 
 def read_bytes(url: str, *, deadline_s: float = DEADLINE_S) -> bytes:
-    """The whole content.
+    """The complete content.
 
     Raises:
         StorageError: the URL cannot be read.
@@ -75,10 +75,10 @@ def read_bytes(url: str, *, deadline_s: float = DEADLINE_S) -> bytes:
 
 
 def read_text(url: str, *, deadline_s: float = DEADLINE_S) -> str:
-    """The whole content, decoded as UTF-8.
+    """The complete content, decoded as UTF-8.
 
     Raises:
-        StorageError: the URL cannot be read or is no text.
+        StorageError: the URL cannot be read or is not text.
     """
     try:
         return read_bytes(url, deadline_s=deadline_s).decode("utf-8")
@@ -88,7 +88,7 @@ def read_text(url: str, *, deadline_s: float = DEADLINE_S) -> str:
 
 
 def read_range(url: str, start: int, stop: int, *, deadline_s: float = DEADLINE_S) -> bytes:
-    """Bytes ``start`` to ``stop`` (exclusive), fewer where the content ends earlier.
+    """Bytes ``start`` to ``stop`` (exclusive), fewer if the content ends earlier.
 
     Raises:
         StorageError: the URL cannot be read.
@@ -104,13 +104,14 @@ def read_range(url: str, start: int, stop: int, *, deadline_s: float = DEADLINE_
             bytes_=stop - start,
         )
     except StorageError as error:
-        if "InvalidRange" in str(error.__cause__.__cause__):  # the object ends before ``start``
+        cause = error.__cause__
+        if cause and "InvalidRange" in str(cause.__cause__):  # the object ends before ``start``
             return b""
         raise
 
 
 def write_atomically(url: str, data: bytes, *, deadline_s: float = DEADLINE_S) -> None:
-    """Put ``data`` at ``url``: a reader sees the old content or the new, never a part of one.
+    """Put ``data`` at ``url``: a reader sees the old content or the new, never a part.
 
     Raises:
         StorageError: the URL cannot be written.
@@ -123,7 +124,7 @@ def write_atomically(url: str, data: bytes, *, deadline_s: float = DEADLINE_S) -
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file, or a folder with something in it, at ``url``."""
+    """Whether there is a file, or a folder that is not empty, at ``url``."""
     return _call("look for", url, "exists")
 
 
@@ -131,13 +132,13 @@ def size(url: str) -> int:
     """Bytes of the file at ``url``.
 
     Raises:
-        StorageError: there is no such file.
+        StorageError: the file does not exist.
     """
     return int(_call("look at", url, "info")["size"])
 
 
 def list_files(url: str) -> list[str]:
-    """The URLs of all files below the folder ``url``, sorted; empty where there is none."""
+    """The sorted URLs of all files below the folder ``url``; empty if it does not exist."""
     filesystem, _ = _filesystem(url)
     return sorted(filesystem.unstrip_protocol(name) for name in _call("list", url, "find"))
 
@@ -162,23 +163,23 @@ def join(url: str, *parts: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether ``url`` names a file that this machine can open without a network."""
+    """Whether this machine can open ``url`` without a network."""
     found = _PROTOCOL.match(url)
     return found is None or found[1].lower() in ("file", "local")
 
 
 def local_path(url: str) -> str:
-    """The path to give to ``open`` for a local ``url``."""
+    """The path of a local ``url``, for ``open``."""
     return str(_filesystem(url)[1])
 
 
 def redact(url: str) -> str:
-    """``url`` without user names, passwords and query strings, fit for a message or a log."""
+    """``url`` without user name, password and query string, safe in a message or a log."""
     return scrub(url) if _PROTOCOL.match(url) else url
 
 
 def scrub(text: str) -> str:
-    """``text`` with the credentials taken out of every URL in it, and known secrets masked."""
+    """``text`` without the credentials in its URLs, and with known secrets masked."""
     text = _URL.sub(r"\1\3", text)
     for secret in filter(None, map(os.environ.get, _SECRETS)):
         text = text.replace(secret, "***")
@@ -192,13 +193,13 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise StorageError(f"{redact(url)}: chained and program URLs are refused; give a plain one")
     if protocol == "s3" and "@" in url.split("/")[2]:
         raise StorageError(
-            f"{redact(url)}: was given with credentials in it; "
+            f"{redact(url)}: the URL contains credentials; "
             "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, instead"
         )
     root = "/".join(url.split("/")[:3]) if found else "file://"
     try:
         filesystem = _instance(root, os.getpid(), tuple(map(os.environ.get, _SETTINGS)))
-    except (ValueError, ImportError) as error:  # no such protocol, or its plugin is not installed
+    except (ValueError, ImportError) as error:  # unknown protocol, or its plugin is not installed
         raise StorageError(f"{redact(url)}: {error}") from error
     return filesystem, filesystem._strip_protocol(url)
 
@@ -207,11 +208,11 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _instance(
     root: str, process: int, settings: tuple[str | None, ...]
 ) -> fsspec.AbstractFileSystem:
-    """One filesystem per host and process; fsspec's own cache would make one per thread."""
+    """One filesystem per host and process; the cache of fsspec makes one per thread."""
     protocol = root.partition("://")[0].lower()
     filesystem, _ = url_to_fs(root, **_OPTIONS.get(protocol, {}), skip_instance_cache=True)
     if protocol == "s3":
-        filesystem.retries = 1  # ours alone, see pipeline.retry
+        filesystem.retries = 1  # only the retries of pipeline.retry
     return filesystem
 
 
@@ -224,7 +225,7 @@ def _call(
     bytes_: int = 0,
     **options: Any,
 ) -> Any:
-    """One filesystem call, tried again until ``deadline_s``; ``bytes_`` is about what it moves."""
+    """One filesystem call, retried until ``deadline_s``; ``bytes_`` is roughly its traffic."""
 
     def attempt(seconds_left: float) -> Any:
         filesystem, path = _filesystem(url)
@@ -249,7 +250,7 @@ async def _within(
 
 @contextmanager
 def _explained(verb: str, url: str) -> Iterator[None]:
-    """Turn whatever a filesystem raises into one sentence with the place and the cause."""
+    """Turn any error of a filesystem into one sentence with the place and the cause."""
     try:
         yield
     except StorageError:
@@ -266,7 +267,7 @@ def _explained(verb: str, url: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What happened, on one line and fit to be shown."""
+    """The error on one line, without secrets."""
     return scrub(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(": ")
 
 

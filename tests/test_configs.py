@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config, config_hash, dump_config, load_config
-from pipeline.data.index import Segment, Shard, format_index
+from pipeline.data.index import format_index
+from pipeline.data.shard import Segment, Shard
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.backbone import weights_problem
 from pipeline.train import parse_arguments

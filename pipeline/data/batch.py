@@ -1,7 +1,7 @@
-"""One batch of pictures: what is asked for, who makes it, what comes back.
+"""One batch of images: its request, its maker, its answer.
 
-A request holds the addresses of its samples and the seed of their augmentation, so whoever answers
-it, in whatever process, gives the same pixels.
+A request contains the addresses of its samples and the seed of their augmentation, so every process
+answers it with the same pixels.
 
 B images, C channels, H height, W width.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from pipeline.data.decoding import SampleError, decode_sample
 from pipeline.data.reader import ShardReader
@@ -35,15 +36,21 @@ class Batch:
     wait_s: float = 0.0
 
     def without(self, rows: set[int]) -> Batch:
-        """The batch less some of its rows."""
+        """The batch except some of its rows."""
         kept = torch.tensor([row not in rows for row in range(len(self.label_B))], dtype=torch.bool)
         image_BCHW = None if self.image_BCHW is None else self.image_BCHW[kept]
         return Batch(image_BCHW, self.label_B[kept], self.sample_B[kept], self.wait_s)
 
+    def overwrite(self, row: int, other: Batch) -> None:
+        """Replace one row by the first row of ``other``, a sample of the same class."""
+        self.sample_B[row] = other.sample_B[0]
+        if self.image_BCHW is not None and other.image_BCHW is not None:
+            self.image_BCHW[row] = other.image_BCHW[0]
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One batch to be made; ``seed_path`` names its augmentation, empty where nothing is random."""
+    """A batch to make; ``seed_path`` names its augmentation, and is empty if nothing is random."""
 
     samples: Samples
     transform: Transform
@@ -52,17 +59,26 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What became of a request: a batch, blank in its ``bad`` rows (row → reason), or an error."""
+    """The outcome of a request: a batch, blank in its ``bad`` rows (row → reason), or an error."""
 
-    batch: Batch | None = None
+    outcome: Batch | PipelineError
     bad: dict[int, str] = field(default_factory=dict)
-    error: PipelineError | None = None
+
+    def batch(self) -> Batch:
+        """The batch.
+
+        Raises:
+            PipelineError: the error that is the outcome instead.
+        """
+        if isinstance(self.outcome, PipelineError):
+            raise self.outcome
+        return self.outcome
 
 
-class BatchMaker:
-    """Answers requests; small to pickle, without any state of its own.
+class BatchMaker(Dataset[Answer]):
+    """Answers requests: a map-style torch data set whose keys are requests.
 
-    A mapping from requests to answers, since that is the form of a map-style torch data set.
+    Small to pickle, and without state.
     """
 
     def __init__(self, reader: ShardReader) -> None:
@@ -72,8 +88,8 @@ class BatchMaker:
         samples, size = request.samples, request.transform.image_size
         try:
             records = self.reader.read(samples)
-        except PipelineError as error:  # as a value: the loader would wrap it in a traceback's text
-            return Answer(error=error)
+        except PipelineError as error:  # the loader would make a traceback's text of it
+            return Answer(error)
         image_BCHW = torch.zeros(len(samples), 3, size, size, dtype=torch.uint8)
         bad: dict[int, str] = {}
         for row, record in enumerate(records):

@@ -2,14 +2,15 @@
 
 Decisions, with their cost:
 
-- The unit is the segment (a run of one class, a few MiB), named by URL and sha256: equal names of
-  shards in two data sets never meet, and a changed shard is another file.
-- Who downloads a segment holds its lock, so it is downloaded once per node; the lock falls with its
-  process, so a killed one blocks nobody. Locks are tried, never waited for while holding others.
-- Room is reserved before the download, so a full disk or a full cache shows before any traffic;
-  bytes that do not match the index never get a name.
-- Neighbouring segments come in one request. A gap that costs less to read than a further request
-  is read too, and its segments kept: a task that needs most of a shard reads it whole.
+- The unit is the segment (samples of one class, a few MiB), named by URL and sha256: shards of
+  equal name in two data sets are different files, and so is a changed shard.
+- The process that downloads a segment holds its lock, so it is downloaded once per node. A lock
+  ends with its process, so a killed process blocks no other. No process waits for a lock while it
+  holds others.
+- Space is reserved before the download, so a full disk or a full cache is reported before any
+  traffic. Bytes that do not match the index never get a name.
+- Neighbouring segments share one request. A gap that costs less to read than a further request is
+  read too, and its segments are kept: a task that needs most of a shard reads all of it.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.data.cache_folder import POLL_S, BoundedFolder
-from pipeline.data.index import Segment
+from pipeline.data.shard import Segment
 from pipeline.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
-GAP_BYTES = 1 << 20  # about what a further request costs: 20 ms at 50 MB/s
-SPAN_BYTES = 32 << 20  # the most that one request asks for, and that a thread holds in memory
+GAP_BYTES = 1 << 20  # about the cost of a further request: 20 ms at 50 MB/s
+SPAN_BYTES = 32 << 20  # the most that one request reads, and that one thread keeps in memory
 _THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class RemoteShard:
-    """A shard that must be fetched: where it is, and all segments it has."""
+    """A shard that must be fetched: its place and all its segments."""
 
     url: str
     segments: tuple[Segment, ...]
@@ -47,7 +48,7 @@ class RemoteShard:
 class SegmentCache:
     """Segments in a local folder of at most ``limit_bytes``; small to pickle.
 
-    ``deadline_s`` bounds each wait: for the storage, for another process's download, for room.
+    ``deadline_s`` limits each wait: for the storage, for another process's download, for space.
     """
 
     def __init__(self, folder: str | Path, *, limit_bytes: int, deadline_s: float = 300.0) -> None:
@@ -56,11 +57,11 @@ class SegmentCache:
 
     @contextmanager
     def opened(self, shard: RemoteShard, segment: Segment) -> Iterator[int]:
-        """A file descriptor of the segment's bytes, fetched if need be, not evicted while open.
+        """A file descriptor of the segment's bytes, fetched if missing, not evicted while open.
 
         Raises:
-            StorageError: it cannot be fetched, or there is no room for it.
-            DataError: the bytes at its URL are not those in the index.
+            StorageError: the segment cannot be fetched, or the cache has no space for it.
+            DataError: the bytes at its URL do not match the index.
         """
         give_up = time.monotonic() + self._deadline_s
         while (file := self.folder.pin(_name(shard, segment))) is None:
@@ -70,25 +71,25 @@ class SegmentCache:
                     "raise data.cache.limit_gb"
                 )
             if not self.fetch(shard, [segment]):
-                time.sleep(POLL_S)  # it is just being named, or just being evicted
+                time.sleep(POLL_S)  # another process is naming or evicting it now
         try:
             yield file
         finally:
             os.close(file)
 
     def fetch(self, shard: RemoteShard, segments: Sequence[Segment], *, wait: bool = True) -> int:
-        """Have ``segments`` in the cache, marked as used now; the bytes downloaded here.
+        """Bring ``segments`` into the cache and mark them as used; the bytes downloaded here.
 
-        What another process is downloading is waited for, or left to it where ``wait`` is false.
+        If another process is downloading a segment, wait for it, unless ``wait`` is false.
 
         Raises:
-            StorageError: they cannot be fetched, or there is no room for them.
-            DataError: the bytes at the URL are not those in the index.
+            StorageError: a segment cannot be fetched, or the cache has no space for it.
+            DataError: the bytes at the URL do not match the index.
         """
         missing = [s for s in segments if not self.folder.touch(_name(shard, s))]
         if not missing:
             return 0
-        # A small cache must not be filled by one request.
+        # One request must not fill a small cache.
         span_bytes = min(SPAN_BYTES, self.folder.limit_bytes // 4)
         spans = plan_spans(shard.segments, missing, span_bytes=span_bytes)
         if len(spans) == 1:
@@ -102,13 +103,13 @@ class SegmentCache:
         return self.folder.holds(_name(shard, segment))
 
     def discard(self, shard: RemoteShard, segment: Segment) -> None:
-        """Forget a segment whose bytes went bad on the disk."""
+        """Remove a segment whose bytes were damaged on the disk."""
         self.folder.remove(_name(shard, segment))
 
     def _fetch_span(
         self, shard: RemoteShard, span: Sequence[Segment], wanted: Sequence[Segment], wait: bool
     ) -> int:
-        """Download what nobody else is downloading, then wait for the rest; bytes fetched here."""
+        """Download all that no other process downloads, wait for the rest; bytes fetched here."""
         fetched = self._fetch_unclaimed(shard, span, wanted)
         give_up = time.monotonic() + self._deadline_s
         while wait and (left := [s for s in span if s in wanted and not self.holds(shard, s)]):
@@ -124,10 +125,10 @@ class SegmentCache:
     def _fetch_unclaimed(
         self, shard: RemoteShard, span: Sequence[Segment], wanted: Sequence[Segment]
     ) -> int:
-        """Download from the start of ``span`` to the first segment that somebody else is at.
+        """Download from the start of ``span`` to the first segment that another process claims.
 
-        In order, so that of several processes at one span the first takes it whole: were each to
-        take what it finds free, their requests would overlap.
+        In this order, the first of several processes takes the complete span. If each took every
+        free segment, their requests would overlap.
         """
         with ExitStack() as claims:
             mine = []
@@ -156,21 +157,21 @@ class SegmentCache:
     def _download(self, shard: RemoteShard, segments: Sequence[Segment]) -> bytes:
         """The bytes from the first segment to the end of the last.
 
-        What does not match the index is fetched once more, then refused.
+        Bytes that do not match the index are fetched once more, then refused.
         """
         start, stop = segments[0].offset, segments[-1].offset + segments[-1].bytes
         place = storage.redact(shard.url)
-        for fault_before in (False, True):
+        for is_second in (False, True):
             data = storage.read_range(shard.url, start, stop, deadline_s=self._deadline_s)
             wrong = next((s for s in segments if _sha256(data, s, start) != s.sha256), None)
             if wrong is None:
                 return data
             span = f"bytes {wrong.offset:,} to {wrong.offset + wrong.bytes:,}"
-            if not fault_before:
+            if not is_second:
                 log.warning("%s: %s do not match the index; fetching them again", place, span)
         raise DataError(
             f"{place}: {span} do not have the sha256 in the index, fetched twice; "
-            "copy the shard again or prepare the data set anew"
+            "copy the shard again or prepare the data set again"
         )
 
 
@@ -181,7 +182,7 @@ def plan_spans(
     gap_bytes: int = GAP_BYTES,
     span_bytes: int = SPAN_BYTES,
 ) -> list[list[Segment]]:
-    """The segments of each request: ``wanted`` joined over small gaps, gaps included, in order."""
+    """The segments of each request, in order: ``wanted``, and the small gaps between them."""
     chosen = {segment.offset for segment in wanted}
     spans: list[list[Segment]] = []
     gap: list[Segment] = []

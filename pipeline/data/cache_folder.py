@@ -1,12 +1,12 @@
-"""A folder of whole files that never outgrows its limit, shared by every process of a node.
+"""A folder of complete files with a size limit, shared by every process of a node.
 
-The mechanics below ``pipeline.data.cache``; nothing here knows what the files hold.
+The mechanics below ``pipeline.data.cache``; this module knows nothing about the content of files.
 
-- A file is written under ``.part``, reserved at its full size and locked by its writer, and renamed
+- A file is written as ``.part``, reserved at its full size and locked by its writer, and renamed
   when complete. A ``.part`` whose lock is free was left by a killed writer, and counts as unused.
-- A file in use is held by a shared lock; only files whose exclusive lock is free are evicted, the
-  longest unused first.
-- A scan of the folder before each reservation replaces any ledger that a crash could leave wrong.
+- A file in use has a shared lock. Only files whose exclusive lock is free are evicted, the longest
+  unused first.
+- The folder is scanned before each reservation, since a crash could leave any stored total wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BoundedFolder:
-    """Files by name, at most ``limit_bytes`` together; small to pickle, opens nothing by itself."""
+    """Files by name, at most ``limit_bytes`` in total; small to pickle, opens no file by itself."""
 
     def __init__(self, path: str | Path, *, limit_bytes: int, deadline_s: float) -> None:
         self.path = Path(os.path.expandvars(os.path.expanduser(path)))
@@ -36,13 +36,13 @@ class BoundedFolder:
         self._deadline_s = deadline_s
 
     def check_room(self, needed_bytes: int) -> None:
-        """Make sure, before any work, that the folder can take ``needed_bytes`` or its limit.
+        """Check, before any work, that the disk has space for ``needed_bytes`` or for the limit.
 
         Raises:
-            StorageError: it cannot be written, or its disk is too full.
+            StorageError: the folder cannot be written, or its disk is too full.
         """
         if "$" in str(self.path):
-            raise StorageError(f"{self.path}: names an environment variable that is not set")
+            raise StorageError(f"{self.path}: has an environment variable that is not set; set it")
         probe = self.path / f".probe-{os.getpid()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -55,23 +55,23 @@ class BoundedFolder:
                 "set data.cache.folder to a writable local folder"
             ) from error
         wanted = min(self.limit_bytes, needed_bytes)
-        room = disk.f_bavail * disk.f_frsize + self.used_bytes()
-        if wanted > room:
+        space = disk.f_bavail * disk.f_frsize + self.used_bytes()
+        if wanted > space:
             raise StorageError(
-                f"{self.path}: the cache wants {_mib(wanted)} and its disk has room for "
-                f"{_mib(room)}; lower data.cache.limit_gb or choose another data.cache.folder"
+                f"{self.path}: the cache needs {_mib(wanted)} and its disk has space for "
+                f"{_mib(space)}; lower data.cache.limit_gb or choose another data.cache.folder"
             )
 
     def used_bytes(self) -> int:
-        """Bytes of all files, those being written included."""
+        """Bytes of all files, including those being written."""
         return sum(size for _, size, _ in self._entries())
 
     def holds(self, name: str) -> bool:
-        """Whether there is a complete file of that name now."""
+        """Whether a complete file of that name exists now."""
         return self._file(name).exists()
 
     def touch(self, name: str) -> bool:
-        """Whether there is a complete file of that name, which now counts as just used."""
+        """Mark a complete file of that name as just used; whether it exists."""
         try:
             os.utime(self._file(name))
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class BoundedFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """Delete a file, whoever may be reading it; a missing one is no error."""
+        """Delete a file even if a process reads it; a missing file is no error."""
         self._file(name).unlink(missing_ok=True)
 
     def pin(self, name: str) -> int | None:
@@ -87,7 +87,7 @@ class BoundedFolder:
         return _lock(self._file(name), fcntl.LOCK_SH, os.O_RDONLY)
 
     def claim(self, name: str) -> int | None:
-        """A descriptor whose holder alone may write ``name``; ``None`` while another holds it.
+        """A descriptor that gives the sole right to write ``name``; ``None`` if it is taken.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -101,33 +101,33 @@ class BoundedFolder:
 
     @contextmanager
     def reserved(self, sizes: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
-        """Open files of the given (name, bytes), to be filled and then handed to ``complete``.
+        """Open files of the given (name, bytes), to be filled and then passed to ``complete``.
 
         Raises:
-            StorageError: there is no room for them within the limit, or on the disk.
+            StorageError: the files do not fit within the limit, or on the disk.
         """
         needed = sum(size for _, size in sizes)
         if needed > self.limit_bytes:
             raise StorageError(
-                f"{self.path}: {_mib(needed)} at once are more than the limit of "
+                f"{self.path}: one request of {_mib(needed)} is more than the limit of "
                 f"{_mib(self.limit_bytes)}; raise data.cache.limit_gb"
             )
-        with self._room_for(sizes, needed) as files:
+        with self._space_for(sizes, needed) as files:
             yield files
 
     def complete(self, name: str, file: int) -> None:
-        """Give a filled file its name; from now on it may be pinned, and evicted."""
+        """Give a filled file its name; from now on it can be pinned and evicted."""
         os.replace(self._file(name).with_suffix(".part"), self._file(name))
         fcntl.flock(file, fcntl.LOCK_UN)
 
     @contextmanager
-    def _room_for(self, sizes: Sequence[tuple[str, int]], needed: int) -> Iterator[list[int]]:
+    def _space_for(self, sizes: Sequence[tuple[str, int]], needed: int) -> Iterator[list[int]]:
         give_up = time.monotonic() + self._deadline_s
         while (parts := self._try_to_reserve(sizes, needed)) is None:
             if time.monotonic() > give_up:
                 raise StorageError(
-                    f"{self.path}: no room for {_mib(needed)} within the limit of "
-                    f"{_mib(self.limit_bytes)}, all of it in use; raise data.cache.limit_gb"
+                    f"{self.path}: no space for {_mib(needed)} within the limit of "
+                    f"{_mib(self.limit_bytes)}, which is all in use; raise data.cache.limit_gb"
                 )
             time.sleep(POLL_S)
         stack, files = parts
@@ -145,7 +145,7 @@ class BoundedFolder:
             try:
                 files = [self._create(stack, name, size) for name, size in sizes]
             except OSError as error:
-                # others may have filled the disk: give back what is ours, then try again
+                # others may have filled the disk: evict files of the cache, then try again
                 if error.errno in _FULL_DISK and _evict(self._entries(), needed) >= needed:
                     return None
                 raise self._disk_error(f"{needed:,} more bytes", error) from error
@@ -153,7 +153,7 @@ class BoundedFolder:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else reserves room meanwhile; only for moments, so waited for without a limit."""
+        """Keep other processes from reserving; held for moments only, so waiting has no limit."""
         try:
             flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
             file = os.open(self.path / "room.lock", flags, 0o666)
@@ -168,7 +168,7 @@ class BoundedFolder:
     def _disk_error(self, wanted: str, error: OSError) -> StorageError:
         disk = os.statvfs(next(p for p in (self.path, *self.path.parents) if p.exists()))
         return StorageError(
-            f"{self.path}: cannot take {wanted} ({error.strerror}; "
+            f"{self.path}: cannot store {wanted} ({error.strerror}; "
             f"{disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files are free); "
             "free some of its disk or lower data.cache.limit_gb"
         )
@@ -183,7 +183,7 @@ class BoundedFolder:
         return file
 
     def _entries(self) -> list[tuple[Path, int, float]]:
-        """(path, bytes, last use) of every file, those being written included."""
+        """(path, bytes, last use) of every file, including those being written."""
         found = []
         with os.scandir(self.path) as files:
             for file in files:
@@ -212,7 +212,7 @@ def _evict(entries: Sequence[tuple[Path, int, float]], wanted: int) -> int:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove the file unless some process reads or writes it; the lock of its writers goes too."""
+    """Remove the file and the lock of its writers, unless a process reads or writes it."""
     for place in (path, path.with_suffix(".lock")):
         file = _lock(place, fcntl.LOCK_EX, os.O_RDWR)
         if file is None:
@@ -223,7 +223,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _lock(path: Path, kind: int, flags: int) -> int | None:
-    """A descriptor that holds the lock on the file now at ``path``; ``None`` where it cannot."""
+    """A descriptor with the lock on the file now at ``path``; ``None`` if it cannot be had."""
     try:
         file = os.open(path, flags | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""From the bytes of one sample to its picture: webdataset reads the tar, PIL the image.
+"""From the bytes of one sample to its image: webdataset reads the tar, PIL the image file.
 
-Nothing is ever executed. Of webdataset's decoders none is used: its defaults unpickle. Only members
-that are images or a class number are looked at; PIL is held to formats that are pure data (its EPS
-reader would start Ghostscript), and a picture of absurd size is refused before it is unpacked.
+Nothing in a sample is executed. No decoder of webdataset is used, since its defaults unpickle. Only
+the image and the class number are read; PIL accepts only formats that are pure data (its EPS reader
+would start Ghostscript), and an image of absurd size is refused before it is decompressed.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ _SUFFIX_OF_FORMAT = {
     "BMP": "bmp",
     "GIF": "gif",
     "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with further pictures behind it, as some cameras write it
+    "MPO": "jpg",  # a JPEG followed by further images, as some cameras write it
     "PNG": "png",
     "PPM": "ppm",
     "TIFF": "tif",
     "WEBP": "webp",
 }
-MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB unpacked
+MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB as RGB
 
 
 class SampleError(DataError):
-    """One sample that cannot be used, though its bytes are those that were prepared."""
+    """One sample that is unusable, though its bytes are those that were prepared."""
 
 
 def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
-    """The RGB picture in ``record``, which is the stretch of a WebDataset tar that holds ``key``.
+    """The RGB image in ``record``, the bytes of the sample ``key`` in a WebDataset tar.
 
     Raises:
-        SampleError: no such sample, no or another class, no image, or one that cannot be decoded.
+        SampleError: another sample, no class or another class, no image, or a damaged image.
     """
     stream = {"url": key, "stream": io.BytesIO(record)}
-    # One short pipeline per sample, so that a bad sample harms no other.
+    # One short pipeline per sample, so that a bad sample has no effect on others.
     pipeline = DataPipeline([[stream]], tar_file_expander, group_by_keys, stages.map(_DECODER))
     try:
         samples = list(pipeline)
     except DecodingError as error:
         raise SampleError(str(error.__cause__)) from error
-    except Exception as error:  # a hostile header makes tarfile raise anything
+    except Exception as error:  # tarfile raises anything on a malicious header
         cause = f"{type(error).__name__}: {error}"
         raise SampleError(f"is not a WebDataset sample ({cause})") from error
     if len(samples) != 1 or samples[0]["__key__"] != key:
         found = ", ".join(str(sample["__key__"]) for sample in samples) or "nothing"
-        raise SampleError(f"the shard holds {found} in its place")
-    return _picture(samples[0], label)
+        raise SampleError(f"the shard has {found} in its place")
+    return _image(samples[0], label)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The decoded RGB picture in the image file ``data``.
+    """The decoded RGB image in the image file ``data``.
 
     Raises:
-        SampleError: it is no image of a known format, is damaged, or is absurdly large.
+        SampleError: ``data`` is damaged, absurdly large, or not an image of a known format.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -80,12 +80,12 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def image_suffix(data: bytes) -> str:
-    """The file suffix that belongs to what ``data`` is, whatever its file was called."""
+    """The file suffix for the format of ``data``, whatever the name of its file."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _SUFFIX_OF_FORMAT[image.format]
 
 
-def _picture(sample: dict[str, Any], label: int) -> Image.Image:
+def _image(sample: dict[str, Any], label: int) -> Image.Image:
     found = sample.get("cls")
     if found is None:
         raise SampleError("has no class member (.cls)")

@@ -1,13 +1,13 @@
-"""What a prepared data set holds: its classes, its shards, and where each sample lies.
+"""The content of a prepared data set: its classes, its shards, and the place of each sample.
 
 ``<url>/index.json``          classes, and per shard: split, samples, bytes, sha256, segments
 ``<url>/<shard>.tar``         a WebDataset tar: ``<key>.cls`` and ``<key>.<suffix>`` per sample
 ``<url>/<shard>.json``        one table per shard: key, offset, size and checksums of each sample
 
-Samples are sorted by split, class and key, so the samples of a class are neighbours. A *segment* is
-a run of one class within one shard, at most a few MiB long: the unit in which bytes are fetched,
-checked and cached, so a task reads only its own classes, whatever the order of the classes.
-The index is written last: where it exists, all of the data set does.
+Samples are sorted by split, class and key. A *segment* is a series of samples of one class within
+one shard, at most a few MiB long. Bytes are fetched, checked and cached by segment, so a task reads
+only its own classes, in any order of classes. The index is written last: if it exists, the data set
+is complete.
 """
 
 from __future__ import annotations
@@ -23,62 +23,15 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.samples import COLUMNS, Samples, SampleTable, read_table, refuse_closed
+from pipeline.data.shard import Shard, format_shard, parse_shard
 from pipeline.errors import DataError
 from pipeline.rng import derive_seed
+from pipeline.text import first_few
 
 SCHEMA = 1
 INDEX_NAME = "index.json"
 
 Split = Literal["train", "test", "validation", "fit"]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of samples of one class: bytes ``offset`` to ``offset + bytes`` of its shard."""
-
-    label: int
-    samples: int
-    offset: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar in ``folder``; ``split`` is ``train`` or ``test``."""
-
-    name: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    table_sha256: str
-    segments: tuple[Segment, ...]
-    folder: str = ""
-    first_label: int = 0  # what its own index calls class 0, in the index that it was joined to
-
-    @property
-    def url(self) -> str:
-        """Where the tar lies."""
-        return storage.join(self.folder, self.name)
-
-    @property
-    def class_counts(self) -> dict[int, int]:
-        """Samples per label."""
-        counts: dict[int, int] = {}
-        for segment in self.segments:
-            counts[segment.label] = counts.get(segment.label, 0) + segment.samples
-        return counts
-
-    @property
-    def table_name(self) -> str:
-        """The name of the file that addresses each sample of this shard."""
-        return self.name.removesuffix(".tar") + ".json"
-
-    @property
-    def table_url(self) -> str:
-        """Where that file lies."""
-        return storage.join(self.folder, self.table_name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,40 +43,39 @@ class Selection(Samples):
 
     @cached_property
     def segments(self) -> list[tuple[int, int]]:
-        """The distinct (shard, segment) pairs that hold these samples, in canonical order."""
+        """The distinct (shard, segment) pairs of these samples, in canonical order."""
         pairs = np.stack([self.shard_S, self.segment_S], axis=1)
         return [(int(shard), int(segment)) for shard, segment in np.unique(pairs, axis=0)]
 
     @property
     def bytes(self) -> int:
-        """How many bytes must be fetched to read every sample once."""
+        """Bytes to fetch in order to read every sample once."""
         shards = self.index.shards
         return sum(shards[shard].segments[segment].bytes for shard, segment in self.segments)
 
     @property
     def shards(self) -> list[str]:
-        """The names of the shards that hold these samples."""
+        """The names of the shards of these samples."""
         return [self.index.shards[shard].name for shard in sorted({s for s, _ in self.segments})]
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A prepared data set, or several joined; ``sha256`` names its content for ever."""
+    """A prepared data set, or several joined; ``sha256`` identifies its content."""
 
     url: str
-    schema: int
     class_names: tuple[str, ...]
     class_folders: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
-    group_sizes: tuple[int, ...]  # classes of each index that was joined to this one, in order
-    closed_splits: frozenset[str] = frozenset()  # of which nothing may be opened
+    group_sizes: tuple[int, ...]  # number of classes of each joined index, in order
+    closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
 
     def with_closed(self, *splits: str) -> ShardIndex:
-        """The same index, through which no table and no sample of ``splits`` can be opened.
+        """The same index, which refuses to open any table or sample of ``splits``.
 
-        What the index itself says of them, counts and hashes, it still says.
+        The counts and hashes of those splits remain readable, since the index contains them.
         """
         return replace(self, closed_splits=self.closed_splits.union(splits), _tables={})
 
@@ -133,10 +85,10 @@ class ShardIndex:
         """The samples of ``split`` whose class is one of ``labels``.
 
         ``validation`` and ``fit`` divide ``train`` by a hash of each sample's key: about
-        ``validation_fraction`` of the pictures belong to ``validation``, the same ones for ever.
+        ``validation_fraction`` of the images belong to ``validation``, always the same ones.
 
         Raises:
-            DataError: a label is not in the index, no sample is left, or the split is closed.
+            DataError: a label is not in the index, no sample matches, or the split is closed.
         """
         self._check_labels(labels)
         wanted = frozenset(labels)
@@ -155,7 +107,7 @@ class ShardIndex:
             if split in ("validation", "fit"):
                 remedy = f"change data.validation_fraction, which is {validation_fraction}"
             raise DataError(
-                f"{self._place}: no {split} sample of classes {_some(sorted(wanted))}; "
+                f"{self._place}: no {split} sample of classes {first_few(sorted(wanted), 5)}; "
                 f"{remedy}, or choose other classes"
             )
         columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
@@ -163,10 +115,10 @@ class ShardIndex:
         return Selection(index=self, split=split, keys=keys, **columns)
 
     def table(self, shard_number: int) -> SampleTable:
-        """Where each sample of one shard lies; read once, then kept.
+        """The addresses of the samples of one shard; read once, then kept.
 
         Raises:
-            DataError: it is not the one that the index was written with, or its split is closed.
+            DataError: the table does not match the index, or its split is closed.
         """
         shard = self.shards[shard_number]
         refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
@@ -177,7 +129,7 @@ class ShardIndex:
         return self._tables[shard_number]
 
     def digest(self, labels: Sequence[int]) -> str:
-        """A hash of all samples of ``labels``, both splits: their bytes and their numbers."""
+        """A hash of all samples of ``labels`` in both splits: their bytes and their numbers."""
         digest = hashlib.sha256()
         first_sample = 0
         for shard in self.shards:
@@ -204,7 +156,7 @@ class ShardIndex:
         unknown = sorted(label for label in labels if not 0 <= label < len(self.class_names))
         if unknown:
             raise DataError(
-                f"{self._place}: classes {_some(unknown)} are not in the index, "
+                f"{self._place}: classes {first_few(unknown, 5)} are not in the index, "
                 f"which has {len(self.class_names)}"
             )
 
@@ -232,8 +184,8 @@ def read_index(url: str) -> ShardIndex:
     """The index at ``url``: a prepared folder, or its ``index.json``.
 
     Raises:
-        StorageError: it cannot be read.
-        DataError: it is not an index, or one of another schema.
+        StorageError: the file cannot be read.
+        DataError: the file is not an index, or has another schema.
     """
     folder = url.removesuffix("/" + INDEX_NAME)
     place = storage.join(folder, INDEX_NAME)
@@ -245,7 +197,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
     """The index whose bytes are ``data`` and whose shards lie in ``folder``.
 
     Raises:
-        DataError: ``data`` is not an index, or one of another schema.
+        DataError: ``data`` is not an index, or has another schema.
     """
     place = storage.redact(storage.join(folder, INDEX_NAME))
     try:
@@ -257,7 +209,6 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             )
         index = ShardIndex(
             url=folder,
-            schema=SCHEMA,
             class_names=tuple(str(entry["name"]) for entry in content["classes"]),
             class_folders=tuple(str(entry["folder"]) for entry in content["classes"]),
             shards=tuple(replace(parse_shard(e), folder=folder) for e in content["shards"]),
@@ -274,12 +225,12 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
 
 
 def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
-    """One index of all: classes and samples are numbered on from one index to the next.
+    """One index of all: the numbers of classes and samples continue from one index to the next.
 
-    What an index holds keeps its numbers however many are appended later.
+    Appending a further index changes no number of those before it.
 
     Raises:
-        DataError: two of them hold a class of the same name.
+        DataError: two indexes have a class of the same name.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -288,7 +239,7 @@ def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
     if twice:
         raise DataError(
             f"{' + '.join(storage.redact(index.url) for index in indexes)}: class {twice[0]!r} is "
-            "in more than one index; an index that is appended may hold new classes only"
+            "in more than one index; an appended index may contain only new classes"
         )
     shards: list[Shard] = []
     first_label = 0
@@ -297,7 +248,6 @@ def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
         first_label += len(index.class_names)
     return ShardIndex(
         url=" + ".join(index.url for index in indexes),
-        schema=SCHEMA,
         class_names=tuple(names),
         class_folders=tuple(folder for index in indexes for folder in index.class_folders),
         shards=tuple(shards),
@@ -321,44 +271,6 @@ def format_index(
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def parse_shard(entry: dict[str, Any]) -> Shard:
-    """The shard that ``format_shard`` wrote.
-
-    Raises:
-        ValueError, KeyError, TypeError: it did not.
-    """
-    if "/" in entry["name"] or "\\" in entry["name"] or entry["name"].startswith("."):
-        raise ValueError(f"shard name {entry['name']!r} leaves the folder")
-    if entry["split"] not in ("train", "test"):
-        raise ValueError(f"split {entry['split']!r} of shard {entry['name']}")
-    segments = tuple(
-        Segment(int(label), int(samples), int(offset), int(size), str(sha256))
-        for label, samples, offset, size, sha256 in entry["segments"]
-    )
-    return Shard(
-        name=str(entry["name"]),
-        split=entry["split"],
-        samples=int(entry["samples"]),
-        bytes=int(entry["bytes"]),
-        sha256=str(entry["sha256"]),
-        table_sha256=str(entry["table_sha256"]),
-        segments=segments,
-    )
-
-
-def format_shard(shard: Shard) -> dict[str, Any]:
-    """The entry of one shard in ``index.json``."""
-    return {
-        "name": shard.name,
-        "split": shard.split,
-        "samples": shard.samples,
-        "bytes": shard.bytes,
-        "sha256": shard.sha256,
-        "table_sha256": shard.table_sha256,
-        "segments": [[s.label, s.samples, s.offset, s.bytes, s.sha256] for s in shard.segments],
-    }
-
-
 def _renumbered(shard: Shard, first_label: int) -> Shard:
     segments = (replace(s, label=first_label + s.label) for s in shard.segments)
     first_label += shard.first_label
@@ -371,7 +283,7 @@ def _check_index(index: ShardIndex, place: str) -> None:
         unknown = sorted(label for label in labels if not 0 <= label < len(index.class_names))
         if unknown:
             raise DataError(
-                f"{place}: shard {shard.name} holds classes {_some(unknown)}, "
+                f"{place}: shard {shard.name} contains classes {first_few(unknown, 5)}, "
                 f"but the index names {len(index.class_names)}"
             )
         if sum(labels.values()) != shard.samples:
@@ -379,7 +291,7 @@ def _check_index(index: ShardIndex, place: str) -> None:
 
 
 def _hold_out(part: dict[str, Any], validation: bool, fraction: float) -> dict[str, Any]:
-    """The rows of ``part`` that belong to validation, or the others."""
+    """The rows of ``part`` that belong to ``validation``, or else those of ``fit``."""
     limit = int(fraction * 2**63)
     kept = [
         row
@@ -388,9 +300,3 @@ def _hold_out(part: dict[str, Any], validation: bool, fraction: float) -> dict[s
     ]
     columns = {name: part[name][kept] for name in COLUMNS}
     return {**columns, "keys": [part["keys"][row] for row in kept]}
-
-
-def _some(values: Sequence[int], limit: int = 5) -> str:
-    """The first few values, for a message."""
-    shown = ", ".join(str(value) for value in values[:limit])
-    return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")

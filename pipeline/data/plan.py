@@ -1,10 +1,10 @@
-"""Which sample is in which global batch: pure functions of (selection, seed, task, epoch).
+"""The samples of each global batch: pure functions of a selection and an epoch's key.
 
-Neither the number of ranks nor that of loader workers appears before ``rank_slice``, so every
-layout trains on the same global batches, and a run may resume at any step on any other layout.
+The numbers of ranks and of loader workers do not appear before ``rank_slice``, so every layout
+trains on the same global batches, and a run can resume at any step on any other layout.
 
 A selection larger than ``block_bytes`` is shuffled in blocks of segments drawn at random over all
-classes: batches stay mixed while only about two blocks need to be in the cache at a time.
+classes: batches stay mixed, while the cache needs only about two blocks at a time.
 
 S samples, G segments.
 """
@@ -77,7 +77,7 @@ def epoch_order(
 
 
 def steps_per_epoch(samples: int, global_batch: int, tail: Tail) -> int:
-    """How many global batches one epoch of ``samples`` samples has."""
+    """The number of global batches in one epoch of ``samples`` samples."""
     return samples // global_batch if tail == "drop" else -(-samples // global_batch)
 
 
@@ -85,7 +85,7 @@ def global_batches(order: np.ndarray, *, global_batch: int, tail: Tail) -> np.nd
     """``order`` cut into rows of ``global_batch``; ``wrap`` fills the last row from the beginning.
 
     Raises:
-        DataError: ``drop`` would leave no batch at all.
+        DataError: ``drop`` leaves no batch.
     """
     steps = steps_per_epoch(len(order), global_batch, tail)
     if not steps:
@@ -97,7 +97,11 @@ def global_batches(order: np.ndarray, *, global_batch: int, tail: Tail) -> np.nd
 
 
 def rank_slice(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The part of one global batch that ``rank`` trains on: contiguous, equal on every rank."""
+    """The share of one global batch for ``rank``: contiguous, of equal size on every rank.
+
+    Raises:
+        DataError: the batch is not divisible by ``world_size``.
+    """
     share, rest = divmod(len(batch), world_size)
     if rest:
         raise DataError(

@@ -1,7 +1,8 @@
-"""Fetches ahead of the loader, in the order of the plan, in one background thread.
+"""Fetches segments ahead of the loader, in the order of the plan, in one background thread.
 
-The thread keeps at most half of the cache ahead of the consumer, so it never evicts what is about
-to be read. Several ranks of a node follow nearly the same plan: each takes what no other has begun.
+The thread fills at most half of the cache ahead of the consumer, so it never evicts a segment that
+is about to be read. The ranks of a node follow nearly the same plan: each fetches the segments that
+no other rank is fetching.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.data.cache import RemoteShard, SegmentCache
-from pipeline.data.index import Segment
+from pipeline.data.shard import Segment
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
 
-GROUP_BYTES = 64 << 20  # asked for at once, so that neighbours in a shard meet in one request
+GROUP_BYTES = 64 << 20  # fetched together, so that neighbours in a shard share one request
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Prefetcher:
         self._ahead_bytes = cache.folder.limit_bytes // 2
         self._news = threading.Condition()
         self._needs: Sequence[Need] = ()
-        self._plan = 0  # counts plans, so that the thread notices a new one in mid-group
-        self._next = 0  # the first need that has not been asked for
-        self._batch = 0  # the batch that the consumer is at
+        self._plan = 0  # number of the plan, so that the thread notices a new one within a group
+        self._next = 0  # the first need that was not fetched yet
+        self._batch = 0  # the batch that the consumer has reached
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def follow(self, needs: Sequence[Need]) -> None:
-        """Begin to fetch ``needs``, which come in the order of their batches."""
+        """Start to fetch ``needs``, which are in the order of their batches."""
         with self._news:
             self._needs, self._next, self._batch = needs, 0, 0
             self._plan += 1
@@ -54,13 +55,13 @@ class Prefetcher:
             self._news.notify()
 
     def advance(self, batch: int) -> None:
-        """Say that the consumer has reached ``batch``."""
+        """Note that the consumer has reached ``batch``."""
         with self._news:
             self._batch = batch
             self._news.notify()
 
     def close(self) -> None:
-        """End the thread once its present download is over."""
+        """End the thread after its present download."""
         with self._news:
             self._closed = True
             self._news.notify()
@@ -73,14 +74,14 @@ class Prefetcher:
                     segments = [need.segment for need in needs if need.shard == shard]
                     self._cache.fetch(shard, segments, wait=False)
             except PipelineError as error:
-                # The loader will meet the same fault when it needs the segment, and report it.
+                # The loader will get the same error when it needs the segment, and report it.
                 log.warning("fetching ahead stopped: %s", error)
                 with self._news:
                     if plan == self._plan:
                         self._next = len(self._needs)
 
     def _next_group(self) -> tuple[int, list[Need]] | None:
-        """The plan's number and its next needs, waited for; ``None`` once closed."""
+        """Wait for the next needs; the plan's number and these, or ``None`` after ``close``."""
         with self._news:
             while not self._closed:
                 group = self._within_reach()
@@ -90,7 +91,7 @@ class Prefetcher:
         return None
 
     def _within_reach(self) -> list[Need]:
-        """The next needs that may be held ahead of the consumer; from now on they are taken."""
+        """Take the next needs that may be in the cache ahead of the consumer."""
         ahead = group_bytes = 0
         group: list[Need] = []
         for number, need in enumerate(self._needs):

@@ -1,29 +1,30 @@
 """The bytes of samples: from local shards directly, from remote ones through the node's cache.
 
-Every sample that is ever read passes ``ShardReader.read``, so a split that the index has closed
-cannot be opened by any other way; what is fetched ahead asks ``ShardReader.refuse_closed``.
+Every read of a sample passes ``ShardReader.read``, which refuses a split that is closed in the
+index; fetching ahead asks ``ShardReader.refuse_closed`` first.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache
-from pipeline.data.index import Segment, ShardIndex
+from pipeline.data.index import ShardIndex
 from pipeline.data.samples import Samples, refuse_closed
+from pipeline.data.shard import Segment
 from pipeline.errors import DataError, StorageError
 
 
 class ShardReader:
-    """Reads samples by address. Small to pickle; opens nothing before it is asked.
+    """Reads samples by address. Small to pickle; opens no file before the first read.
 
-    Without a ``cache``, each batch fetches its samples from a remote shard anew.
+    Without a ``cache``, every batch fetches its samples from remote shards again.
     """
 
     def __init__(self, index: ShardIndex, *, cache: SegmentCache | None = None) -> None:
@@ -37,7 +38,7 @@ class ShardReader:
         """The bytes of each sample, in the order of ``samples``, checked against the index.
 
         Raises:
-            DataError: the bytes are not those that were prepared, or the split is closed.
+            DataError: the bytes differ from those that were prepared, or the split is closed.
             StorageError: a shard cannot be read.
         """
         records: list[bytes] = [b""] * len(samples)
@@ -46,26 +47,26 @@ class ShardReader:
             for row, record in self._read_shard(self.shards[number], samples, rows):
                 if zlib.crc32(record) != samples.crc32_S[row]:
                     raise DataError(
-                        f"{self.place(number)}: the bytes of sample {samples.keys[row]} are not "
-                        "those in the index; copy or prepare the data set again"
+                        f"{self.place(number)}: the bytes of sample {samples.keys[row]} do not "
+                        "match the index; copy or prepare the data set again"
                     )
                 records[row] = record
         return records
 
     def refuse_closed(self, shard: int) -> None:
-        """Nothing, if the split of shard number ``shard`` may be opened.
+        """Return if the split of shard number ``shard`` may be opened.
 
         Raises:
-            DataError: it is closed.
+            DataError: the split is closed.
         """
         refuse_closed(self._splits[shard], self._closed_splits, place=self.place(shard))
 
     def stored_label(self, samples: Samples, row: int) -> int:
-        """The class of a sample as its shard has it: not counted from another index's classes."""
+        """The label of a sample in its own shard, which does not know of joined indexes."""
         return int(samples.label_S[row]) - self._first_labels[int(samples.shard_S[row])]
 
     def place(self, shard: int) -> str:
-        """Where shard number ``shard`` lies, for a message."""
+        """The place of shard number ``shard``, for a message."""
         return storage.redact(self.shards[shard].url)
 
     def _read_shard(
@@ -84,20 +85,22 @@ class ShardReader:
             ]
             self._cache.fetch(shard, [segment for segment, _ in by_segment])
             for segment, members in by_segment:
-                yield from self._read_cached(shard, segment, samples, members)
+                records = _read_cached(self._cache, (shard, segment), samples, members)
+                yield from zip(members, records, strict=True)
 
-    def _read_cached(
-        self, shard: RemoteShard, segment: Segment, samples: Samples, rows: np.ndarray
-    ) -> Iterator[tuple[int, bytes]]:
-        """Records from the cache; a copy that went bad on the disk is fetched once more."""
-        wanted = samples.crc32_S[rows].tolist()
-        with self._cache.opened(shard, segment) as file:
-            records = _read_rows(file, samples, rows, segment.offset)
-        if [zlib.crc32(record) for record in records] != wanted:
-            self._cache.discard(shard, segment)
-            with self._cache.opened(shard, segment) as file:
-                records = _read_rows(file, samples, rows, segment.offset)
-        yield from zip(rows, records, strict=True)
+
+def _read_cached(
+    cache: SegmentCache, segment_of: tuple[RemoteShard, Segment], samples: Samples, rows: np.ndarray
+) -> list[bytes]:
+    """Records from the cache; a copy that was damaged on the disk is fetched once more."""
+    shard, segment = segment_of
+    with cache.opened(shard, segment) as file:
+        records = _read_rows(file, samples, rows, segment.offset)
+    if [zlib.crc32(record) for record in records] == samples.crc32_S[rows].tolist():
+        return records
+    cache.discard(shard, segment)
+    with cache.opened(shard, segment) as file:
+        return _read_rows(file, samples, rows, segment.offset)
 
 
 def _read_local(url: str, samples: Samples, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
@@ -111,13 +114,13 @@ def _read_local(url: str, samples: Samples, rows: np.ndarray) -> Iterator[tuple[
         os.close(file)
 
 
-def _read_rows(file: int, samples: Samples, rows: Sequence[int], origin: int) -> list[bytes]:
+def _read_rows(file: int, samples: Samples, rows: np.ndarray, origin: int) -> list[bytes]:
     sizes, offsets = samples.size_S[rows].tolist(), samples.offset_S[rows].tolist()
     return [os.pread(file, n, o - origin) for n, o in zip(sizes, offsets, strict=True)]
 
 
 def _grouped(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each distinct value with the positions that hold it."""
+    """Each distinct value with its positions."""
     order = np.argsort(values, kind="stable")
     for value, positions in groupby(order, key=lambda position: int(values[position])):
         yield value, np.fromiter(positions, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Addresses of samples: the columns that say where each one lies, as numpy arrays and as a file.
+"""Addresses of samples: the place of each sample, as numpy columns and as a file.
 
 S samples.
 """
@@ -20,11 +20,11 @@ COLUMNS = ("sample_S", "label_S", "shard_S", "segment_S", "offset_S", "size_S", 
 
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """Where each sample of one shard lies, in shard order.
+    """The address of each sample of one shard, in shard order.
 
-    A sample's bytes are its tar headers and members, from ``offset`` on, ``size`` long, with the
-    checksum ``crc32``. ``image_sha256_S32`` is of its image file alone: equal pictures are found
-    whatever their names.
+    The bytes of a sample are its tar headers and members: ``size`` bytes from ``offset`` on, with
+    the checksum ``crc32``. ``image_sha256_S32`` is the hash of its image file alone, so equal
+    images are found under any name.
     """
 
     keys: tuple[str, ...]
@@ -38,8 +38,8 @@ class SampleTable:
 class Samples:
     """Addresses of samples, one row each: enough to read them without the index.
 
-    ``sample_S`` numbers each sample within the whole data set, ``shard_S`` is its shard's position
-    in ``index.shards`` and ``segment_S`` its segment's position in ``shard.segments``.
+    ``sample_S`` numbers the samples of the complete data set, ``shard_S`` is the position of the
+    shard in ``index.shards`` and ``segment_S`` the position of the segment in ``shard.segments``.
     """
 
     sample_S: np.ndarray
@@ -55,34 +55,35 @@ class Samples:
         return len(self.sample_S)
 
     def take(self, positions: np.ndarray) -> Samples:
-        """The rows at ``positions``, in that order, repeated where a position is."""
+        """The rows at ``positions``, in that order; a repeated position repeats its row."""
         columns = {name: getattr(self, name)[positions] for name in COLUMNS}
         return Samples(**columns, keys=tuple(self.keys[position] for position in positions))
 
 
 def refuse_closed(split: str, closed_splits: Collection[str], *, place: str) -> None:
-    """Nothing, if what lies at ``place`` and belongs to the stored ``split`` may be opened.
+    """Return if the stored ``split``, to which the file at ``place`` belongs, may be opened.
 
     Raises:
-        DataError: it may not.
+        DataError: the split is closed.
     """
     if split in closed_splits:
         raise DataError(
-            f"{place}: the {split} split is closed to this run, by whose result settings may be "
-            f"chosen (evaluation.split=validation); report them in a run with evaluation.split=test"
+            f"{place}: the {split} split is closed in a run with evaluation.split=validation, "
+            "because its result may be used to choose settings; "
+            f"report on the {split} split in a run with evaluation.split=test"
         )
 
 
 def read_table(url: str, samples: int, sha256: str) -> SampleTable:
-    """The table at ``url``, which must have that many samples and that hash.
+    """The table at ``url``, which must have that number of samples and that hash.
 
     Raises:
-        StorageError: it cannot be read.
-        DataError: it is not the table that the index was written with, fetched twice.
+        StorageError: the table cannot be read.
+        DataError: the table does not match the index, though it was fetched twice.
     """
     data = storage.read_bytes(url)
     if hashlib.sha256(data).hexdigest() != sha256:
-        data = storage.read_bytes(url)  # a byte that went bad on the way comes right now
+        data = storage.read_bytes(url)  # a byte may have been damaged on the way
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
             f"{storage.redact(url)}: its sha256 is not the one in the index, fetched twice; "
@@ -99,12 +100,12 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
     )
     columns = (table.keys, table.offset_S, table.size_S, table.crc32_S, table.image_sha256_S32)
     if any(len(column) != samples for column in columns):
-        raise DataError(f"{storage.redact(url)}: does not list the {samples} samples it should")
+        raise DataError(f"{storage.redact(url)}: does not list {samples} samples as its index says")
     return table
 
 
 def format_table(table: SampleTable) -> bytes:
-    """The bytes of a shard's table: equal content gives equal bytes."""
+    """The bytes of a shard's table; equal tables give equal bytes."""
     content = {
         "key": list(table.keys),
         "offset": table.offset_S.tolist(),

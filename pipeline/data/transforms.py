@@ -1,7 +1,7 @@
-"""From a decoded picture to the uint8 tensor that leaves the loader.
+"""From a decoded image to the uint8 tensor that leaves the loader.
 
-Normalisation is left to the device: a byte per channel travels instead of four.
-Every random draw comes from the generator that is passed in, never from a worker's own state.
+The device normalises, so the loader sends one byte per channel instead of four.
+Every random draw comes from the generator that is passed in, never from the state of a worker.
 
 B images, C channels, H height, W width.
 """
@@ -23,32 +23,32 @@ _BICUBIC = Image.Resampling.BICUBIC
 
 @dataclass(frozen=True)
 class Transform:
-    """A named preset at one image size; equal on every process, small to pickle."""
+    """A named preset at one image size in pixels; equal in every process, small to pickle."""
 
     name: str
     image_size: int
 
     @property
     def is_random(self) -> bool:
-        """Whether the outcome depends on the generator."""
+        """Whether the pixels depend on the generator."""
         return self.name == "random_crop"
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         """``image_CHW``, uint8, RGB."""
-        picture = _PRESETS[self.name](image.convert("RGB"), self.image_size, rng)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        resized = _PRESETS[self.name](image.convert("RGB"), self.image_size, rng)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
 def build_transform(name: str, image_size: int) -> Transform:
     """``clip``, ``squash`` or ``random_crop`` at ``image_size`` pixels a side.
 
     - ``clip``: short side to ``image_size``, bicubic, centre crop; bit-equal to open_clip's
-      evaluation transform of an RGB picture before normalisation.
-    - ``squash``: both sides to ``image_size``, bicubic; the aspect is not kept.
+      evaluation transform of an RGB image before normalisation.
+    - ``squash``: both sides to ``image_size``, bicubic; changes the aspect ratio.
     - ``random_crop``: a random 40 to 100 % of the area (aspect 3:4 to 4:3), bicubic, random flip.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: no preset has this name.
     """
     if name not in _PRESETS:
         raise ConfigError(f"no transform is called {name!r}; choose one of {', '.join(_PRESETS)}")
@@ -79,7 +79,7 @@ def _random_crop(image: Image.Image, size: int, rng: np.random.Generator | None)
 
 
 def _draw_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width, height of a box of random area and aspect within the picture."""
+    """Left, top, width, height of a box of random area and aspect within the image."""
     image_width, image_height = image_size
     for _ in range(10):
         area = image_width * image_height * (0.4 + 0.6 * rng.random())
@@ -89,7 +89,7 @@ def _draw_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[in
             left = int(rng.random() * (image_width - width + 1))
             top = int(rng.random() * (image_height - height + 1))
             return left, top, width, height
-    # so oblong a picture that no box fits: its middle, as close to the allowed aspects as can be
+    # The image is too oblong for any box: take its middle, as close as possible to the aspects.
     width = min(image_width, round(image_height * 4 / 3))
     height = min(image_height, round(image_width * 4 / 3))
     return (image_width - width) // 2, (image_height - height) // 2, width, height

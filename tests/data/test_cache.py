@@ -15,8 +15,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.data.cache import RemoteShard, SegmentCache, plan_spans
-from pipeline.data.index import Segment, ShardIndex
+from pipeline.data.index import ShardIndex
 from pipeline.data.prefetch import Need, Prefetcher
+from pipeline.data.shard import Segment
 from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError, StorageError

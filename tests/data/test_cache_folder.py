@@ -1,4 +1,4 @@
-"""A bounded folder keeps its limit, never evicts what is in use, and outlives killed writers."""
+"""A bounded folder keeps its limit, never evicts a file in use, and survives killed writers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def add(folder: BoundedFolder, *files: tuple[str, int]) -> None:
 
 
 def age(folder: BoundedFolder, names: Sequence[str]) -> None:
-    """Make the last uses lie seconds apart, the first name longest ago."""
+    """Set the times of last use: the first name was used longest ago."""
     for number, name in enumerate(names):
         os.utime(folder.path / f"{name}.segment", (number, number))
 
 
-def test_the_longest_unused_leaves_first(tmp_path):
+def test_longest_unused_file_is_evicted_first(tmp_path):
     folder = build(tmp_path)
     add(folder, ("a", 300), ("b", 300), ("c", 300))
     age(folder, ["b", "a", "c"])
@@ -47,14 +47,14 @@ def test_the_longest_unused_leaves_first(tmp_path):
     assert folder.used_bytes() <= 1000
 
 
-def test_what_is_in_use_stays(tmp_path):
+def test_file_in_use_is_not_evicted(tmp_path):
     folder = build(tmp_path)
     add(folder, ("a", 500), ("b", 400))
     age(folder, ["a", "b"])
     pinned = folder.pin("a")
     add(folder, ("c", 450))
     assert folder.holds("a") and not folder.holds("b")
-    with pytest.raises(StorageError, match="no room for 0 MiB .* all of it in use"):
+    with pytest.raises(StorageError, match="no space for 0 MiB .* all in use"):
         other = folder.pin("c")
         add(folder, ("d", 500))
     os.close(pinned)
@@ -63,7 +63,7 @@ def test_what_is_in_use_stays(tmp_path):
     assert folder.used_bytes() <= 1000
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
+def test_failed_write_leaves_no_file(tmp_path):
     folder = build(tmp_path)
     with pytest.raises(ZeroDivisionError), folder.reserved([("a", 100)]):
         assert folder.used_bytes() == 100
@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert folder.pin("a") is None and not folder.touch("a")
 
 
-def test_one_claims_at_a_time(tmp_path):
+def test_a_name_has_one_claim_at_a_time(tmp_path):
     folder = build(tmp_path)
     first = folder.claim("a")
     assert folder.claim("a") is None
@@ -93,7 +93,7 @@ def _reserve_and_hang(path: Path, ready: multiprocessing.Event) -> None:
     os.close(claim)
 
 
-def test_a_killed_writer_blocks_nobody(tmp_path):
+def test_killed_writer_blocks_no_other(tmp_path):
     context = multiprocessing.get_context("forkserver")
     ready = context.Event()
     process = context.Process(target=_reserve_and_hang, args=(tmp_path, ready))
@@ -101,7 +101,7 @@ def test_a_killed_writer_blocks_nobody(tmp_path):
     assert ready.wait(30)
     folder = build(tmp_path)
     assert folder.claim("a") is None
-    with pytest.raises(StorageError, match="no room"):
+    with pytest.raises(StorageError, match="no space"):
         add(folder, ("b", 500))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -111,12 +111,12 @@ def test_a_killed_writer_blocks_nobody(tmp_path):
     os.close(claim)
 
 
-def test_more_than_the_limit_is_refused_at_once(tmp_path):
+def test_request_above_the_limit_is_refused_at_once(tmp_path):
     with pytest.raises(StorageError, match="more than the limit"):
         add(build(tmp_path), ("a", 1001))
 
 
-def test_a_folder_that_cannot_be_written_is_refused_early(tmp_path):
+def test_folder_that_cannot_be_written_is_refused_early(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot hold the cache .*data.cache.folder"):
         build(tmp_path / "file" / "cache")
@@ -124,14 +124,14 @@ def test_a_folder_that_cannot_be_written_is_refused_early(tmp_path):
         build(Path("/proc/cache"))
 
 
-def test_a_disk_that_is_too_small_is_refused_early(tmp_path):
+def test_disk_that_is_too_small_is_refused_early(tmp_path):
     folder = BoundedFolder(tmp_path, limit_bytes=1 << 60, deadline_s=1)
-    with pytest.raises(StorageError, match="its disk has room for .*lower data.cache.limit"):
+    with pytest.raises(StorageError, match="its disk has space for .*lower data.cache.limit"):
         folder.check_room(1 << 59)
     folder.check_room(1 << 20)  # the data set is smaller than the limit, and fits
 
 
-def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+def test_path_with_an_unset_variable_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
     with pytest.raises(StorageError, match="an environment variable that is not set"):
         build(Path("$NO_SUCH_PLACE/cache"))

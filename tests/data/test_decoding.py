@@ -71,7 +71,7 @@ def test_a_bad_sample_says_why(members, reason):
 
 
 def test_another_samples_bytes_are_refused():
-    with pytest.raises(SampleError, match="holds bee/2 in its place"):
+    with pytest.raises(SampleError, match="has bee/2 in its place"):
         decode_sample(record("bee/2", cls=b"3", jpg=draw_image_file(1)), key="ant/1", label=3)
 
 

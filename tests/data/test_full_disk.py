@@ -1,6 +1,6 @@
-"""A cache on a disk that is really full says so: where, what it wanted, and what is free.
+"""A cache on a full disk reports the place, the space it needs and the space that is free.
 
-The disk is a memory file system of a few pages, which takes the right to mount one.
+The disk is a memory file system of a few pages, so the tests need the right to mount one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DISK_BYTES = 512 << 10
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk with further mount options, for the time of the test."""
+    """Mounts a small disk, with further mount options, until the end of the test."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -64,37 +64,37 @@ def read_all(source: ShardSource) -> int:
 
 
 def fill(folder: Path) -> None:
-    """Another user takes all that is left."""
+    """Fill the rest of the disk, as another user would."""
     with pytest.raises(OSError) as caught, open(folder / "others", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_disk_too_small_for_the_data_is_refused_before_training(index, mount):
+def test_disk_too_small_for_the_data_is_refused_before_training(index, mount):
     disk = mount()
     assert read_all(open_source(index, disk / "cache")) == 45
     (disk / "others").write_bytes(bytes(DISK_BYTES // 2))
     with pytest.raises(StorageError) as caught:
         open_source(index, disk / "another cache")
-    assert str(caught.value).startswith(f"{disk}/another cache: the cache wants ")
-    assert "and its disk has room for " in str(caught.value)
+    assert str(caught.value).startswith(f"{disk}/another cache: the cache needs ")
+    assert "and its disk has space for " in str(caught.value)
 
 
-def test_a_disk_that_fills_up_ends_the_stream_with_what_is_wanted_and_free(index, mount):
+def test_disk_that_fills_up_ends_the_stream_with_needed_and_free_space(index, mount):
     disk = mount()
     source = open_source(index, disk)
     fill(disk)
-    wanted = rf"^{disk}: cannot take [\d,]+ more bytes \(No space left on device; [\d,]+ bytes and"
+    wanted = rf"^{disk}: cannot store [\d,]+ more bytes \(No space left on device; [\d,]+ bytes and"
     with pytest.raises(StorageError, match=wanted):
         read_all(source)
     os.unlink(disk / "others")
-    assert read_all(source) == 45, "nothing is lost for good"
+    assert read_all(source) == 45, "the source is usable again"
     source.close()
 
 
-def test_what_the_cache_holds_itself_makes_room_on_a_full_disk(index, mount):
-    """must give up old segments before it gives up the run"""
+def test_cache_evicts_its_own_files_on_a_full_disk(index, mount):
+    """must evict old segments before it fails the run"""
     disk = mount()
     source = open_source(index, disk)
     assert read_all(source) == 45
@@ -105,18 +105,18 @@ def test_what_the_cache_holds_itself_makes_room_on_a_full_disk(index, mount):
 
 
 @pytest.mark.parametrize("n_files", [2, 3])
-def test_a_disk_without_room_for_a_further_file_is_explained(index, mount, n_files):
+def test_disk_without_a_free_inode_is_explained(index, mount, n_files):
     disk = mount(f",nr_inodes={n_files}")  # one of them is its root
     source = open_source(index, disk)
-    with pytest.raises(StorageError, match=f"^{disk}: cannot take .* and 0 files are free"):
+    with pytest.raises(StorageError, match=f"^{disk}: cannot store .* and 0 files are free"):
         read_all(source)
     source.close()
 
 
-def test_a_disk_that_turns_read_only_is_explained(index, mount):
+def test_disk_that_becomes_read_only_is_explained(index, mount):
     disk = mount()
     source = open_source(index, disk)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    with pytest.raises(StorageError, match=f"^{disk}: cannot take .*Read-only file system"):
+    with pytest.raises(StorageError, match=f"^{disk}: cannot store .*Read-only file system"):
         read_all(source)
     source.close()

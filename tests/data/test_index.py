@@ -99,7 +99,7 @@ def test_a_table_that_is_not_the_indexs_is_refused(url):
         (lambda content: content.pop("classes"), "is not an index of shards .KeyError"),
         (lambda content: content["shards"][0].update(name="../../etc/x.tar"), "leaves the folder"),
         (lambda content: content["shards"][0].update(split="dev"), "split 'dev'"),
-        (lambda content: content["classes"].pop(), f"holds classes {len(CLASSES) - 1}"),
+        (lambda content: content["classes"].pop(), f"contains classes {len(CLASSES) - 1}"),
         (lambda content: content["shards"][0].update(samples=1), "do not add up"),
     ],
 )

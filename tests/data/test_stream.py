@@ -145,7 +145,7 @@ def test_a_shard_changed_on_the_disk_is_refused(tmp_path):
     source = ShardSource(index)
     for workers in (0, 1):
         stream = train_stream(source, plan_epoch(index), CROP, layout=Layout(workers=workers))
-        with pytest.raises(DataError, match=r"train-000000.tar: the bytes of sample .* are not"):
+        with pytest.raises(DataError, match=r"train-000000.tar: the bytes of sample .* do not match"):
             list(stream)
     source.close()
 

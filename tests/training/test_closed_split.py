@@ -33,7 +33,7 @@ from tests.training.test_run import write_index
 from tests.variants import VARIANTS
 
 CLIP = build_transform("clip", 21)
-CLOSED = "the test split is closed to this run, by whose result settings may be chosen"
+CLOSED = "the test split is closed in a run with evaluation.split=validation"
 
 
 def read_from(folder: Path | str) -> ShardIndex:

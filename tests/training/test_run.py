@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import TextConfig
-from pipeline.data.index import Segment, Shard, format_index
+from pipeline.data.index import format_index
+from pipeline.data.shard import Segment, Shard
 from pipeline.distributed.world import read_world
 from pipeline.errors import ConfigError
 from pipeline.output.results import read_results

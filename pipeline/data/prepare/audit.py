@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.data.decoding import SampleError, decode_sample
-from pipeline.data.index import INDEX_NAME, Shard, ShardIndex
+from pipeline.data.index import INDEX_NAME, ShardIndex
 from pipeline.data.prepare.parallel import map_in_order
 from pipeline.data.samples import SampleTable, read_table
+from pipeline.data.shard import Shard
 from pipeline.errors import PipelineError
 
 Progress = Callable[[int, int], None]  # shards done, shards in all

@@ -22,12 +22,9 @@ from pipeline import storage
 from pipeline.data.index import (
     INDEX_NAME,
     SCHEMA,
-    Shard,
     ShardIndex,
     format_index,
-    format_shard,
     parse_index,
-    parse_shard,
     read_index,
 )
 from pipeline.data.prepare.encoding import encode_rows
@@ -35,6 +32,7 @@ from pipeline.data.prepare.folder_sources import SPLITS
 from pipeline.data.prepare.listing import Row, read_classes, sort_rows
 from pipeline.data.prepare.sources import open_source
 from pipeline.data.prepare.writer import SEGMENT_BYTES, BuiltShard, Sample, build_shards
+from pipeline.data.shard import Shard, format_shard, parse_shard
 from pipeline.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)

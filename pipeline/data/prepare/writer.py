@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from webdataset import TarWriter
 
-from pipeline.data.index import Segment, Shard
 from pipeline.data.samples import SampleTable, format_table
+from pipeline.data.shard import Segment, Shard
 
 SEGMENT_BYTES = 8 << 20
 
