@@ -1,6 +1,6 @@
 """Pages that people read in a browser. Each is one file that works without a network.
 
-Imports ``pipeline/``'s own modules, ``output`` and ``sweep``.
+Imports the base modules, ``output`` and ``sweep``.
 
 A page promises the same in every report: one file; a strict Content-Security-Policy, with hashes
 of its one style and its one script; no information by colour alone; equal bytes for equal input;

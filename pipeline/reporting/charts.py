@@ -206,7 +206,8 @@ def parallel_coordinates(
                 svg.text((left + side, slot_y(depth)), slot.reason, f"{kind} {slot.kind}")
             )
     labels += _names(ends, frame.right + _NAME_GAP)
-    size = (frame.right + _AXES_RIGHT, slot_y(max(map(len, slots), default=0)))
+    n_slots = max(map(len, slots), default=0)
+    size = (frame.right + _AXES_RIGHT, slot_y(n_slots - 1) + _LINE_HEIGHT)
     # Labels come last: with a margin in the colour of the page they stay readable over lines.
     return Drawing(size, title, description, *rules, *lines, *labels, kind=_kind(rows))
 

@@ -1,4 +1,4 @@
-"""A real browser without a screen, driven through WebDriver, that tells what a page asked for."""
+"""A headless Chromium, driven through WebDriver, with the requests and complaints of a page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _TIMEOUT_S = 120  # of one command; a busy machine is slow to start a browser
 
 
 def why_unavailable() -> str | None:
-    """What is missing here, or None."""
+    """The programs that are not installed, or None."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
 
 
 class Browser:
-    """One window. Its profile is new and goes with it."""
+    """One window with a new profile, which is deleted at the end."""
 
     def __enter__(self) -> Browser:
         self._profile = tempfile.mkdtemp(prefix="browser-")
@@ -65,32 +65,30 @@ class Browser:
             self._end()
 
     def open(self, page: Path) -> None:
-        """Load a page, after which nothing is known of any before."""
+        """Load a page and forget the requests and complaints of earlier ones."""
         self.requests()
         self.complaints()
         self._send("POST", f"{self._session}/url", {"url": page.as_uri()})
 
     def evaluate(self, expression: str) -> Any:
-        """What an expression of the page's language gives there."""
+        """The value of a JavaScript expression in the page."""
         script = {"script": f"return {expression};", "args": []}
         return self._send("POST", f"{self._session}/execute/sync", script)
 
     def press(self, selector: str, key: str) -> None:
-        """Press a key where the element of that selector has the keyboard."""
-        query = {"using": "css selector", "value": selector}
-        found = self._send("POST", f"{self._session}/element", query)
-        [element] = found.values()
-        self._send("POST", f"{self._session}/element/{element}/value", {"text": key})
+        """Focus the first element of that selector and press a key."""
+        self._send("POST", f"{self._find(selector)}/value", {"text": key})
 
     def click(self, selector: str) -> None:
         """Click in the middle of the first element of that selector."""
-        query = {"using": "css selector", "value": selector}
-        found = self._send("POST", f"{self._session}/element", query)
-        [element] = found.values()
-        self._send("POST", f"{self._session}/element/{element}/click", {})
+        self._send("POST", f"{self._find(selector)}/click", {})
+
+    def accessible_name(self, selector: str) -> str:
+        """The name that a screen reader reads for the first element of that selector."""
+        return self._send("GET", f"{self._find(selector)}/computedlabel")
 
     def requests(self) -> list[str]:
-        """The URLs asked for since the last call, but for what lies in the page or the browser."""
+        """The requested URLs since the last call, except those inside the page and the browser."""
         entries = (json.loads(entry["message"])["message"] for entry in self._log("performance"))
         urls = [
             entry["params"]["request"]["url"]
@@ -100,8 +98,14 @@ class Browser:
         return [url for url in urls if not url.startswith(("data:", "chrome:"))]
 
     def complaints(self) -> list[str]:
-        """What was written to the console since the last call."""
+        """The lines on the console since the last call."""
         return [entry["message"] for entry in self._log("browser")]
+
+    def _find(self, selector: str) -> str:
+        """The path of the first element of that selector."""
+        query = {"using": "css selector", "value": selector}
+        [element] = self._send("POST", f"{self._session}/element", query).values()
+        return f"{self._session}/element/{element}"
 
     def _log(self, kind: str) -> list[dict[str, Any]]:
         return self._send("POST", f"{self._session}/se/log", {"type": kind})
