@@ -1,4 +1,4 @@
-"""One tiny run that is started in many ways, and the law that all of them learn the same."""
+"""One tiny run that is started in many ways; all of them must learn the same."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.variants import VARIANTS
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 TRAIN = str(ROOT / "pipeline" / "train.py")
-RANK = r"^\S*python\S* .*(train\.py|pipeline\.train) .*--config"  # a rank's command line
-PORT = "29501"  # each node has all ports for itself
-SECONDS = 240  # more than any start of two ranks has taken on two very busy cores
+RANK = r"^\S*python\S* .*(train\.py|pipeline\.train) .*--config"  # the command line of a rank
+PORT = "29501"  # nodes do not share ports
+SECONDS = 240  # no start of two ranks took longer on two busy cores
 
 
 def environment() -> dict[str, str]:
-    """What every process of a run is told. One thread, or sums are rounded in another order."""
+    """The environment of every process of a run; more threads would round sums in another order."""
     return {
         "PATH": f"{PROGRAMS}:{PATH}",
         "HOME": os.environ.get("HOME", "/"),
@@ -40,14 +40,14 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Science:
-    """What a finished run found, without what depends on the clock or the machine."""
+    """The results of a finished run, without those that depend on the clock or the machine."""
 
     accuracy_matrix: list[list[float | None]]
     diagnostics: list[dict[str, Any]]
     learned: list[dict[str, Tensor]]
 
     def assert_equals(self, other: Science) -> None:
-        """must hold bit by bit, for every tensor of every task"""
+        """must be equal bit by bit, in every tensor of every task"""
         assert self.accuracy_matrix == other.accuracy_matrix
         assert self.diagnostics == other.diagnostics
         assert [sorted(task) for task in self.learned] == [sorted(task) for task in other.learned]
@@ -57,7 +57,7 @@ class Science:
 
 
 def science(output: Path) -> Science:
-    """The science in a run's output."""
+    """The results in the output of a run."""
     results = finished_results(str(output)).content()
     diagnostics = [
         {key: value for key, value in entry.items() if not key.endswith("seconds")}
@@ -69,19 +69,19 @@ def science(output: Path) -> Science:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A configuration in a folder of its own, and where its run goes."""
+    """A configuration and the folder of its run."""
 
     folder: Path
     config: Path
 
     @property
     def output(self) -> Path:
-        """The run's output."""
+        """The output of the run."""
         return self.folder / "run"
 
     @property
     def arguments(self) -> list[str]:
-        """What the command is told, whatever starts it."""
+        """The arguments of the command with any launcher."""
         return ["--config", str(self.config), f"output={self.output}"]
 
     def start(self, node: Node, *words: str) -> Started:
@@ -94,7 +94,7 @@ class TinyRun:
         return Started(process, log)
 
     def start_on_each(self, nodes: Nodes, *overrides: str) -> list[Started]:
-        """Start ``deepspeed`` on each node with one rank there, the first node's being rank 0."""
+        """Start ``deepspeed`` on each node with one rank there; rank 0 is on the first node."""
         hostfile = self.folder / "hostfile"
         hostfile.write_text("".join(f"{node.name} slots=1\n" for node in nodes))
         place = ("--hostfile", str(hostfile), "--master_addr", "n1", "--master_port", PORT)
@@ -109,13 +109,13 @@ class TinyRun:
 
 @dataclass(frozen=True)
 class Started:
-    """A command that runs, and what it says."""
+    """A started command and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def status(self, *, timeout_s: float = SECONDS) -> int:
-        """Its exit status, once it has ended."""
+        """Wait for the end of the command; returns its exit status."""
         return self.process.wait(timeout_s)
 
     def assert_succeeds(self) -> None:
@@ -123,7 +123,7 @@ class Started:
         assert self.status() == 0, self.log.read_text()[-4000:]
 
     def wait_for(self, words: str) -> None:
-        """Return as soon as it has said ``words``."""
+        """Return as soon as its log has ``words``."""
         wait_until(
             lambda: words in self.log.read_text() or self.process.poll() is not None,
             timeout_s=SECONDS,
@@ -148,13 +148,13 @@ def tiny_run_config(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_run(tiny_run_config: Path, tmp_path: Path) -> TinyRun:
-    """That run with an output of its own."""
+    """That run with an output for one test."""
     return TinyRun(tmp_path, tiny_run_config)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(nodes: Nodes, tiny_run_config: Path, tmp_path_factory) -> Science:
-    """What the run finds when the plainest launcher starts its two ranks on one node."""
+    """The results of two ranks on one node under the plainest launcher."""
     run = TinyRun(tmp_path_factory.mktemp("undisturbed"), tiny_run_config)
     launcher = ("deepspeed", "--num_accelerators", "2", TRAIN)
     run.start(nodes["n1"], *launcher, *run.arguments).assert_succeeds()

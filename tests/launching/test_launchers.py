@@ -1,7 +1,6 @@
-"""Two ranks learn the same, bit by bit, on one node and on two, whatever starts them.
+"""Two ranks learn the same, bit by bit, on one node and on two, with every launcher.
 
-The fourth way, ``deepspeed --no_ssh`` on each node, is that of test_nodes.py and of the pods
-in tests/cluster/test_cluster.py.
+``deepspeed --no_ssh`` on each node is tested in test_nodes.py and in tests/cluster.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from tests.services.slurm import Slurm
 
 @pytest.mark.slow
 def test_hostfile_over_ssh(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
-    """must also carry the settings of ``.deepspeed_env``, since pdsh forwards hardly any"""
+    """must also pass on the settings of ``.deepspeed_env``, since pdsh forwards few variables"""
     hostfile = tiny_run.folder / "hostfile"
     hostfile.write_text("n1 slots=1\nn2 slots=1\n")
     (tiny_run.folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
@@ -40,7 +39,7 @@ def test_torchrun_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undistur
 
 @pytest.mark.slow
 def test_srun(slurm: Slurm, tiny_run: TinyRun, undisturbed: Science):
-    """must take the ranks and the place to meet from what SLURM tells each process"""
+    """must take rank, world size and address from the variables that SLURM sets"""
     tasks = ("srun", "--nodes=2", "--ntasks-per-node=1")
     done = slurm.run(
         *tasks, "python", TRAIN, *tiny_run.arguments,

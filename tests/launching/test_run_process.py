@@ -1,4 +1,4 @@
-"""A run's launch: its devices and no other, a port of its own, an end that is told rightly."""
+"""The launch of a run: its own devices and port, and the right reason of its end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def after(words: list[str], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-def test_a_run_is_told_its_gpus_by_their_numbers_on_the_node():
+def test_gpus_of_a_run_are_named_by_their_numbers_on_the_node():
     words = command(Devices(2, (5, 7)))
     assert after(words, "--include") == "localhost:5,7"
     assert after(words, "--master_port") == "4711"
@@ -55,7 +55,7 @@ def test_a_run_without_gpus_has_a_rank_for_each_core():
     assert after(command(Devices(3)), "--num_accelerators") == "3"
 
 
-def test_a_run_on_several_nodes_names_the_devices_of_all_to_each():
+def test_every_node_of_a_run_is_given_the_devices_of_all():
     nodes = Devices(2, (0, 3)), Devices(2, (1, 2))
     first, second = command(*nodes), command(*nodes, node=1)
     assert after(second, "--include") == "node-0:0,3@node-1:1,2"
@@ -66,7 +66,7 @@ def test_a_run_on_several_nodes_names_the_devices_of_all_to_each():
     assert "--include" not in command(Devices(2), Devices(2))
 
 
-def test_the_environment_of_a_run_holds_its_devices_and_nothing_of_ray():
+def test_the_environment_of_a_run_has_its_devices_and_no_variable_of_ray():
     before = {
         "CUDA_VISIBLE_DEVICES": "0,1,2,3",
         "RANK": "3",
@@ -210,17 +210,17 @@ def test_ended_run_reports_the_events_of_its_own_launch(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("tppt-*/*-0"))
 
 
-TETHER = str(ROOT / "pipeline/launching/end_with_parent.py")
+END_WITH_PARENT = str(ROOT / "pipeline/launching/end_with_parent.py")
 SLEEPER = "import os,time; print(os.getpid(), flush=True); time.sleep(60)"
 
 
 @pytest.fixture
-def tethered() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """A parent, and the child of the program that it started on a tether."""
+def watched() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A parent, and the child of the program that it started with ``end_with_parent.py``."""
     starter = f"import subprocess,sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"
     parent = (
         "import os,subprocess,sys\n"
-        f"subprocess.run([sys.executable, '-I', {TETHER!r}, str(os.getpid()), "
+        f"subprocess.run([sys.executable, '-I', {END_WITH_PARENT!r}, str(os.getpid()), "
         f"sys.executable, '-c', {starter!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
@@ -229,31 +229,31 @@ def tethered() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     process.communicate(timeout=30)
 
 
-def test_a_tethered_program_ends_with_its_parent(tethered):
-    """must end with everything that it started, whatever ends the parent"""
-    parent, grandchild = tethered
+def test_a_watched_program_ends_with_its_parent(watched):
+    """must end with all its children, even when the parent is killed"""
+    parent, grandchild = watched
     parent.send_signal(signal.SIGKILL)
     grandchild.wait(30)
 
 
-def test_a_tethered_program_ends_with_its_tether(tethered):
-    _, grandchild = tethered
-    program, tether = grandchild.parent(), grandchild.parent().parent()
-    assert TETHER in tether.cmdline()
-    tether.kill()
+def test_a_watched_program_ends_with_its_watcher(watched):
+    _, grandchild = watched
+    program, watcher = grandchild.parent(), grandchild.parent().parent()
+    assert END_WITH_PARENT in watcher.cmdline()
+    watcher.kill()
     program.wait(30)
     grandchild.kill()
 
 
-def test_a_tether_gives_the_status_of_its_program():
-    words = [sys.executable, "-I", TETHER, str(os.getpid()), sys.executable, "-c"]
+def test_a_watcher_returns_the_status_of_its_program():
+    words = [sys.executable, "-I", END_WITH_PARENT, str(os.getpid()), sys.executable, "-c"]
     assert subprocess.run([*words, "raise SystemExit(75)"]).returncode == 75
     killed = "import os; os.kill(os.getpid(), 9)"
     assert subprocess.run([*words, killed]).returncode == 128 + 9
 
 
-def test_a_program_whose_parent_has_gone_is_not_started():
-    words = [sys.executable, "-I", TETHER, "1", "/bin/true"]
+def test_a_program_whose_parent_has_ended_is_not_started():
+    words = [sys.executable, "-I", END_WITH_PARENT, "1", "/bin/true"]
     if os.getpid() == 1:
         pytest.skip("this is process 1")
     assert subprocess.run(words, capture_output=True).returncode == 1

@@ -1,11 +1,10 @@
 """The command on a real Ray: every trial is a real DeepSpeed launch of the tiny run.
 
-Two trials run at a time, on one core each. What is disturbed here must end as what was not.
+Two trials run at a time, on one core each. A disturbed sweep must end like an undisturbed one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.config import dump_config, load_config
+from pipeline.output.results import finished_results
 from pipeline.sweep.trial_table import TrialRecord, read_records
 from tests.processes import command, left_after, marked
 from tests.services.nodes import wait_until
@@ -35,8 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 MARK = "MARK_OF_THIS_SWEEP"
-SECONDS = 580  # this machine may be busy with much else
-RANK = "train.py --local_rank"  # in a rank's command line
+SECONDS = 580  # the machine may be busy
+RANK = "train.py --local_rank"  # in the command line of a rank
 ACTOR = "ray::ResourceTrainable"  # the name of the process that runs a trial
 METRIC = "average_incremental_accuracy"
 BREAKS = 1e30  # a learning rate that no run survives
@@ -66,26 +66,26 @@ class Sweep:
         )
 
     def finish(self, *words: str, status: int = 0) -> tuple[str, str]:
-        """Run the command to its end; returns what it said on stdout and stderr."""
+        """Run the command to its end; returns its stdout and stderr."""
         process = self.start(*words)
         try:
-            said = process.communicate(timeout=SECONDS)
+            output = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
-        assert process.returncode == status, said
+        assert process.returncode == status, output
         self.assert_nothing_left()
-        return said
+        return output
 
     def assert_nothing_left(self) -> None:
-        """must hold for Ray's processes, launchers and ranks alike"""
+        """must hold for processes of Ray, launchers and ranks"""
         assert left_after(MARK, self.mark, seconds=60) == []
 
     def processes(self, words: str) -> list[psutil.Process]:
-        """The living processes of the command whose command line has ``words``."""
+        """The living processes of the command with ``words`` in their command line."""
         return [process for process in marked(MARK, self.mark) if words in command(process)]
 
     def reports(self, number: int) -> int:
-        """How many tasks a trial has reported so far."""
+        """The number of tasks that a trial has reported."""
         record = self.records().get(number)
         return len(record.reports) if record else 0
 
@@ -94,7 +94,7 @@ class Sweep:
         return {record.number: record for record in read_records(self.output)}
 
     def science(self) -> dict[int, dict[str, Any]]:
-        """The trial table without what depends on the clock."""
+        """The trial table without values that depend on the clock."""
         timed = {"device_hours", "started", "ended"}
         return {
             number: record.model_dump(exclude=timed | {"reports"})
@@ -112,7 +112,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
 
 
 def kill_all(sweep: Sweep, words: str) -> None:
-    """Kill those processes of the sweep, and return once they and their ranks have gone."""
+    """Kill these processes of the sweep, and return once they and their ranks have ended."""
     victims, ranks = sweep.processes(words), sweep.processes(RANK)
     assert victims
     for process in victims:
@@ -138,7 +138,7 @@ def run_file(tiny_arch, tiny_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def write_sweep(run_file, tmp_path_factory) -> Callable[..., Path]:
-    """Writes a sweep file; ``settings`` are laid over those of a plain one."""
+    """Writes a sweep file; ``settings`` replace those of a plain one."""
 
     def write(**settings: Any) -> Path:
         tree = {
@@ -161,7 +161,7 @@ def write_sweep(run_file, tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def undisturbed(write_sweep, tmp_path_factory) -> Sweep:
-    """A sweep of three trials, the second of which cannot work, that nobody disturbed."""
+    """An undisturbed sweep of three trials; the second cannot work."""
     sweep = Sweep(write_sweep(), str(tmp_path_factory.mktemp("undisturbed") / "sweep"))
     sweep.finish()
     return sweep
@@ -177,7 +177,7 @@ def test_a_trial_that_cannot_work_is_one_failed_row(undisturbed):
     assert len(rows) == 4 and records[1].reason.split(";")[0] in "".join(rows)
 
 
-def test_the_best_settings_are_a_run_that_says_where_they_are_from(undisturbed):
+def test_the_best_settings_are_a_run_that_states_their_origin(undisturbed):
     best = load_config(Path(undisturbed.output) / "best.yaml")
     assert best.evaluation.split == "test" and best.evaluation.exclude_tasks == 2
     assert best.data.validation_fraction == 0 and best.tasks.limit is None
@@ -192,8 +192,7 @@ def test_the_best_settings_are_a_run_that_says_where_they_are_from(undisturbed):
 
 def test_a_trial_is_an_ordinary_run_on_held_out_training_images(undisturbed):
     folder = Path(undisturbed.output) / "trials" / "000"
-    results = json.loads((folder / "run-0" / "results.json").read_text())
-    assert results.is_finished
+    results = finished_results(str(folder / "run-0"))
     evaluation = results.manifest.config["evaluation"]
     assert evaluation["split"] == "validation"
     assert "task 2 learned" in (folder / "run-0.log").read_text()
@@ -202,26 +201,23 @@ def test_a_trial_is_an_ordinary_run_on_held_out_training_images(undisturbed):
 
 def test_a_finished_sweep_does_nothing_again(undisturbed):
     before = undisturbed.science()
-    said, _ = undisturbed.finish("--resume")
-    assert "is the best of 3 with" in said
+    output, _ = undisturbed.finish("--resume")
+    assert "is the best of 3 with" in output
     assert undisturbed.science() == before
 
 
-def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
+def test_a_sweep_whose_processes_are_killed_ends_like_an_undisturbed_one(
     undisturbed, write_sweep, tmp_path
 ):
-    """must hold for a rank, for the process that Ray runs a trial in, and for the command itself,
-
-    and for a command that is started again while it still runs
-    """
+    """must hold for ranks, trial processes of Ray, the command, and a second start beside it"""
     sweep = Sweep(write_sweep(), str(tmp_path / "sweep"))
 
     process = sweep.start()
     wait_for(process, lambda: sweep.reports(0) >= 1)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 75, said
-    assert "error: stopped by SIGTERM" in said
+    _, output = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, output
+    assert "error: stopped by SIGTERM" in output
     sweep.assert_nothing_left()
     assert sweep.records()[0].status == "running"
     log = Path(sweep.output) / "trials" / "000" / "run-0.log"
@@ -232,7 +228,7 @@ def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
     kill_all(sweep, RANK)
     wait_for(process, lambda: sweep.processes(RANK))  # the same trial, launched again
     kill_all(sweep, ACTOR)
-    wait_for(process, lambda: sweep.processes(RANK))  # by another process of Ray's
+    wait_for(process, lambda: sweep.processes(RANK))  # by another process of Ray
     process.kill()
     process.communicate(timeout=60)
     sweep.assert_nothing_left()
@@ -241,12 +237,12 @@ def test_whatever_is_killed_the_sweep_ends_as_if_nothing_had_been(
     earlier = sweep.start("--resume")
     wait_for(earlier, lambda: sweep.processes(RANK))
     sweep.finish("--resume")
-    _, said = earlier.communicate(timeout=60)
-    assert earlier.returncode == 2 and "another start of the command has taken over" in said
+    _, output = earlier.communicate(timeout=60)
+    assert earlier.returncode == 2 and "another start of the command has taken over" in output
     assert sweep.science() == undisturbed.science()
     assert all(sweep.records()[number] == record for number, record in ended.items())
-    # What a launch said whose trial was killed stays on its node, unless another launch follows.
-    left = Path(tempfile.gettempdir(), f"tppt-sweep-{os.getuid()}").glob("*/config.yaml")
+    # The log of a launch whose trial was killed stays on its node, unless another launch follows.
+    left = Path(tempfile.gettempdir(), f"tppt-launching-{os.getuid()}").glob("*/config.yaml")
     logs = [log, *(f.with_name("node-0.log") for f in left if sweep.output in f.read_text())]
     assert any("going on at task" in each.read_text() for each in logs)
 
@@ -275,25 +271,25 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A Ray that was there before any sweep: a head and one more node, with a core each."""
+    """A Ray cluster that is older than any sweep: a head and one more node, with a core each."""
 
-    environment: dict[str, str]  # that lets one use it
+    environment: dict[str, str]  # for its users
     nodes: list[subprocess.Popen[bytes]]
 
     @property
     def address(self) -> str:
-        """Where the head listens."""
+        """The address of the head."""
         return self.environment["RAY_ADDRESS"]
 
     def on_node(self, number: int) -> list[psutil.Process]:
-        """Every process of a node, those of trials included."""
+        """Every process of a node, trials included."""
         raylet = psutil.Process(self.nodes[number].pid)
         return [raylet, *raylet.children(recursive=True)]
 
 
 @pytest.fixture(scope="module")
 def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
-    """Two nodes; the last test that uses them may lose the second."""
+    """Two nodes; the last test may kill the second."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, for its sockets
     port = str(free_ports(1)[0])
     environment = os.environ | {
@@ -306,7 +302,7 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
     }
     start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
     start += ["--disable-usage-stats", "--object-store-memory=80000000"]
-    # Several on one host: every port is one that is free.
+    # Several nodes on one host: every port must be a free one.
     start += ["--min-worker-port=0", "--max-worker-port=0"]
     start += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
@@ -317,7 +313,7 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
             with open(log, "w") as file:
                 nodes.append(
                     subprocess.Popen(
-                        # An address each: the command uses the node that has its own.
+                        # Different addresses: the command uses the node with its own.
                         [*start, f"--node-ip-address=127.0.0.{n + 1}", *words],
                         env=environment,
                         stdout=file,
@@ -344,28 +340,26 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
 
 
 def test_a_trial_on_two_nodes_is_the_run_of_two_ranks(ray_nodes, write_sweep, tmp_path):
-    """must start a rank on each node of a cluster that was there before, and leave that running"""
+    """must start a rank on each node of an existing cluster, and leave the cluster running"""
     file = write_sweep(first=[{"optim.learning_rate": 1e-2}], trials=1, resources={"nodes": 2})
     sweep = Sweep(file, str(tmp_path / "sweep"), ray_nodes.environment[MARK])
     process = sweep.start(f"address={ray_nodes.address}", environment=ray_nodes.environment)
-    said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said
-    assert left_after(MARK, sweep.mark, seconds=0), "the cluster is not the command's to end"
+    output = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+    assert left_after(MARK, sweep.mark, seconds=0), "the command must not end the cluster"
     assert not sweep.processes(RANK)
-    results = json.loads((tmp_path / "sweep/trials/000/run-0/results.json").read_text())
-    assert results.manifest.world_size == 2 and results.is_finished
+    results = finished_results(str(tmp_path / "sweep/trials/000/run-0"))
+    assert results.manifest.world_size == 2
     assert (tmp_path / "sweep/trials/000/run-0.node-1.log").exists()
 
 
-def test_trials_of_a_node_that_is_lost_go_on_elsewhere(
-    ray_nodes, undisturbed, write_sweep, tmp_path
-):
-    """must be as if nothing had been, though nothing on that node had a last word"""
+def test_trials_of_a_lost_node_resume_elsewhere(ray_nodes, undisturbed, write_sweep, tmp_path):
+    """must give the same results, although nothing on that node could stop in order"""
     file = write_sweep(first=[{"optim.learning_rate": 1e-2}] * 2, trials=2)  # one on each node
     sweep = Sweep(file, str(tmp_path / "sweep"), ray_nodes.environment[MARK])
 
     def half_way() -> list[Path]:
-        """The outputs of runs on the second node that have a snapshot of more than nothing."""
+        """The outputs of runs on the second node that have a snapshot after some steps."""
         words = (r.cmdline() for r in ray_nodes.on_node(1) if RANK in command(r))
         configs = (load_config(each[each.index("--config") + 1]) for each in words)
         outputs = (Path(config.output) for config in configs)
@@ -376,8 +370,8 @@ def test_trials_of_a_node_that_is_lost_go_on_elsewhere(
     lost = half_way()
     for victim in ray_nodes.on_node(1):
         victim.kill()
-    said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
     wanted = undisturbed.science()[0]
     for number, found in sweep.science().items():
         assert found == wanted | {"number": number}
