@@ -151,7 +151,7 @@ def scatter_plot(
     ticks = x.scale.ticks()
     room = (frame.right - frame.left) / max(1, len(ticks))
     marks = [
-        svg.text((frame.left, frame.top - _LINE_HEIGHT - 4), x.title, "name", x.full_title),
+        svg.text((frame.left, frame.top - _LINE_HEIGHT), x.title, "name", x.full_title),
         *svg.grid(frame, y.scale.ticks()),
         svg.rule((frame.left, axis), (frame.right, axis), "axis"),
     ]
@@ -179,15 +179,12 @@ def parallel_coordinates(
     top = 2 * _TITLE_DROP + TEXT_GAP
     frame = Frame(_AXES_LEFT, _AXES_LEFT + gap * (len(axes) - 1), top, top + _AXES_HEIGHT)
     slots = [_slots(rows, number) for number in range(len(axes))]
-    lefts = [frame.left + gap * number for number in range(len(axes))]
-
-    def slot_y(number: int) -> float:
-        return frame.bottom + _SLOT_HEIGHT * (number + 1) + TEXT_GAP
+    lefts = [frame.left + gap * number for number in range(len(axes) - 1)] + [frame.right]
 
     def place(row: Row, number: int, aside: float) -> Pixels:
         value, scale = row.values[number], axes[number].scale
         if isinstance(value, Missing):
-            return lefts[number], slot_y(slots[number].index(value))
+            return lefts[number], _slot_y(frame, slots[number].index(value))
         return lefts[number], frame.y(_position(scale, value, aside))
 
     rules = [svg.rule((left, frame.top), (left, frame.bottom), "axis") for left in lefts]
@@ -197,43 +194,46 @@ def parallel_coordinates(
         lines.append(_line(row.item, [corners]))
         ends[row.item] = corners[-1][1]
     labels = []
-    for number, (left, axis) in enumerate(zip(lefts, axes, strict=True)):
-        is_last = number == len(axes) - 1
-        labels += _axis_labels(frame, left, axis, gap, is_last=is_last)
-        side, kind = (TEXT_GAP, "tick") if is_last else (-TEXT_GAP, "tick right")
-        for depth, slot in enumerate(slots[number]):
-            labels.append(
-                svg.text((left + side, slot_y(depth)), slot.reason, f"{kind} {slot.kind}")
-            )
+    for left, axis, missing in zip(lefts, axes, slots, strict=True):
+        labels += _axis_labels(frame, left, axis, gap)
+        side, kind = _side(frame, left)
+        for number, slot in enumerate(missing):
+            at = (left + side, _slot_y(frame, number))
+            labels.append(svg.text(at, slot.reason, f"{kind} {slot.kind}"))
     labels += _names(ends, frame.right + _NAME_GAP)
     n_slots = max(map(len, slots), default=0)
-    size = (frame.right + _AXES_RIGHT, slot_y(n_slots - 1) + _LINE_HEIGHT)
+    size = (frame.right + _AXES_RIGHT, _slot_y(frame, n_slots - 1) + _LINE_HEIGHT)
     # Labels come last: with a margin in the colour of the page they stay readable over lines.
     return Drawing(size, title, description, *rules, *lines, *labels, kind=_kind(rows))
 
 
-def _axis_labels(
-    frame: Frame, left: float, axis: Axis, gap: float, *, is_last: bool
-) -> list[Element]:
-    """The title above an upright axis and the labels of its ticks beside it.
-
-    Those of the last axis are at its right, so that its title may be long.
-    """
-    above = frame.top - _TITLE_DROP
-    full = axis.full_title or axis.title
-    if is_last:
-        side, kind = TEXT_GAP, "tick"
+def _axis_labels(frame: Frame, left: float, axis: Axis, gap: float) -> list[Element]:
+    """The title above an upright axis and the labels of its ticks beside it."""
+    above, full = frame.top - _TITLE_DROP, axis.full_title or axis.title
+    if left == frame.right:
         title = svg.text((left + _AXES_RIGHT - TEXT_GAP, above), axis.title, "name right", full)
     else:
-        side, kind = -TEXT_GAP, "tick right"
-        title = svg.text(
-            (left, above), svg.shorten(axis.title, gap - TEXT_GAP), "name middle", full
-        )
+        shown = svg.shorten(axis.title, gap - TEXT_GAP, svg.TITLE_CHARACTER)
+        title = svg.text((left, above), shown, "name middle", full)
+    side, kind = _side(frame, left)
     room = _AXES_LEFT - TEXT_GAP if left == frame.left else gap - 2 * TEXT_GAP
     return [title] + [
         svg.text((left + side, frame.y(position)), svg.shorten(label, room), kind, label)
         for position, label in axis.scale.ticks()
     ]
+
+
+def _side(frame: Frame, left: float) -> tuple[float, str]:
+    """Offset and classes of the labels of an upright axis.
+
+    Those of the last axis are at its right, so that no line runs through them.
+    """
+    return (TEXT_GAP, "tick") if left == frame.right else (-TEXT_GAP, "tick right")
+
+
+def _slot_y(frame: Frame, number: int) -> float:
+    """The height of a place for missing values below the axes."""
+    return frame.bottom + _SLOT_HEIGHT * (number + 1) + TEXT_GAP
 
 
 def _side_by_side(frame: Frame, count: int) -> list[Frame]:
@@ -247,7 +247,7 @@ def _side_by_side(frame: Frame, count: int) -> list[Frame]:
 
 def _labels_below(frame: Frame, ticks: Sequence[Tick]) -> list[Element]:
     """The labels of a horizontal axis; only every second, third … if they would touch."""
-    widest = max((len(label) for _, label in ticks), default=0) * svg.CHARACTER_WIDTH + TEXT_GAP
+    widest = max((len(label) for _, label in ticks), default=0) * svg.TICK_CHARACTER + TEXT_GAP
     every = math.ceil(widest * len(ticks) / (frame.right - frame.left)) or 1
     return [
         svg.text((frame.x(position), frame.bottom + _LABEL_DEPTH), label, "tick middle")

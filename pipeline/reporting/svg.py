@@ -15,7 +15,8 @@ from pipeline.reporting.scale import Tick
 Element = ElementTree.Element
 Pixels = tuple[float, float]  # from the left, from the top
 
-CHARACTER_WIDTH = 6.0  # of the 11 px font of tick labels, on average
+TICK_CHARACTER = 6.0  # width of a character of tick labels (11 px), on average
+TITLE_CHARACTER = 7.6  # of titles (12 px, bold)
 TEXT_GAP = 8.0  # between an axis and the text beside it
 _TEXT_DROP = 4.0  # from the middle of a line of text to its baseline
 _LEAST_CHARACTERS = 4  # a shorter text says nothing
@@ -125,10 +126,11 @@ def grid(frame: Frame, ticks: Sequence[Tick]) -> list[Element]:
     ]
 
 
-def shorten(label: str, room: float) -> str:
+def shorten(label: str, room: float, character: float = TICK_CHARACTER) -> str:
     """``label``, or as much of its end as fits into ``room`` pixels.
 
+    ``character`` is the width of one character.
     The ends of long keys and values differ more than their beginnings.
     """
-    length = max(_LEAST_CHARACTERS, int(room / CHARACTER_WIDTH))
+    length = max(_LEAST_CHARACTERS, int(room / character))
     return label if len(label) <= length else f"…{label[1 - length :]}"

@@ -49,7 +49,7 @@ def test_grid_has_a_rule_and_a_label_for_each_tick():
 
 
 def test_shortened_label_keeps_its_end():
-    room = 9 * svg.CHARACTER_WIDTH
+    room = 9 * svg.TICK_CHARACTER
     assert svg.shorten("momentum", room) == "momentum"
     assert svg.shorten("optim.learning_rate", room) == "…ing_rate"
     assert svg.shorten("optim.learning_rate", 0) == "…ate"

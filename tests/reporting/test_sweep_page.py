@@ -115,7 +115,7 @@ def test_page_states_budget_protocol_seeds_and_excluded_tasks():
         "The summary figures of best.yaml leave out the first 3 tasks, used for the selection.",
         "optim.learning_rate: log_uniform [0.0001, 0.01]",
         "tpe, seed 1, 9 trials wanted",
-        "out of memory (trial 3, 4)",
+        "out of memory (trials 3, 4)",
         "python -m pipeline.train --config runs/test/best.yaml",
     ):
         assert stated in words, stated
