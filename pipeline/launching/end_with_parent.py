@@ -22,7 +22,7 @@ from types import FrameType
 import psutil
 
 _PR_SET_PDEATHSIG = 1
-_GRACE_S = 20.0  # short: nobody waits any more, and the next start may come at any moment
+_GRACE_S = 20.0  # short, since the next start may come at any moment
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A hyperparameter search: its plan, its trials on Ray, its trial table.
+"""A hyperparameter search on Ray Tune; ``sweep.py`` shows the way of a trial through the modules.
 
 Imports the base modules, ``distributed``, ``data``, ``model``, ``methods``, ``output``,
 ``training`` and ``launching``.

@@ -65,7 +65,7 @@ def describe_sweep(plan: SweepPlan) -> str:
 
 
 def _estimate(plan: SweepPlan, device: str) -> list[str]:
-    """Device-hours of the whole sweep."""
+    """Lines about the device-hours of the sweep."""
     finished = [r for r in read_records(plan.sweep.output) if r.status == "finished"]
     if finished:
         hours = fmean(record.device_hours for record in finished) * plan.sweep.trials

@@ -1,7 +1,7 @@
-"""The Ray that a sweep runs on: an existing cluster, or one that lives as long as the command.
+"""The Ray cluster of a sweep: an existing one, or one that lives as long as the command.
 
-Ray's state is never needed again: it lies in a temporary folder, and no process of it outlives the
-command, whatever ends it.
+Ray's state is in a temporary folder, since no later start needs it. No process of a started cluster
+outlives the command, even if the command is killed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pipeline.errors import ConfigError
 from pipeline.sweep.config import ResourceSettings
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-_OBJECT_STORE_BYTES = 80 << 20  # only settings and reports go through it
+_OBJECT_STORE_BYTES = 80 << 20  # it has to hold settings and reports only
 
 
 @contextmanager
 def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[str]:
-    """Be connected within the block; gives a folder on this host for what Ray writes.
+    """Connect to Ray within the block; gives a folder on this host for Ray's files.
 
     Raises:
         ConfigError: the cluster cannot be reached, or has no room for one trial.
     """
-    # Short, since the name of a Unix socket below it may have no more than 107 characters.
+    # Short, since the path of a Unix socket may have at most 107 characters.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -52,7 +52,10 @@ def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[st
                 ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"address: cannot use Ray at {address!r}: {reason}") from error
+            raise ConfigError(
+                f"address: cannot use Ray at {address!r}: {reason}; start that cluster, or leave "
+                "address out"
+            ) from error
         _check_room(resources)
         yield folder
     finally:
@@ -61,13 +64,13 @@ def ray_cluster(address: str | None, resources: ResourceSettings) -> Iterator[st
 
 
 def _with_root(path: str | None) -> str:
-    """Ray's workers import this very package."""
+    """``path`` with this checkout in front, for the workers of Ray."""
     return os.pathsep.join(filter(None, (_ROOT, path)))
 
 
 @contextmanager
 def _user_signals_blocked() -> Iterator[None]:
-    """A batch system may warn every process of a job; Ray's would die of it before the trials."""
+    """Block SIGUSR2 in Ray's processes, which would die of the warning of a batch system."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         yield
@@ -76,7 +79,7 @@ def _user_signals_blocked() -> Iterator[None]:
 
 
 def _check_room(resources: ResourceSettings) -> None:
-    """A trial that fits nowhere would wait for ever."""
+    """Raise if the cluster has no room for a trial, which would otherwise wait for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     roomy = [
         node
@@ -86,6 +89,6 @@ def _check_room(resources: ResourceSettings) -> None:
     if len(roomy) < resources.nodes:
         found = ", ".join(f"{n.get('CPU', 0):.0f} CPUs {n.get('GPU', 0):.0f} GPUs" for n in nodes)
         raise ConfigError(
-            f"resources: a trial wants {resources.nodes} node(s) with {resources.cpus} CPUs and "
+            f"resources: a trial needs {resources.nodes} node(s) with {resources.cpus} CPUs and "
             f"{resources.gpus} GPUs each, and Ray has {found}; lower resources, or set address"
         )

@@ -124,7 +124,7 @@ class Space:
         return drawn
 
     def apply(self, parameters: Parameters) -> dict[str, Any]:
-        """The settings of the run with ``parameters`` in place of its own values."""
+        """The settings of the run with ``parameters`` in their places."""
         return with_settings(self.settings, parameters)
 
     def _conditions(self, when: Mapping[str, Any]) -> Parameters:
