@@ -24,14 +24,14 @@ pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions"]
 
 
 def skip_or_fail(reason: str | None) -> None:
-    """Skip if there is a reason to; where everything should be installed that would hide a gap."""
+    """Skip for a reason; fail instead where REQUIRE_SERVICES says that everything is installed."""
     if reason:
         stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
         stop(reason)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let workers begin with the files that have slow tests, so that they end together."""
+    """Let workers start with the files of slow tests, so that they end at the same time."""
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """No test hears the log of another, whichever of them has run a command in this process."""
+    """Reset the log after each test: a command that a test runs in this process sets it up."""
     package = logging.getLogger("pipeline")
     before = package.handlers[:], package.propagate, package.level
     yield
@@ -49,7 +49,7 @@ def log_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
-    """The S3 server of this test run; a test that breaks it must leave it running."""
+    """The S3 server of this test run; a test that stops it must start it again."""
     folder = Path(tempfile.mkdtemp(prefix="object-store-"))
     try:
         skip_or_fail(why_unavailable(folder))
@@ -61,12 +61,12 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """An empty bucket; the environment leads this process and its children to its store."""
+    """An empty bucket; the environment gives this process and its children access to its store."""
     made = Bucket(name=f"test-{uuid.uuid4().hex[:12]}", access=object_store.access)
     object_store.client.mkdir(made.name)
     for name, value in made.access.environment().items():
         monkeypatch.setenv(name, value)
-    # fsspec keeps connected clients by their arguments, blind to a change of the environment.
+    # fsspec caches clients by their arguments and ignores a change of the environment.
     s3fs.S3FileSystem.clear_instance_cache()
     yield made
     s3fs.S3FileSystem.clear_instance_cache()
@@ -74,14 +74,14 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture(scope="session")
 def shared_fault_proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
-    """The one proxy before the store, so that its port, and a client's connections, last."""
+    """The proxy in front of the store; one for all tests keeps its port and connections."""
     with FaultProxy(object_store.ports["proxy"]) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def fault_proxy(shared_fault_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """A proxy before the store, harmless until a test sets its ``schedule``.
+    """A proxy in front of the store, without faults until a test sets its ``schedule``.
 
     Use it by ``access.through(fault_proxy.port)``.
     """
@@ -91,9 +91,9 @@ def fault_proxy(shared_fault_proxy: FaultProxy) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Nodes]:
-    """Two machines ``n1`` and ``n2`` with ssh; a test that breaks one must mend it."""
+    """Two machines ``n1`` and ``n2`` with ssh; a test that breaks one must repair it."""
     skip_or_fail(why_no_nodes())
-    # Not pytest's folder: the name of a Unix socket may have no more than 107 characters.
+    # Not the folder of pytest: the name of a Unix socket must not exceed 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="nodes-"))
     try:
         with Nodes(folder, ["n1", "n2"], ssh=True) as up:
@@ -104,7 +104,7 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
-    """A SLURM of two nodes; a test must leave no job behind."""
+    """A SLURM with two nodes; a test must leave no job."""
     skip_or_fail(why_no_nodes(SLURM_PROGRAMS))
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:

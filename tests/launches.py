@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.config import dump_config
+from pipeline.events import VARIABLE, read_events
 from pipeline.output.results import finished_results
 from tests.services.nodes import PATH, Node, Nodes, wait_until
 from tests.tiny import build_config
@@ -89,7 +91,11 @@ class TinyRun:
         log = self.folder / f"{node.name}-{len(list(self.folder.glob('*.log')))}.log"
         with open(log, "x") as file:
             process = node.start(
-                words, folder=self.folder, environment=environment(), stdout=file, stderr=file
+                words,
+                folder=self.folder,
+                environment=environment() | {VARIABLE: str(event_file(log))},
+                stdout=file,
+                stderr=file,
             )
         return Started(process, log)
 
@@ -109,7 +115,7 @@ class TinyRun:
 
 @dataclass(frozen=True)
 class Started:
-    """A started command and its log."""
+    """A started command, its log and its events."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -124,12 +130,30 @@ class Started:
 
     def wait_for(self, words: str) -> None:
         """Return as soon as its log has ``words``."""
+        self._wait(lambda: words in self.log.read_text())
+
+    def wait_for_task(self, task: int) -> None:
+        """Return as soon as rank 0 has done a step of ``task``, from 0."""
+        self._wait(lambda: any(step["task"] == task for step in self._events("step")))
+
+    def has_resumed(self) -> bool:
+        """Whether rank 0 continued from a snapshot."""
+        return bool(self._events("resumed"))
+
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        events, _ = read_events(event_file(self.log))
+        return [event for event in events if event["event"] == name]
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
         wait_until(
-            lambda: words in self.log.read_text() or self.process.poll() is not None,
-            timeout_s=SECONDS,
-            every_s=0.01,
+            lambda: condition() or self.process.poll() is not None, timeout_s=SECONDS, every_s=0.01
         )
-        assert words in self.log.read_text(), self.log.read_text()[-4000:]
+        assert condition(), self.log.read_text()[-4000:]
+
+
+def event_file(log: Path) -> Path:
+    """The file for the events of a command with this log."""
+    return log.with_suffix(".events.jsonl")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A function on several gloo ranks of this machine, and what it returns on each."""
+"""Runs a function on several gloo ranks of this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from pipeline.distributed.world import process_group, read_world
 
-# Imported once by the server from which every rank is forked: a rank then starts in a moment.
+# Imported once, by the server from which every rank is forked, so that ranks start fast.
 _PRELOADED = ["deepspeed", "tests.variants", "pipeline.training.run"]
 
 
@@ -30,17 +30,16 @@ def run_ranks(
     timeout_s: float = 120.0,
     collective_s: float | None = 60.0,
 ) -> list[Any]:
-    """What ``function(world, *arguments)`` returns on each of ``world_size`` ranks, in rank order.
+    """The results of ``function(world, *arguments)`` on ``world_size`` ranks, in rank order.
 
-    ``function`` is named at the top of a module, so that another process finds it; arguments and
-    results are pickled. A collective may take ``collective_s``; None leaves it to the function to
-    form the group.
+    ``function`` must be defined at the top of a module; arguments and results are pickled. A
+    collective may take ``collective_s`` seconds; with None the function forms the group itself.
 
     Raises:
-        RuntimeError: ranks failed, with their tracebacks, or gave no answer within ``timeout_s``.
+        RuntimeError: ranks failed, with their tracebacks, or did not answer within ``timeout_s``.
     """
     context = _context()
-    # The store lives here and picks a free port itself: no rank can find it taken.
+    # The store is in this process and chooses a free port itself: no rank can find it in use.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     task = (function, arguments, dict(os.environ))
@@ -64,7 +63,7 @@ def run_ranks(
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
-    """Processes forked from a server that has imported what every rank needs, and no GPU."""
+    """Processes forked from a server that has imported the modules of a rank, without a GPU."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +84,7 @@ def _collect(receivers: list[Connection], timeout_s: float) -> list[Any]:
         for receiver in ready:
             answers[receivers.index(receiver)] = _receive(receiver)
         if any(failure for _, failure in answers.values()):
-            deadline = min(deadline, time.monotonic() + 5)  # for what the others have to say
+            deadline = min(deadline, time.monotonic() + 5)  # for the errors of the other ranks
     failures = [
         f"rank {number}: {answers[number][1] if number in answers else 'no answer in time'}"
         for number in range(len(receivers))
@@ -113,7 +112,7 @@ def _be_rank(
     arguments: tuple[Any, ...],
     environment: dict[str, str],
 ) -> None:
-    os.environ.clear()  # what the server has is that of the test that first asked for ranks
+    os.environ.clear()  # the server has the environment of the first test that used ranks
     os.environ.update(environment)
     os.environ.update(
         RANK=str(rank),

@@ -1,4 +1,4 @@
-"""What is written for clusters fits the programs that it starts, the files and the settings."""
+"""The files for clusters agree with the programs that they start, with other files and settings."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ MAX_LINES = 80
 
 
 def named(file: Path) -> str:
-    """How a test's name and a message call a file."""
+    """The name of a file in tests and messages."""
     return str(file.relative_to(CLUSTER))
 
 
 def documents(name: str) -> dict[str, dict[str, Any]]:
-    """The objects of a Kubernetes file by kind."""
+    """The objects of a Kubernetes file, by kind."""
     text = (CLUSTER / "kubernetes" / f"{name}.yaml").read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
 def pods(tree: Any) -> list[dict[str, Any]]:
-    """Everything in a document that describes a pod."""
+    """All specifications of pods in a document."""
     if isinstance(tree, dict):
         own = [tree] if "containers" in tree else []
         return own + [pod for value in tree.values() for pod in pods(value)]
@@ -49,7 +49,7 @@ def pods(tree: Any) -> list[dict[str, Any]]:
 
 
 def instructions(name: str) -> list[str]:
-    """What the Dockerfile says with one of its words, in order."""
+    """The arguments of all instructions ``name`` of the Dockerfile, in order."""
     text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", "")
     return re.findall(rf"^{name} (.*)", text, re.MULTILINE)
 
@@ -57,25 +57,25 @@ def instructions(name: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=named)
 def test_file_is_short_and_says_how_to_run_it(file):
     text = file.read_text()
-    if file.name != "setup.sh":  # which says it when asked for --help
+    if file.name != "setup.sh":  # it has --help
         assert len(text.splitlines()) <= MAX_LINES
         assert text.startswith("#") and re.search("run", text, re.IGNORECASE)
     assert max(map(len, text.splitlines())) <= 100 or file.suffix == ".md"
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=named)
-def test_script_is_one_that_bash_reads(file):
+def test_bash_can_parse_the_script(file):
     checked = subprocess.run(["bash", "-n", file], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_scripts_have_no_fault_that_shellcheck_knows():
+def test_shellcheck_finds_nothing_in_the_scripts():
     checked = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_configurations_and_files_that_are_named_exist():
+def test_named_files_exist():
     missing = [
         f"{named(file)}: {path}"
         for file in FILES
@@ -85,7 +85,7 @@ def test_configurations_and_files_that_are_named_exist():
     assert missing == []
 
 
-def test_guide_names_every_file_and_only_settings_that_exist():
+def test_guide_names_every_file_and_only_existing_settings():
     guide = (CLUSTER / "README.md").read_text()
     aside = {"README.md", "Dockerfile.dockerignore", "kubernetes/stop.sh"}
     assert [named(file) for file in FILES if named(file) not in aside | {*guide.split("`")}] == []
@@ -98,7 +98,7 @@ def test_guide_names_every_file_and_only_settings_that_exist():
 
 
 def test_training_pods_run_a_command_that_can_be_parsed():
-    """must hold for DeepSpeed's own parser, the command's and the configuration's"""
+    """must hold for the parsers of DeepSpeed, of the command and of the configuration"""
     (container,) = documents("train")["Job"]["spec"]["template"]["spec"]["containers"]
     program, *words = container["command"] + container["args"]
     assert program == "deepspeed"
@@ -125,9 +125,9 @@ def test_training_pods_are_the_nodes_of_their_hostfile(tmp_path):
     assert f"--master_addr={next(iter(slots))}" in container["args"]
 
 
-def test_stopped_training_pods_come_back_and_those_with_a_mistake_do_not():
+def test_training_pods_restart_after_a_stop_and_not_after_an_error_of_the_user():
     spec = documents("train")["Job"]["spec"]
-    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy wants it
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy requires it
     actions = {
         status: rule["action"]
         for rule in spec["podFailurePolicy"]["rules"]
@@ -146,8 +146,8 @@ def test_sweep_of_kubernetes_runs_a_command_that_can_be_parsed():
 
 
 @pytest.mark.parametrize("version", ["1.30.0", kubernetes_validate.latest_version()])
-def test_every_word_is_one_that_kubernetes_knows(version):
-    """must hold for the pods of a RayJob, whose own schema is KubeRay's"""
+def test_kubernetes_knows_every_field(version):
+    """must include the pods of a RayJob; the schema of the RayJob belongs to KubeRay"""
     objects = list(documents("train").values())
     for spec in pods(documents("sweep")):
         objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec})
@@ -156,7 +156,7 @@ def test_every_word_is_one_that_kubernetes_knows(version):
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=named)
-def test_pods_hold_no_secret_run_as_a_person_and_have_what_they_mount(file):
+def test_pods_contain_no_secret_run_without_root_and_have_their_volumes(file):
     user = int(re.search(r"--uid (\d+)", " ".join(instructions("RUN")))[1])
     found = pods(list(yaml.safe_load_all(file.read_text())))
     assert found
@@ -172,7 +172,7 @@ def test_pods_hold_no_secret_run_as_a_person_and_have_what_they_mount(file):
         assert all("valueFrom" in variable for variable in container.get("env", []))
 
 
-def test_image_is_pinned_and_holds_no_secret_and_runs_as_a_person():
+def test_image_is_pinned_contains_no_secret_and_runs_without_root():
     (base,) = instructions("FROM")
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
     assert instructions("USER") == ["tppt"]
@@ -182,17 +182,17 @@ def test_image_is_pinned_and_holds_no_secret_and_runs_as_a_person():
         assert all((ROOT / source).exists() for source in sources), sources
 
 
-def test_build_context_lets_in_what_is_copied():
+def test_build_context_contains_what_is_copied():
     ignore = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
-    let_in = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
     copied = [source for line in instructions("COPY") for source in shlex.split(line)[:-1]]
-    assert "**" in ignore and {Path(source).parts[0] for source in copied} == let_in
+    assert "**" in ignore and {Path(source).parts[0] for source in copied} == allowed
 
 
-def test_image_pins_every_requirement_to_a_version_that_it_allows():
+def test_image_pins_every_requirement_to_an_allowed_version():
     def lines(file: Path) -> list[Requirement]:
-        wanted = (line for line in file.read_text().splitlines() if line and line[0] != "#")
-        return [Requirement(line) for line in wanted]
+        entries = (line for line in file.read_text().splitlines() if line and line[0] != "#")
+        return [Requirement(line) for line in entries]
 
     pins = {pin.name.lower(): str(pin.specifier) for pin in lines(CLUSTER / "constraints.txt")}
     for requirement in lines(ROOT / "requirements.txt"):
@@ -201,17 +201,17 @@ def test_image_pins_every_requirement_to_a_version_that_it_allows():
     assert pins == {}
 
 
-def test_ray_is_the_same_in_image_and_sweep():
+def test_ray_has_the_same_version_in_image_and_sweep():
     version = documents("sweep")["RayJob"]["spec"]["rayClusterSpec"]["rayVersion"]
     assert f"ray=={version}\n" in (CLUSTER / "constraints.txt").read_text()
 
 
-def test_hostfile_is_one_that_deepspeed_reads():
+def test_deepspeed_can_read_the_hostfile():
     assert fetch_hostfile(str(CLUSTER / "hostfile.example")) == {"node-1": 8, "node-2": 8}
 
 
-def test_variables_for_other_nodes_are_lines_that_deepspeed_reads():
-    """must hold once the comments are gone, as the file says: DeepSpeed takes them for variables"""
+def test_deepspeed_can_read_the_variables_for_other_nodes():
+    """must hold without the comments, as the file says: DeepSpeed reads them as variables"""
     example = CLUSTER / "deepspeed_env.example"
     assert "grep -v '^#'" in example.read_text()
     lines = [line for line in example.read_text().splitlines() if not line.startswith("#")]
@@ -223,8 +223,8 @@ def test_variables_for_other_nodes_are_lines_that_deepspeed_reads():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_pod_that_must_go_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
-    """must stop every pod with status 75 when one is told to go, and go on when all are back"""
+def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
+    """must stop every pod with status 75 when one must stop, and continue when all are back"""
     (container,) = documents("train")["Job"]["spec"]["template"]["spec"]["containers"]
     hook = container["lifecycle"]["preStop"]["exec"]["command"]
     hostfile = tiny_run.folder / "hostfile"
@@ -244,14 +244,15 @@ def test_pod_that_must_go_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undistu
         ]
 
     both = start()
-    both[0].wait_for("task 2/3")
-    told = nodes["n2"].run([hook[0], str(ROOT / hook[1])], timeout_s=120)
-    assert told.returncode == 0 and not nodes["n2"].processes("train.py --local_rank"), told.stdout
+    both[0].wait_for_task(1)
+    stopped = nodes["n2"].run([hook[0], str(ROOT / hook[1])], timeout_s=120)
+    assert stopped.returncode == 0, stopped.stdout
+    assert not nodes["n2"].processes("train.py --local_rank"), stopped.stdout
     assert [each.status() for each in both] == [75, 75], both[0].log.read_text()[-4000:]
 
     again = start()
     for each in again:
         each.assert_succeeds()
-    assert "task 1/3 epoch 1/2 step 1/" not in again[0].log.read_text()
+    assert again[0].has_resumed()
     science(tiny_run.output).assert_equals(undisturbed)
     assert wait_until(lambda: not any(node.processes(RANK) for node in nodes), timeout_s=10)

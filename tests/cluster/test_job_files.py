@@ -1,4 +1,4 @@
-"""The job files, as they are shipped, on a real SLURM: what is interrupted is finished the same."""
+"""The shipped job files on a real SLURM: an interrupted job ends with the same results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.config import load_config
+from pipeline.events import VARIABLE, read_events
 from pipeline.sweep.trial_table import TrialRecord
-from tests.launches import RANK, ROOT, SECONDS, Science, TinyRun, environment, science
+from tests.launches import RANK, ROOT, SECONDS, Science, TinyRun, environment, event_file, science
 from tests.services.nodes import wait_until
 from tests.services.slurm import ENDED, Slurm
 
@@ -22,59 +24,74 @@ START = "job {number}, start {start}, on n[1-2]\n"
 
 
 class Job:
-    """A job file with a configuration, in its own words but for its lines on resources."""
+    """A job of a job file with a configuration; only its resources differ from the file."""
 
     def __init__(self, slurm: Slurm, folder: Path, file: Path, config: Path) -> None:
         self.slurm, self.log = slurm, folder / "job.log"
-        self.output = folder / config.stem  # RUNS and the configuration's name make it
+        self.output = folder / config.stem  # from RUNS and the name of the configuration
         self.number = slurm.submit(
             *TWO_RANKS, f"--output={self.log}", str(file), str(config),
-            folder=ROOT, environment=environment() | {"RUNS": str(folder)},
+            folder=ROOT,
+            environment=environment() | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))},
         )  # fmt: skip
 
-    def said(self, *, start: int = 1) -> str:
-        """Everything that the job has said since it was started for the nth time."""
-        said = self.log.read_text() if self.log.exists() else ""
-        return "".join(said.partition(START.format(number=self.number, start=start))[1:])
+    def log_text(self, *, start: int = 1) -> str:
+        """The log of the job from its ``start``-th start on."""
+        text = self.log.read_text() if self.log.exists() else ""
+        return "".join(text.partition(START.format(number=self.number, start=start))[1:])
 
     def wait_for(self, words: str, *, start: int) -> None:
-        """Return as soon as that start has said ``words``."""
-        wait_until(lambda: words in self.said(start=start), timeout_s=2 * SECONDS, every_s=0.01)
-        assert words in self.said(start=start), self.said()
+        """Return as soon as the log of that start contains ``words``."""
+        wait_until(lambda: words in self.log_text(start=start), timeout_s=2 * SECONDS, every_s=0.01)
+        assert words in self.log_text(start=start), self.log_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events ``name`` of rank 0 in all starts so far."""
+        events, _ = read_events(event_file(self.log))
+        return [event for event in events if event["event"] == name]
+
+    def wait_for_resumption(self, count: int) -> None:
+        """Return as soon as ``count`` starts have continued from a snapshot."""
+        wait_until(lambda: len(self.events("resumed")) >= count, timeout_s=2 * SECONDS)
+        assert len(self.events("resumed")) == count, self.log_text()
 
     def has_ended(self) -> bool:
         """Whether it is neither running nor in the queue."""
         return self.slurm.job(self.number)["JobState"] in ENDED
 
-    def hold(self, words: str, *, start: int) -> list[int]:
-        """Stop every rank, without its knowing, as soon as that start has said ``words``.
+    def pause(self, task: int, step: int) -> list[int]:
+        """Pause all ranks after a step of a task, both from 0; returns their process ids.
 
-        A run that takes but seconds could else be over before SLURM interrupts it.
+        Otherwise the run of a few seconds could end before SLURM interrupts it.
         """
-        self.wait_for(words, start=start)
-        held = [rank for node in self.slurm.compute for rank in node.signal(signal.SIGSTOP, RANK)]
-        assert len(held) == 2
-        return held
 
-    def let_go(self, held: list[int], number: signal.Signals) -> None:
-        """Undo :meth:`hold` once all have been sent a signal."""
-        told = wait_until(lambda: all(is_told(rank, number) for rank in held), timeout_s=120)
-        assert told, (self.slurm.job(self.number), self.said())
+        def is_done() -> bool:
+            return any((e["task"], e["step"]) >= (task, step) for e in self.events("step"))
+
+        assert wait_until(is_done, timeout_s=2 * SECONDS, every_s=0.01), self.log_text()
+        ranks = [rank for node in self.slurm.compute for rank in node.signal(signal.SIGSTOP, RANK)]
+        assert len(ranks) == 2
+        return ranks
+
+    def resume(self, ranks: list[int], number: signal.Signals) -> None:
+        """Undo :meth:`pause` as soon as all ranks have got the signal ``number``."""
+        has_come = wait_until(lambda: all(has_got(rank, number) for rank in ranks), timeout_s=120)
+        assert has_come, (self.slurm.job(self.number), self.log_text())
         for node in self.slurm.compute:
             node.signal(signal.SIGCONT, RANK)
 
 
 @pytest.fixture
 def free_slurm(slurm: Slurm) -> Iterator[Slurm]:
-    """SLURM, which is freed of all jobs afterwards."""
+    """SLURM; all jobs are cancelled afterwards."""
     yield slurm
     slurm.cancel_all()
 
 
-def is_told(pid: int, number: signal.Signals) -> bool:
-    """Whether a process that was stopped will hear a signal once it runs, or runs already.
+def has_got(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal is pending for a paused process, or the process runs already.
 
-    SLURM wakes those that it warns, and srun does not those that it forwards a signal to.
+    SLURM wakes the processes that it warns; srun does not wake those to which it forwards a signal.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -92,31 +109,32 @@ def test_interrupted_job_finishes_as_if_undisturbed(
 ):
     """must survive TERM to its batch script, ``scontrol requeue`` and its time limit, in turn"""
     job = Job(free_slurm, tiny_run.folder, FILE, tiny_run.config)
-    held = job.hold("task 1/3 epoch 2/2", start=1)
+    ranks = job.pause(0, 2)
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
-    job.let_go(held, signal.SIGUSR2)  # which is what the script makes of it
+    job.resume(ranks, signal.SIGUSR2)  # the script sends it in place of TERM
 
-    job.hold("task 2/3", start=2)
-    free_slurm.do("scontrol", "requeue", job.number)  # wakes them and sends SIGTERM
+    job.pause(1, 0)
+    free_slurm.do("scontrol", "requeue", job.number)  # wakes the ranks and sends SIGTERM
 
-    held = job.hold("task 3/3", start=3)
-    # Not --time: who knows how long a busy machine takes to come this far?
+    ranks = job.pause(2, 0)
+    # Not --time: a busy machine may take longer to come this far.
     minutes = free_slurm.minutes(job.number) + 2
     free_slurm.do("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
-    job.let_go(held, signal.SIGUSR2)  # two minutes ahead, and up to half a minute earlier
+    job.resume(ranks, signal.SIGUSR2)  # two minutes ahead, or up to half a minute earlier
     job.wait_for("goes back to the queue", start=3)
     free_slurm.do("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
 
-    job.wait_for("task 3/3", start=4)
+    job.wait_for_resumption(3)
     ended = free_slurm.wait(job.number, *ENDED, timeout_s=SECONDS)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), job.said()
-    assert job.said().count("goes back to the queue") == 2  # the other time SLURM did it
-    assert job.said().count("task 1/3 epoch 1/2 step 1/") == 1  # it never began again
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), job.log_text()
+    assert job.log_text().count("goes back to the queue") == 2  # the other time SLURM did it
+    steps = [(event["task"], event["step"]) for event in job.events("step")]
+    assert steps == sorted(set(steps))  # no step is repeated
     science(job.output).assert_equals(undisturbed)
 
 
-def test_job_that_is_cancelled_stays_away(free_slurm: Slurm, tiny_run: TinyRun):
-    """must not return to the queue, though it ends by the same signals as one that shall"""
+def test_cancelled_job_is_not_requeued(free_slurm: Slurm, tiny_run: TinyRun):
+    """must hold although it gets the same signals as a job that must be requeued"""
     job = Job(free_slurm, tiny_run.folder, FILE, tiny_run.config)
     job.wait_for("start 1", start=1)
     ranks = wait_until(
@@ -125,11 +143,11 @@ def test_job_that_is_cancelled_stays_away(free_slurm: Slurm, tiny_run: TinyRun):
     assert ranks
     free_slurm.do("scancel", job.number)
     ended = free_slurm.wait(job.number, *ENDED, timeout_s=SECONDS)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.log_text()
 
 
 def test_array_is_a_table_of_seeds_and_orders(free_slurm: Slurm, tiny_run: TinyRun):
-    """must give each index a run of its own, and end at once where the table has no such row"""
+    """must give each index its own run, and end at once if the table has no such row"""
     folder = tiny_run.folder
     table = {"SEEDS": "5 6", "ORDERS": "1993 7", "RUNS": "runs"}
     number = free_slurm.submit(
@@ -142,10 +160,10 @@ def test_array_is_a_table_of_seeds_and_orders(free_slurm: Slurm, tiny_run: TinyR
         for index in (1, 2, 4)
     }
     for index, seed, order in ((1, 6, 1993), (2, 5, 7)):
-        said = (folder / f"{index}.log").read_text()
-        assert ended[index]["ExitCode"] == "0:0", said
+        text = (folder / f"{index}.log").read_text()
+        assert ended[index]["ExitCode"] == "0:0", text
         resolved = folder / f"{index}.yaml"
-        resolved.write_text(said.partition("\n")[2])
+        resolved.write_text(text.partition("\n")[2])
         config = load_config(resolved)
         assert (config.seed, config.tasks.order_seed) == (seed, order)
         assert config.output == f"runs/tiny/{index}"
@@ -179,16 +197,16 @@ def test_requeued_sweep_finishes_without_repeating_a_trial(
     job = Job(free_slurm, tmp_path, SWEEP_FILE, config)
 
     def is_under_way() -> bool:
-        begun = list(output.glob("trials/*/run-0/snapshots"))
-        return len(begun) >= 2 and all(node.processes(RANK) for node in free_slurm.compute)
+        started = list(output.glob("trials/*/run-0/snapshots"))
+        return len(started) >= 2 and all(node.processes(RANK) for node in free_slurm.compute)
 
     wait_until(lambda: is_under_way() or job.has_ended(), timeout_s=2 * SECONDS, every_s=0.2)
-    assert is_under_way(), job.said()
+    assert is_under_way(), job.log_text()
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
 
     job.wait_for("Running command on head node", start=2)
     ended = free_slurm.wait(job.number, *ENDED, timeout_s=2 * SECONDS)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log_text()
     records = [
         TrialRecord.model_validate_json(file.read_text())
         for file in sorted(output.glob("trials/*/trial.json"))

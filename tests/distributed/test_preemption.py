@@ -1,6 +1,6 @@
-"""A run that a signal stops leaves one snapshot, no process, and a status that says: start again.
+"""A run that a signal stops leaves a snapshot, no process, and status 75: start it again.
 
-The runs are started as users start them; signals go to one process or to many, as a person, a
+The runs are started as users start them. Signals go to one process or to many, as a person, a
 batch system or a launcher sends them.
 """
 
@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from pipeline.config import Config, dump_config
 from pipeline.distributed.preemption import STOP_SIGNALS, StopRequest, stop_signals_blocked
 from pipeline.distributed.world import World
 from pipeline.errors import Preempted
+from pipeline.events import VARIABLE, read_events
 from tests.interruptions import Outcome, changed, newest_snapshot, outcome, start
 from tests.processes import command, left_after, marked
 from tests.ranks import run_ranks
@@ -36,12 +38,12 @@ ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "pipeline" / "train.py")
 PROGRAMS = Path(sys.executable).parent
 MARK = "MARK_OF_THIS_RUN"
-PATIENCE_S = 200.0  # for a start of two ranks on a machine that is busy with other things
+START_S = 200.0  # longest time for the start of two ranks on a busy machine
 
 
 @pytest.fixture(scope="module")
 def config(tiny_arch: str, tiny_shards: str) -> Config:
-    """A run with loader workers that takes long enough to be stopped at will."""
+    """A run with loader workers that takes long enough to be stopped."""
     return build_config(
         tiny_arch, tiny_shards, method=VARIANTS["anchors kept as learned"].model_dump(),
         optim={"epochs": 20}, data={"workers": 1}, engine={"timeout_s": 10},
@@ -51,7 +53,7 @@ def config(tiny_arch: str, tiny_shards: str) -> Config:
 
 @dataclass
 class Command:
-    """A command that trains in ``folder``, started anew each time."""
+    """A command that trains in ``folder`` and can be started several times."""
 
     folder: Path
     config: Config
@@ -61,7 +63,7 @@ class Command:
     starts: int = 0
 
     def begin(self, words: list[str] | None = None) -> None:
-        """Start it, and return once it has done a few steps."""
+        """Start it."""
         (self.folder / "config.yaml").write_text(dump_config(self.config))
         self.starts += 1
         on_cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -70,183 +72,193 @@ class Command:
             self.process = subprocess.Popen(
                 [*(words or self.words), "--config", "config.yaml"],
                 cwd=self.folder,
-                env=environment | on_cpu | {MARK: self.mark},
+                env=environment | on_cpu | {MARK: self.mark, VARIABLE: str(self.event_file)},
                 stdout=log,
                 stderr=log,
             )
 
     @property
     def log(self) -> Path:
-        """What the present start says."""
+        """The log of the latest start."""
         return self.folder / f"{self.starts}.log"
 
     @property
-    def said(self) -> str:
-        """Everything that it has said."""
+    def event_file(self) -> Path:
+        """The events of the latest start."""
+        return self.folder / f"{self.starts}.events.jsonl"
+
+    @property
+    def log_text(self) -> str:
+        """The log of the latest start so far."""
         return self.log.read_text()
 
-    def steps(self) -> int:
-        """How many steps this start has done."""
-        return len(re.findall(r" step \d+/", self.said))
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events ``name`` of the latest start so far."""
+        events, _ = read_events(self.event_file)
+        return [event for event in events if event["event"] == name]
 
     def wait_for_steps(self, count: int) -> None:
-        """Return as soon as it has done so many."""
+        """Return as soon as the latest start has done ``count`` steps."""
         wait_until(
-            lambda: self.steps() >= count or self.process.poll() is not None,
-            timeout_s=PATIENCE_S,
+            lambda: len(self.events("step")) >= count or self.process.poll() is not None,
+            timeout_s=START_S,
             every_s=0.05,
         )
-        assert self.process.poll() is None and self.steps() >= count, self.said[-4000:]
+        assert self.process.poll() is None, self.log_text[-4000:]
+        assert len(self.events("step")) >= count, self.log_text[-4000:]
+
+    def resumed_at(self) -> str:
+        """The snapshot from which the latest start continued."""
+        (resumed,) = self.events("resumed")
+        return snapshot_name(resumed["task"], resumed["step"])
+
+    def last_step(self) -> str:
+        """The name of a snapshot after the last step of the latest start."""
+        last = self.events("step")[-1]
+        return snapshot_name(last["task"], last["step"] + 1)
 
     def status(self) -> int:
-        """Its exit status, once it has ended."""
-        return self.process.wait(PATIENCE_S)
+        """The exit status, after waiting for the end."""
+        return self.process.wait(START_S)
 
     def ranks(self) -> list[psutil.Process]:
-        """Its ranks in order, without launchers and loader workers."""
+        """The ranks in order, without launchers and loader workers."""
         found = {}
         for process in marked(MARK, self.mark):
-            # Launchers say the same words, and loader workers have the same RANK.
+            # Launchers have the same command line, and loader workers the same RANK.
             place = process.environ().get("RANK")
             if place is not None and f"{TRAIN} " in command(process):
                 found[int(place)] = process
         return [found[rank] for rank in sorted(found)]
 
     def assert_leaves_nothing(self) -> None:
-        """must end every process that it has started, its own children's children too"""
+        """must end every process that it has started, at any depth"""
         assert left_after(MARK, self.mark, seconds=60) == []
 
 
+def snapshot_name(task: int, steps: int) -> str:
+    """The name of a snapshot after ``steps`` steps of a task."""
+    return f"task-{task:03d}-step-{steps:06d}"
+
+
 @pytest.fixture
-def begun(config: Config, tmp_path: Path) -> Iterator[Command]:
-    """The run under ``deepspeed`` on two ranks; it is ended afterwards, however the test went."""
+def run(config: Config, tmp_path: Path) -> Iterator[Command]:
+    """The run under ``deepspeed`` on two ranks; every process ends with the test."""
     port = str(free_ports(1)[0])
     words = [str(PROGRAMS / "deepspeed"), "--num_accelerators", "2", "--master_port", port, TRAIN]
-    run = Command(tmp_path, changed(config, output=str(tmp_path / "run")), words)
-    yield run
-    for process in marked(MARK, run.mark):
+    command = Command(tmp_path, changed(config, output=str(tmp_path / "run")), words)
+    yield command
+    for process in marked(MARK, command.mark):
         process.kill()
-    if run.process:
-        run.process.wait(30)
+    if command.process:
+        command.process.wait(30)
 
 
 def undisturbed(world: World, config: Config) -> bool:
     return start(config, world=world)
 
 
-def find(config: Config, world_size: int, folder: Path) -> Outcome:
-    """What an undisturbed run on so many ranks finds."""
+def outcome_of(config: Config, world_size: int, folder: Path) -> Outcome:
+    """The outcome of an undisturbed run on ``world_size`` ranks."""
     alone = changed(config, output=str(folder / "undisturbed"), data={"workers": 0})
-    ranks = run_ranks(undisturbed, world_size, alone, collective_s=None, timeout_s=PATIENCE_S)
+    ranks = run_ranks(undisturbed, world_size, alone, collective_s=None, timeout_s=START_S)
     assert all(ranks)
     return outcome(alone.output)
 
 
 @pytest.fixture(scope="module")
-def wanted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What an undisturbed run on two ranks finds."""
-    return find(config, 2, tmp_path_factory.mktemp("wanted"))
+def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The outcome of an undisturbed run on two ranks."""
+    return outcome_of(config, 2, tmp_path_factory.mktemp("expected"))
 
 
-def all_below(process: psutil.Process) -> list[psutil.Process]:
+def with_children(process: psutil.Process) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def of_one_rank(run: Command) -> list[psutil.Process]:
+def one_rank(run: Command) -> list[psutil.Process]:
     return run.ranks()[1:]
 
 
-def of_all_ranks(run: Command) -> list[psutil.Process]:
+def all_ranks(run: Command) -> list[psutil.Process]:
     """With their loader workers, as a batch system does it."""
-    return [each for rank in run.ranks() for each in all_below(rank)]
+    return [each for rank in run.ranks() for each in with_children(rank)]
 
 
-def of_the_front(run: Command) -> list[psutil.Process]:
+def front_process(run: Command) -> list[psutil.Process]:
     return [psutil.Process(run.process.pid)]
 
 
-def of_the_inner_launcher(run: Command) -> list[psutil.Process]:
+def inner_launcher(run: Command) -> list[psutil.Process]:
     (inner,) = {rank.ppid() for rank in run.ranks()}
     return [psutil.Process(inner)]
 
 
 TORCHRUN = [str(PROGRAMS / "torchrun"), "--nproc-per-node", "2", TRAIN]
-# Who is sent what, and with which status the command that was typed ends. A process that a signal
-# kills cannot say 75: DeepSpeed's front process dies of both signals; its inner launcher turns
-# SIGTERM into status 1; torchrun says 1 whatever its ranks say. The ranks stop in order even so.
+# Launcher, signal, the processes that get it, and the exit status of the command. Some cannot
+# return 75: DeepSpeed's front process dies of both signals, its inner launcher turns SIGTERM into
+# status 1, and torchrun always returns 1. The ranks stop in order nevertheless.
 WAYS = [
-    ("deepspeed", signal.SIGTERM, of_one_rank, 75),
-    ("deepspeed", signal.SIGUSR2, of_all_ranks, 75),
-    ("deepspeed", signal.SIGTERM, of_the_front, -signal.SIGTERM),
-    ("deepspeed", signal.SIGTERM, of_the_inner_launcher, 1),
-    ("torchrun", signal.SIGTERM, of_the_front, 1),
+    ("deepspeed", signal.SIGTERM, one_rank, 75),
+    ("deepspeed", signal.SIGUSR2, all_ranks, 75),
+    ("deepspeed", signal.SIGTERM, front_process, -signal.SIGTERM),
+    ("deepspeed", signal.SIGTERM, inner_launcher, 1),
+    ("torchrun", signal.SIGTERM, front_process, 1),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # six starts
-def test_stopped_in_every_way_one_after_another(begun, wanted):
-    """must snapshot once each time, go on there with the next start, and find the very same"""
-    stood_at = None
+def test_stopped_in_every_way_one_after_another(run, expected):
+    """must take one snapshot each time, resume there, and end with the same bits"""
+    before = None
     for launcher, number, victims, status in WAYS:
         way = f"{launcher}: {number.name} {victims.__name__}"
-        begun.begin(TORCHRUN if launcher == "torchrun" else None)
-        begun.wait_for_steps(3)
-        for process in victims(begun):
+        run.begin(TORCHRUN if launcher == "torchrun" else None)
+        run.wait_for_steps(3)
+        for process in victims(run):
             process.send_signal(number)
-        assert begun.status() == status, f"{way}: {begun.said[-4000:]}"
-        begun.assert_leaves_nothing()
-        assert "Traceback" not in begun.said or launcher == "torchrun", f"{way}: {begun.said}"
-        stands_at = newest_snapshot(begun.config)
-        assert stands_at != stood_at, way
-        if stood_at:
-            assert goes_on_at(begun.said) == stood_at, way
-        assert last_step(begun.said) == stands_at, way  # not a step is lost
-        stood_at = stands_at
-    begun.begin()
-    assert begun.status() == 0, begun.said[-4000:]
-    assert goes_on_at(begun.said) == stood_at
-    outcome(begun.config.output).assert_equals(wanted)
-    begun.assert_leaves_nothing()
-
-
-def goes_on_at(said: str) -> str:
-    """The snapshot that a start says it goes on from."""
-    task, step = re.search(r"going on at task (\d+), step (\d+)", said).groups()
-    return f"task-{int(task) - 1:03d}-step-{int(step) - 1:06d}"
-
-
-def last_step(said: str) -> str:
-    """The snapshot that would be taken after the last step that a start has told of."""
-    task, step = re.findall(r"task (\d+)/\d+ epoch .* step (\d+)/", said)[-1]
-    return f"task-{int(task) - 1:03d}-step-{int(step):06d}"
+        assert run.status() == status, f"{way}: {run.log_text[-4000:]}"
+        run.assert_leaves_nothing()
+        assert "Traceback" not in run.log_text or launcher == "torchrun", f"{way}: {run.log_text}"
+        newest = newest_snapshot(run.config)
+        assert newest != before, way
+        if before:
+            assert run.resumed_at() == before, way
+        assert run.last_step() == newest, way  # not a step is lost
+        before = newest
+    run.begin()
+    assert run.status() == 0, run.log_text[-4000:]
+    assert run.resumed_at() == before
+    outcome(run.config.output).assert_equals(expected)
+    run.assert_leaves_nothing()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_one_process_without_a_launcher(begun, tmp_path):
-    """must say 75 for both signals, also for one that comes while the program is being loaded"""
-    begun.words = [sys.executable, "-m", "pipeline.train"]
-    begun.config = changed(begun.config, optim={"epochs": 8})
-    os.symlink(ROOT / "pipeline", begun.folder / "pipeline")
+def test_one_process_without_a_launcher(run, tmp_path):
+    """must end with 75 for both signals, also if one comes while the program is being loaded"""
+    run.words = [sys.executable, "-m", "pipeline.train"]
+    run.config = changed(run.config, optim={"epochs": 8})
+    os.symlink(ROOT / "pipeline", run.folder / "pipeline")
     for number in STOP_SIGNALS:
-        begun.begin()
-        begun.wait_for_steps(2)
-        for process in all_below(psutil.Process(begun.process.pid)):
+        run.begin()
+        run.wait_for_steps(2)
+        for process in with_children(psutil.Process(run.process.pid)):
             process.send_signal(number)
-        assert begun.status() == 75, begun.said[-4000:]
-        assert f"error: stopped by {number.name}; start the same command again" in begun.said
-        begun.assert_leaves_nothing()
-    stood_at = newest_snapshot(begun.config)
-    begun.begin()
-    wait_until(lambda: listens(begun.process.pid), timeout_s=PATIENCE_S, every_s=0.01)
-    begun.process.send_signal(signal.SIGTERM)
-    assert begun.status() == 75, begun.said[-4000:]
-    assert begun.steps() == 0 and newest_snapshot(begun.config) == stood_at
-    begun.begin()
-    assert begun.status() == 0, begun.said[-4000:]
-    outcome(begun.config.output).assert_equals(find(begun.config, 1, tmp_path))
-    begun.assert_leaves_nothing()
+        assert run.status() == 75, run.log_text[-4000:]
+        assert f"error: stopped by {number.name}; start the same command again" in run.log_text
+        run.assert_leaves_nothing()
+    before = newest_snapshot(run.config)
+    run.begin()
+    wait_until(lambda: listens(run.process.pid), timeout_s=START_S, every_s=0.01)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.status() == 75, run.log_text[-4000:]
+    assert run.events("step") == [] and newest_snapshot(run.config) == before
+    run.begin()
+    assert run.status() == 0, run.log_text[-4000:]
+    outcome(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
+    run.assert_leaves_nothing()
 
 
 def listens(pid: int) -> bool:
@@ -257,23 +269,28 @@ def listens(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_lost_ranks_end_the_job_and_lose_little(begun, wanted):
-    """must give the reason on the first rank's log, soon, and go on from the last snapshot"""
+def test_lost_rank_ends_the_job_and_costs_few_steps(run, expected):
+    """must report the reason on rank 0, soon, and continue from the last snapshot"""
     for number, limit_s in ((signal.SIGKILL, 45), (signal.SIGSTOP, 10 + 75)):
-        begun.begin()
-        begun.wait_for_steps(23)  # beyond a snapshot
-        begun.ranks()[1].send_signal(number)
-        struck = time.monotonic()
-        status = begun.status()
-        assert time.monotonic() - struck < limit_s  # DeepSpeed gives a hanging rank 30 s to end
-        assert status not in (0, 75), begun.said[-4000:]
-        said = [line for line in begun.said.splitlines() if line.startswith("error: rank 0 lost")]
-        assert len(said) == 1 and "start the same command again to go on" in said[0], begun.said
-        assert "Traceback" not in begun.said
-        begun.assert_leaves_nothing()
-    begun.begin()
-    assert begun.status() == 0, begun.said[-4000:]
-    outcome(begun.config.output).assert_equals(wanted)
+        run.begin()
+        run.wait_for_steps(23)  # beyond a snapshot
+        run.ranks()[1].send_signal(number)
+        sent = time.monotonic()
+        status = run.status()
+        assert time.monotonic() - sent < limit_s  # DeepSpeed gives a hanging rank 30 s to end
+        assert status not in (0, 75), run.log_text[-4000:]
+        errors = [
+            line for line in run.log_text.splitlines() if line.startswith("error: rank 0 lost")
+        ]
+        assert len(errors) == 1, run.log_text
+        assert "start the same command again to continue" in errors[0]
+        # A loader worker that was answering the killed rank fails in a thread of Python.
+        tracebacks = re.findall(r'^Traceback .*\n +File "(.*)", line', run.log_text, re.MULTILINE)
+        assert all(file.endswith("/resource_sharer.py") for file in tracebacks), run.log_text
+        run.assert_leaves_nothing()
+    run.begin()
+    assert run.status() == 0, run.log_text[-4000:]
+    outcome(run.config.output).assert_equals(expected)
 
 
 STREAM = """
@@ -296,7 +313,7 @@ if __name__ == "__main__":
 
 
 def test_loader_workers_end_with_the_rank_that_was_killed(tiny_shards, tmp_path):
-    """must hold although they are children of a server, and are told nothing"""
+    """must hold although their parent is a server process that gets no signal"""
     (tmp_path / "stream.py").write_text(STREAM)
     mark, words = uuid.uuid4().hex, [sys.executable, "stream.py", tiny_shards]
     environment = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT)}
@@ -313,8 +330,8 @@ def test_loader_workers_end_with_the_rank_that_was_killed(tiny_shards, tmp_path)
 
 
 @pytest.fixture
-def heard() -> Iterator[StopRequest]:
-    """A request that listens in this process, which hears as before afterwards."""
+def request_of_this_process() -> Iterator[StopRequest]:
+    """A request that listens in this process; its handlers are removed afterwards."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     stop = StopRequest()
     stop.listen()
@@ -324,16 +341,19 @@ def heard() -> Iterator[StopRequest]:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_signal_is_noted_and_nothing_else_happens(heard, number):
-    heard.raise_if_requested()
+def test_signal_is_noted_and_nothing_else_happens(request_of_this_process, number):
+    stop = request_of_this_process
+    stop.raise_if_requested()
+    assert not stop.is_made
     signal.raise_signal(number)
+    assert stop.is_made
     with pytest.raises(Preempted, match=f"stopped by {number.name}; start the same command again"):
-        heard.raise_if_requested()
+        stop.raise_if_requested()
     assert Preempted.exit_status == 75
 
 
-def test_children_of_the_block_are_deaf(heard):
-    """must not die of what is sent to the whole job, and leave this process hearing"""
+def test_children_of_the_block_ignore_stop_signals(request_of_this_process):
+    """must survive signals to the entire job, while this process still gets them"""
     words = [sys.executable, "-c", "print('up', flush=True); input(); print('down')"]
     pipe = subprocess.PIPE
     with stop_signals_blocked():
@@ -344,4 +364,4 @@ def test_children_of_the_block_are_deaf(heard):
     assert child.communicate("\n", timeout=60)[0] == "down\n" and child.returncode == 0
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Preempted):
-        heard.raise_if_requested()
+        request_of_this_process.raise_if_requested()

@@ -1,10 +1,10 @@
 """Machines for the tests: each has its own address, host name, processes and sshd.
 
-A node is a handful of Linux namespaces (network, processes, mounts, host name, IPC) held by one
-shell, which is their process 1: when it dies, as in a power failure, the kernel kills everything
-on the node. It also dies with this Python, which holds its standard input. The nodes meet on a
-bridge inside a namespace of its own; the machine's network, ``/etc`` and ``~/.ssh`` stay as they
-are, since what a node sees there is laid over them in the node only. All see the same files.
+A node is a set of Linux namespaces (network, processes, mounts, host name, IPC) of one shell, which
+is process 1 in them. When the shell dies, as in a power failure, the kernel kills all processes of
+the node. It also dies with this Python, which keeps its standard input open. A bridge in a separate
+namespace connects the nodes. The network of the machine, its ``/etc`` and ``~/.ssh`` do not change:
+a node mounts its own files over them. All nodes have the same file system.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROGRAMS = ("unshare", "nsenter", "mount", "ip", "sshd", "ssh-keygen", "ssh", "p
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Process 1 of a node. Not `ip netns exec`, which remounts /sys without the cgroup tree that slurmd
-# looks for. `wait` also collects orphans, as an init must.
+# Process 1 of a node. Not `ip netns exec`: it remounts /sys without the cgroup tree, which slurmd
+# needs. `wait` also collects orphans, as an init must.
 BOOT = """\
 set -e
 name=$1 folder=$2
@@ -68,7 +68,7 @@ Host *
 
 @functools.cache
 def why_unavailable(programs: tuple[str, ...] = PROGRAMS) -> str | None:
-    """Why no nodes can be had here, or None if they can."""
+    """The reason why this machine can have no nodes, or None if it can."""
     if sys.platform != "linux":
         return "nodes are made of Linux namespaces"
     if os.geteuid() != 0:
@@ -82,19 +82,19 @@ def why_unavailable(programs: tuple[str, ...] = PROGRAMS) -> str | None:
 
 
 class Node:
-    """One machine; ``boot`` it before use."""
+    """One machine; call ``boot`` before use."""
 
     def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address, self.folder = name, address, folder
         self._holder: subprocess.Popen[str] | None = None
-        self._space = 0  # the number of its namespace of processes
+        self._space = 0  # the number of its process namespace
         self._started: list[subprocess.Popen[Any]] = []
 
     def boot(self) -> None:
-        """Start the node, without a cable.
+        """Start the node, without a network.
 
         Raises:
-            RuntimeError: it did not come up; the message says why.
+            RuntimeError: it did not start; the message gives its log.
         """
         unshare = ["unshare", *NAMESPACES, "--pid", "--fork", "--kill-child", "--mount-proc"]
         with open(self.folder / f"{self.name}.log", "a") as log:
@@ -109,17 +109,17 @@ class Node:
         if self._holder.stdout.readline() != "up\n":
             self.kill()
             log = (self.folder / f"{self.name}.log").read_text()
-            raise RuntimeError(f"node {self.name} did not come up: {log}")
+            raise RuntimeError(f"node {self.name} did not start: {log}")
         self._space = os.stat(f"/proc/{self.pid}/ns/pid_for_children").st_ino
 
     @property
     def pid(self) -> int:
-        """The process whose namespaces are this node's."""
+        """The id of the process that has the namespaces of this node."""
         return self._holder.pid
 
     @property
     def is_up(self) -> bool:
-        """Whether it was booted and not killed since."""
+        """Whether it was booted and has not been killed since."""
         return self._holder is not None
 
     def start(
@@ -130,8 +130,8 @@ class Node:
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.Popen[Any]:
-        """Start a command here; a signal sent to what is returned does not reach it."""
-        # The namespace of processes is the holder's children's, not its own.
+        """Start a command here; signals to the returned process do not reach it."""
+        # The process namespace is that of the children of the holder, not its own.
         inside = [*NAMESPACES, f"--pid=/proc/{self.pid}/ns/pid_for_children"]
         command = ["nsenter", f"--target={self.pid}", *inside, "env", f"--chdir={folder}", *words]
         environment = {"PATH": PATH} if environment is None else dict(environment)
@@ -144,7 +144,7 @@ class Node:
     def run(
         self, words: Sequence[str], *, timeout_s: float = 60, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command here to its end; its output is kept as text."""
+        """Run a command here to its end; its output is text."""
         process = self.start(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
         )
@@ -155,11 +155,11 @@ class Node:
         return subprocess.CompletedProcess(list(words), process.returncode, output)
 
     def processes(self, pattern: str) -> list[int]:
-        """Ids, as this Python sees them, of what runs here with such a command line."""
+        """Ids, as seen by this Python, of the processes here with a matching command line."""
         return [pid for pid, command in self._all_processes() if re.search(pattern, command)]
 
     def signal(self, number: signal.Signals, pattern: str) -> list[int]:
-        """Send a signal to the processes that :meth:`processes` finds; returns them."""
+        """Send a signal to the processes that :meth:`processes` finds; returns their ids."""
         found = self.processes(pattern)
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
@@ -167,7 +167,7 @@ class Node:
         return found
 
     def kill(self) -> None:
-        """Pull the plug: everything on the node is killed at once."""
+        """Pull the plug: all processes of the node are killed at once."""
         if self._holder is None:
             return
         self.pull_plug()
@@ -180,15 +180,15 @@ class Node:
         self._started.clear()
 
     def pull_plug(self) -> None:
-        """:meth:`kill` without waiting for the kernel to clear up."""
+        """:meth:`kill` without waiting until the kernel has ended all processes."""
         if self._holder is not None:
             self._holder.kill()
 
     def _all_processes(self) -> list[tuple[int, str]]:
-        """Id, as this Python sees it, and command line of what runs here; zombies have none."""
+        """Id, as seen by this Python, and command line of every process here, except zombies."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended
                 if os.stat(folder / "ns" / "pid").st_ino == self._space:
                     command = (folder / "cmdline").read_bytes().decode(errors="replace")
                     found.append((int(folder.name), command.replace("\0", " ")))
@@ -198,7 +198,7 @@ class Node:
 class Nodes:
     """Machines ``names`` on one network, each with an sshd if ``ssh``; use as a context manager.
 
-    Everything they need on disk is in ``folder``.
+    All their files are in ``folder``.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], *, ssh: bool = False) -> None:
@@ -240,11 +240,11 @@ class Nodes:
         return iter(self._nodes.values())
 
     def boot(self, name: str) -> None:
-        """Start a node that is down and plug it in."""
+        """Start a node that is down and connect it."""
         node = self[name]
         node.boot()
         number = node.address.rpartition(".")[2]
-        # The same card as before a reboot, or the others would speak to the old one for a while.
+        # The address of the card does not change: others would use the old one for a while.
         card = f"eth0 address 02:00:00:00:00:{number}"
         self._network(f"link del to-{name}", check=False)
         self._network(f"link add to-{name} type veth peer name {card} netns {node.pid}")
@@ -255,7 +255,7 @@ class Nodes:
             self._start_sshd(node)
 
     def cut(self, name: str) -> None:
-        """Lose whatever is sent to or by a node, without a word: both its links stay up."""
+        """Lose all packets to and from a node silently: both ends of its link stay up."""
         self._network(f"link set to-{name} nomaster")
 
     def heal(self, name: str) -> None:
@@ -263,7 +263,7 @@ class Nodes:
         self._network(f"link set to-{name} master br0")
 
     def _network(self, words: str, node: Node | None = None, *, check: bool = True) -> None:
-        """``ip`` in a node's network, by default the switch's; process ids are this Python's."""
+        """``ip`` in the network of a node, by default the switch; process ids as in this Python."""
         enter = ["nsenter", f"--net=/proc/{(node or self._switch).pid}/ns/net"]
         done = subprocess.run(
             [*enter, "ip", *words.split()], env={"PATH": PATH}, capture_output=True, text=True
@@ -284,7 +284,7 @@ class Nodes:
         config, log = self.folder / f"{node.name}.sshd", self.folder / f"{node.name}.sshd.log"
         config.write_text(SSHD_CONFIG.format(address=node.address, folder=self.folder))
         with open(log, "w") as file:
-            sshd = shutil.which("sshd", path=PATH)  # it insists on its full path
+            sshd = shutil.which("sshd", path=PATH)  # it requires its full path
             node.start([sshd, "-D", "-e", "-f", str(config)], stderr=file)
         listening = wait_until(lambda: "listening" in log.read_text(), timeout_s=20)
         if not listening:

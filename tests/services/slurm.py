@@ -1,8 +1,8 @@
-"""A real SLURM for the tests: a head and some nodes, each with a network of its own.
+"""A real SLURM for the tests: a head and several nodes on separate networks.
 
-munged, slurmctld and the slurmds run in the foreground on :class:`~tests.services.nodes.Nodes`,
-with every file of theirs in one folder, and end with them. There are no limits on memory or
-processors: those would take cgroups.
+munged, slurmctld and the slurmds run in the foreground on :class:`~tests.services.nodes.Nodes` and
+end with them; all their files are in one folder. Memory and processors are not limited, because
+that needs cgroups.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.services.nodes import PATH, Node, Nodes, wait_until
 
 PROGRAMS = ("unshare", "nsenter", "mount", "ip", "munged", "slurmctld", "slurmd", "sbatch")
 
-# cred_expire: a requeued job waits as long as its credential lives, two minutes by default.
-# ReturnToService: a node that was killed works again as soon as its slurmd is back.
+# cred_expire: a requeued job waits until its credential expires, by default after two minutes.
+# ReturnToService: a killed node is used again as soon as its slurmd is back.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost=head
@@ -56,9 +56,9 @@ GRES = "NodeName={nodes} Name=gpu File={folder}/gpu[0-7]\n"
 
 
 class Slurm:
-    """A cluster of ``n_nodes`` nodes ``n1`` … with all it needs in ``folder``; a context manager.
+    """A cluster of the nodes ``n1`` … with all files in ``folder``; use as a context manager.
 
-    The folder's path must be short: it holds a Unix socket.
+    The path of the folder must be short: a Unix socket is in it.
     """
 
     def __init__(self, folder: Path, n_nodes: int) -> None:
@@ -68,7 +68,7 @@ class Slurm:
         values = {"folder": folder, "nodes": f"n[1-{n_nodes}]"}
         (folder / "slurm.conf").write_text(CONFIG.format(**values))
         (folder / "gres.conf").write_text(GRES.format(**values))
-        for number in range(8):  # what passes for a GPU is another /dev/null
+        for number in range(8):  # a copy of /dev/null stands for a GPU
             os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         for name in ("state", *(f"spool.{name}" for name in names)):
             (folder / name).mkdir()
@@ -82,8 +82,8 @@ class Slurm:
             for node in self.compute:
                 self._start(node, "slurmd", "-D", "-N", node.name)
             if not wait_until(self._all_idle, timeout_s=60):
-                said = [f"{log.name}: {log.read_text()[-1500:]}" for log in self._logs()]
-                raise RuntimeError("\n".join(["SLURM's nodes are not idle", *said]))
+                logs = [f"{log.name}: {log.read_text()[-1500:]}" for log in self._logs()]
+                raise RuntimeError("\n".join(["the nodes of SLURM are not idle", *logs]))
         except BaseException:
             self.nodes.__exit__()
             raise
@@ -94,7 +94,7 @@ class Slurm:
 
     @property
     def compute(self) -> list[Node]:
-        """The nodes that jobs run on."""
+        """The nodes on which jobs run."""
         return [node for node in self.nodes if node.name != "head"]
 
     def run(
@@ -104,41 +104,41 @@ class Slurm:
         environment: Mapping[str, str] | None = None,
         timeout_s: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of SLURM's commands on the head; ``environment`` is what jobs take along."""
+        """Run a command of SLURM on the head; jobs get its ``environment``."""
         environment = self._environment | dict(environment or {})
         return self.nodes["head"].run(
             words, folder=folder, environment=environment, timeout_s=timeout_s
         )
 
     def do(self, *words: str) -> None:
-        """Run one of SLURM's commands, which must succeed."""
+        """Run a command of SLURM that must succeed."""
         done = self.run(*words)
         assert done.returncode == 0, done.stdout
 
     def submit(
         self, *words: str, folder: Path | str, environment: Mapping[str, str] | None = None
     ) -> str:
-        """Submit a batch file with ``sbatch``; returns the job's id."""
+        """Submit a batch file with ``sbatch``; returns the id of the job."""
         done = self.run("sbatch", "--parsable", *words, folder=folder, environment=environment)
         assert done.returncode == 0, done.stdout
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What ``scontrol show job`` says of a job: ``JobState``, ``Restarts``, ``ExitCode``, …"""
-        said = self.run("scontrol", "show", "job", number).stdout
-        return dict(re.findall(r"(\w+)=(\S*)", said))
+        """The fields of ``scontrol show job``: ``JobState``, ``Restarts``, ``ExitCode``, …"""
+        text = self.run("scontrol", "show", "job", number).stdout
+        return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def minutes(self, number: str) -> int:
-        """For how many whole minutes a job has been running since its last start."""
-        ran = re.match(r"(?:(\d+)-)?(\d+):(\d+)", self.job(number)["RunTime"])
-        days, hours, minutes = (int(part or 0) for part in ran.groups())
+        """The full minutes since the last start of a job."""
+        elapsed = re.match(r"(?:(\d+)-)?(\d+):(\d+)", self.job(number)["RunTime"])
+        days, hours, minutes = (int(part or 0) for part in elapsed.groups())
         return (days * 24 + hours) * 60 + minutes
 
     def wait(self, number: str, *states: str, timeout_s: float) -> dict[str, str]:
-        """The job once it is in one of ``states``.
+        """The fields of the job as soon as it is in one of ``states``.
 
         Raises:
-            TimeoutError: it was not in time; the message says how it stands.
+            TimeoutError: it was not in time; the message gives its fields.
         """
         if not wait_until(
             lambda: self.job(number).get("JobState") in states, timeout_s=timeout_s, every_s=0.2
@@ -153,21 +153,21 @@ class Slurm:
             raise TimeoutError(self.run("squeue").stdout)
 
     def _start_munge(self) -> None:
-        """One for all nodes, which reach it through the file system."""
+        """Start one munged; all nodes reach it through the file system."""
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         places = {"key-file": "key", "socket": "sock", "pid-file": "pid", "seed-file": "seed"}
         options = [f"--{option}={self.folder}/munge.{end}" for option, end in places.items()]
         log = f"--log-file={self.folder}/munged-own.log"
-        # --force: the folder's owner and rights are not what munged would like.
+        # --force: munged would refuse the owner and the permissions of the folder.
         self._start(self.nodes["head"], "munged", "--foreground", "--force", *options, log)
         if not wait_until((self.folder / "munge.sock").exists, timeout_s=20):
-            said = (self.folder / "head.munged.log").read_text()
-            raise RuntimeError(f"munged did not start: {said}")
+            text = (self.folder / "head.munged.log").read_text()
+            raise RuntimeError(f"munged did not start: {text}")
 
     def _start(self, node: Node, name: str, *options: str) -> None:
-        """Start a daemon, which takes its own full path to start its children."""
+        """Start a daemon by its full path, which it needs to start its children."""
         with open(self.folder / f"{node.name}.{name}.log", "a") as log:
             program = shutil.which(name, path=PATH)
             node.start([program, *options], environment=self._environment, stdout=log, stderr=log)
