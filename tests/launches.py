@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,13 +127,16 @@ class Started:
         """must end with status 0"""
         assert self.status() == 0, self.log.read_text()[-4000:]
 
-    def wait_for(self, words: str) -> None:
-        """Return as soon as its log has ``words``."""
-        self._wait(lambda: words in self.log.read_text())
-
     def wait_for_task(self, task: int) -> None:
         """Return as soon as rank 0 has done a step of ``task``, from 0."""
-        self._wait(lambda: any(step["task"] == task for step in self._events("step")))
+
+        def is_there() -> bool:
+            return any(step["task"] == task for step in self._events("step"))
+
+        wait_until(
+            lambda: is_there() or self.process.poll() is not None, timeout_s=SECONDS, every_s=0.01
+        )
+        assert is_there(), self.log.read_text()[-4000:]
 
     def has_resumed(self) -> bool:
         """Whether rank 0 continued from a snapshot."""
@@ -143,12 +145,6 @@ class Started:
     def _events(self, name: str) -> list[dict[str, Any]]:
         events, _ = read_events(event_file(self.log))
         return [event for event in events if event["event"] == name]
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        wait_until(
-            lambda: condition() or self.process.poll() is not None, timeout_s=SECONDS, every_s=0.01
-        )
-        assert condition(), self.log.read_text()[-4000:]
 
 
 def event_file(log: Path) -> Path:
