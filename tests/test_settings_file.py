@@ -1,0 +1,156 @@
+"""A file of settings works, or is refused with one sentence that says what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import dump_config, load_config
+from pipeline.errors import ConfigError
+
+SMALLEST = """\
+data: {index: shards}
+tasks: {classes_per_task: 3}
+model: {arch: ViT-B-32, weights: random}
+method: {name: zeroshot}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def test_override_replaces_a_value_at_any_depth(file):
+    config = load_config(
+        file,
+        ["seed=7", "data.cache.limit_gb=1.5", "method.options.tppt_v.diversity.weight=2",
+         "tasks.class_order=[2, 0, 1]", "output=s3://bucket/a=b", "tasks.limit=null"],
+    )  # fmt: skip
+    assert config.seed == 7 and config.data.cache.limit_gb == 1.5
+    assert config.method.options == {"tppt_v": {"diversity": {"weight": 2}}}
+    assert config.tasks.class_order == [2, 0, 1] and config.tasks.limit is None
+    assert config.output == "s3://bucket/a=b"  # only the first = is a separator
+
+
+def test_later_override_replaces_the_earlier(file):
+    assert load_config(file, ["seed=7", "seed=8"]).seed == 8
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'1e-4'"])
+def test_every_notation_of_a_number_is_a_number(file, text):
+    """must include 1e-4, which YAML 1.1 reads as a string"""
+    assert load_config(file, [f"optim.learning_rate={text}"]).optim.learning_rate == 1e-4
+
+
+def test_file_replaces_values_of_its_bases_section_by_section(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "first.yaml").write_text(SMALLEST + "optim: {epochs: 3, warmup_steps: 2}")
+    (tmp_path / "second.yaml").write_text("base: below/first.yaml\noptim: {epochs: 4}\nseed: 5")
+    (tmp_path / "other.yaml").write_text("seed: 6\nname: other")
+    (tmp_path / "run.yaml").write_text("base: [second.yaml, other.yaml]\nname: mine")
+    config = load_config(tmp_path / "run.yaml")
+    assert (config.optim.epochs, config.optim.warmup_steps) == (4, 2)
+    assert (config.seed, config.name) == (6, "mine")
+
+
+def test_dump_reads_back_to_the_same_value(file, tmp_path):
+    config = load_config(
+        file, ["tasks.class_order=[2, 0, 1]", "text.templates=['a {}.']", "name=größe"]
+    )
+    (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
+    again = load_config(tmp_path / "again.yaml")
+    assert again == config and dump_config(again) == dump_config(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learnng_rate=1", "learnng_rate is not a known key; did you mean 'learning_rate'"),
+        ("optm.epochs=1", "optm is not a known key; did you mean 'optim'"),
+        ("data.cache.foldr=x", "data.cache.foldr is not a known key; did you mean 'folder'"),
+        ("tasks.zzz=1", "tasks.zzz is not a known key; there are class_order, order_seed"),
+        ("optim.learning_rate=fast", "optim.learning_rate: .*valid number.*, found 'fast'"),
+        ("optim.learning_rate=-1", "optim.learning_rate: .*greater than 0, found -1"),
+        ("optim.learning_rate=.inf", "optim.learning_rate: .*finite number, found inf"),
+        ("optim.betas=[0.9, 1.5]", r"optim.betas.1: .*less than 1, found 1.5"),
+        ("optim.epochs=2.5", "optim.epochs: .*valid integer.*, found 2.5"),
+        ("data.tail=wrapp", "data.tail: .*'drop' or 'wrap', found 'wrapp'"),
+        ("engine.zero_stage=3", "engine.zero_stage: .*0 or 1, found 3"),
+        ("tasks.class_order=lambda", "class_order: .*'natural' or 'lamda', or .*list, found"),
+        ("tasks.class_order=[a]", "tasks.class_order.0: .*valid integer.*, found 'a'"),
+        ("seed=99999999999999999999", "seed: .*less than 9223372036854775808, found 999"),
+        ("data=shards", "data: must hold `key: value` lines, found 'shards'"),
+        ("optim=", "optim: must hold `key: value` lines, found None"),
+        ("output=''", "output: .*at least 1 character"),
+        ("text.templates=['a photo']", "text.templates: 'a photo' needs exactly one '{}'"),
+        ("text.templates=[]", "text.templates: .*at least 1 item"),
+        ("evaluation.split=validation", "data.validation_fraction is 0; set it to e.g. 0.2"),
+        ("seed", "override 'seed': write key=value, for instance seed=2"),
+        ("=3", "override '=3': write key=value"),
+        ("method.name.x=3", "override 'method.name.x=3': 'name' holds a value, not a section"),
+        ("seed=[", r"override 'seed=\[': '\[' is not a YAML value"),
+    ],
+)  # fmt: skip
+def test_wrong_override_is_refused(file, override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: [", "run.yaml: not valid YAML: .*line 1, column 8"),
+        ("\tseed: 1", r"run.yaml: not valid YAML: .*'\\t' that cannot start"),
+        ("- 1", "run.yaml: must hold `key: value` lines, found list"),
+        ("", "run.yaml: must hold `key: value` lines, found NoneType"),
+        ("seed: 1", "run.yaml: data is missing; it must be given"),
+        (SMALLEST + "seed: 1\nseed: 2", "run.yaml: not valid YAML: 'seed' is written twice"),
+        (SMALLEST + "optim: {epochs: 1, epochs: 2}", "'epochs' is written twice at line 5"),
+        (SMALLEST + "seed: !!python/object/apply:os.getpid []", "not valid YAML: .*constructor"),
+        (SMALLEST + "base: nowhere.yaml", "nowhere.yaml: no such configuration file"),
+        (SMALLEST + "base: run.yaml", "`base` leads back to this file; remove the circle"),
+        (SMALLEST + "base: 3", "`base` must name a file or a list of files, found"),
+    ],
+)
+def test_wrong_file_is_refused(file, text, words):
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(file)
+
+
+def test_path_without_a_text_file_is_refused(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_config(tmp_path)
+
+
+def test_message_is_one_line_and_begins_with_the_place(file):
+    for override in ("data=3", "optim.epochs=x", "tasks.class_order={a: 1}"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(file, [override])
+        assert str(caught.value).startswith(f"{file}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("output", "s3://AKIA:hush@bucket/run"),
+        ("data.index", "[shards, 's3://AKIA:hush@bucket/more']"),
+        ("snapshot.folder", "https://host/run?X-Amz-Signature=hush"),
+        ("data.cache.folder", "ftp://someone@host/cache"),
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(file, key, url):
+    """must not appear in a printed configuration, a log or results.json"""
+    with pytest.raises(ConfigError, match=f"{key}: holds credentials; .* AWS_PROFILE") as refused:
+        load_config(file, [f"{key}={url}"])
+    assert "hush" not in str(refused.value) and "someone" not in str(refused.value)
