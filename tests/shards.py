@@ -1,6 +1,6 @@
-"""Data sets of a few tiny pictures, stored without the care of the prepare command.
+"""Data sets of a few tiny images, stored without the checks of the prepare command.
 
-What that command would refuse (damaged pictures, wrong labels, missing members) can be stored here.
+Damaged images, wrong labels and missing members can be stored here, which that command refuses.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.data.stream import Batch, ShardSource, train_stream
 from pipeline.data.transforms import build_transform
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
-TRAIN = (11, 7, 13, 5, 9)  # pictures per class: 45
+TRAIN = (11, 7, 13, 5, 9)  # images per class: 45
 TEST = (3, 2, 5, 1, 4)  # 15
 
 CROP = build_transform("random_crop", 13)
 
 
 def draw_image_file(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "JPEG") -> bytes:
-    """A picture of noise, another one for each seed, as an image file."""
+    """An image file of noise, different for each seed."""
     pixel_HWC = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixel_HWC).save(file, kind)
@@ -37,7 +37,7 @@ def draw_image_file(*seed: int, size: tuple[int, int] = (29, 23), kind: str = "J
 
 
 def draw_samples(*, data_seed: int = 0) -> list[Sample]:
-    """A small data set, sorted as it must be."""
+    """A small data set in the order of storage."""
     return [
         Sample(
             split,
@@ -57,13 +57,13 @@ def store(
     samples: Iterable[Sample],
     *,
     shard_bytes: int = 40_000,
-    spoil: Mapping[str, bytes] | None = None,
+    damaged: Mapping[str, bytes] | None = None,
 ) -> ShardIndex:
-    """Store ``samples`` as a data set at ``url``, with the images in ``spoil`` (key → bytes)."""
-    spoil = spoil or {}
-    spoilt = [Sample(s.split, s.label, s.key, s.suffix, spoil.get(s.key, s.data)) for s in samples]
+    """Store ``samples`` as a data set at ``url``, with other bytes for the keys in ``damaged``."""
+    other = damaged or {}
+    stored = [Sample(s.split, s.label, s.key, s.suffix, other.get(s.key, s.data)) for s in samples]
     shards = []
-    for built in build_shards(spoilt, shard_bytes=shard_bytes):
+    for built in build_shards(stored, shard_bytes=shard_bytes):
         storage.write_atomically(storage.join(url, built.shard.name), built.tar)
         storage.write_atomically(storage.join(url, built.shard.table_name), built.table)
         shards.append(built.shard)

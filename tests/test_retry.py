@@ -1,4 +1,4 @@
-"""Which failures are tried again, and how it ends."""
+"""Transient failures are retried until the deadline, others end at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.retry import RetryDeadlineExceeded, is_transient, retry_until
 
 
 class ClientPayloadError(Exception):
-    """As aiohttp names a body that ends early."""
+    """The name that aiohttp gives to a body that ends early."""
 
 
 class EndpointConnectionError(Exception):
-    """As botocore names a refused connection."""
+    """The name that botocore gives to a refused connection."""
 
 
 class ClientError(Exception):
-    """As botocore reports an answer of the server."""
+    """The form in which botocore reports an answer of the server."""
 
     def __init__(self, status: int) -> None:
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
@@ -45,7 +45,7 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
         caused_by(OSError(errno.EIO, "internal"), ClientError(500)),
     ],
 )
-def test_passing_failures_are_tried_again(error):
+def test_transient_failures_are_retried(error):
     assert is_transient(error)
     attempts = []
 
@@ -71,13 +71,13 @@ def test_passing_failures_are_tried_again(error):
         OSError(errno.ENOSPC, "full"),
     ],
 )
-def test_lasting_failures_end_at_once(error):
+def test_other_failures_end_at_once(error):
     assert not is_transient(error)
     with pytest.raises(type(error)):
         retry_until(lambda left: (_ for _ in ()).throw(error), deadline_s=20, describe=str)
 
 
-def test_the_deadline_ends_it_with_attempts_and_cause():
+def test_error_at_the_deadline_has_attempts_and_cause():
     def act(seconds_left: float) -> None:
         raise ConnectionRefusedError("nobody there")
 

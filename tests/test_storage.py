@@ -1,4 +1,4 @@
-"""Paths of every kind behave alike, and no message shows a credential."""
+"""URLs of every kind behave alike, and no message shows a credential."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.errors import StorageError
 
 @pytest.fixture(params=["path", "file", "memory"])
 def folder(request, tmp_path):
-    """An empty place of each local kind."""
+    """An empty folder of each local kind."""
     unique = uuid.uuid4().hex
     return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{unique}"}[
         request.param
     ]
 
 
-def test_what_is_written_is_read(folder):
+def test_written_bytes_are_read_back(folder):
     url = storage.join(folder, "sub", "file.bin")
     assert not storage.exists(url)
     storage.write_atomically(url, b"one")
@@ -48,7 +48,7 @@ def test_files_are_listed_below_a_folder(folder):
     assert storage.list_files(storage.join(folder, "none")) == []
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_content_and_no_other_file(tmp_path, monkeypatch):
     url = str(tmp_path / "file")
     storage.write_atomically(url, b"old")
 
@@ -62,23 +62,23 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
     assert storage.read_bytes(url) == b"old"
 
 
-def test_a_missing_file_is_named():
+def test_missing_file_is_named():
     with pytest.raises(StorageError, match="cannot read /no/such/file: there is no such file"):
         storage.read_bytes("/no/such/file")
 
 
 @pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "shell:id", "simplecache::s3://b/k"])
-def test_programs_and_chains_are_refused(url):
+def test_urls_with_programs_or_chains_are_refused(url):
     with pytest.raises(StorageError, match="refused"):
         storage.read_bytes(url)
 
 
-def test_an_unknown_or_uninstalled_kind_is_explained():
+def test_unknown_protocol_is_explained():
     with pytest.raises(StorageError, match="Protocol not known: nope"):
         storage.read_bytes("nope://x/y")
 
 
-def test_credentials_in_a_url_are_refused_unseen():
+def test_credentials_in_a_url_are_refused_and_not_shown():
     with pytest.raises(StorageError, match="AWS_PROFILE") as caught:
         storage.read_bytes("s3://key:verysecret@bucket/file")
     assert "verysecret" not in str(caught.value)
@@ -92,8 +92,8 @@ def test_no_message_shows_a_secret(monkeypatch):
     assert storage.redact("/data/what?.tar") == "/data/what?.tar"
 
 
-def test_a_public_bucket_is_read_without_credentials():
-    """must pass on what the environment says to every way of opening"""
+def test_public_bucket_is_read_without_credentials():
+    """must follow the environment in every way of opening"""
     program = "from pipeline import storage; print(storage._filesystem('s3://bucket/key')[0].anon)"
     for value, expected in (("true", True), (None, False)):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FSSPEC")}

@@ -37,7 +37,7 @@ class RequestFeed:
 class Loader:
     """Answers requests, in this process or in loader workers, which start with the first request.
 
-    Each number of workers has workers of its own, which stay until ``close``.
+    Each number of workers has separate workers, which stay until ``close``.
     """
 
     def __init__(self, maker: BatchMaker) -> None:

@@ -69,7 +69,7 @@ class EpochPlan:
 def epoch_order(
     selection: Selection, key: EpochKey, *, block_bytes: int = BLOCK_BYTES
 ) -> np.ndarray:
-    """Every position of ``selection`` once, shuffled anew for each key."""
+    """Every position of ``selection`` once, shuffled differently for each key."""
     # random_raw is the bare counter-based generator: its bits never change with numpy's version.
     draw = numpy_stream(key.seed, "order", key.task, key.epoch).bit_generator.random_raw
     priority_S, priority_G = draw(len(selection)), draw(len(selection.segments))

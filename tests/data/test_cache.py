@@ -1,4 +1,4 @@
-"""The node's cache: each segment once, whole, of the right data set, within its bound."""
+"""The cache of a node: each segment is downloaded once, verified, and kept within the limit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def index() -> ShardIndex:
     return store(f"memory://{uuid.uuid4().hex}", draw_samples())
 
 
-def test_segments_are_what_lies_in_the_shard(index, tmp_path):
+def test_cached_segments_have_the_bytes_of_the_shard(index, tmp_path):
     cache = cache_at(tmp_path)
     for shard in remote(index):
         for segment in shard.segments:
@@ -60,8 +60,8 @@ def test_segments_are_what_lies_in_the_shard(index, tmp_path):
     assert cache.folder.used_bytes() == wanted
 
 
-def test_equal_shard_names_do_not_meet(tmp_path):
-    """must never train one task on another's pictures because two files are called alike"""
+def test_equal_shard_names_of_two_data_sets_are_kept_apart(tmp_path):
+    """must never train a task on images of another data set because two files have equal names"""
     cache = cache_at(tmp_path)
     batches = []
     for data_seed in (1, 2):
@@ -79,7 +79,7 @@ def test_equal_shard_names_do_not_meet(tmp_path):
     assert not batches[0].equal(batches[1])
 
 
-def test_a_changed_shard_is_fetched_anew(tmp_path):
+def test_changed_shard_is_fetched_again(tmp_path):
     cache, url = cache_at(tmp_path), f"memory://{uuid.uuid4().hex}"
     for data_seed in (1, 2):
         shard = remote(store(url, draw_samples(data_seed=data_seed)))[0]
@@ -102,7 +102,7 @@ def test_requests_join_neighbours_over_small_gaps():
     assert plan() == []
 
 
-def test_a_copy_that_goes_bad_on_the_disk_is_fetched_again(index, tmp_path):
+def test_segment_damaged_on_the_disk_is_fetched_again(index, tmp_path):
     source = ShardSource(index, cache=cache_at(tmp_path))
     selection = index.select("train", range(5))
 
@@ -119,7 +119,7 @@ def test_a_copy_that_goes_bad_on_the_disk_is_fetched_again(index, tmp_path):
     source.close()
 
 
-def test_a_shard_that_is_not_the_indexs_is_refused_after_a_second_look(index, tmp_path):
+def test_shard_that_does_not_match_the_index_is_refused_after_a_second_fetch(index, tmp_path):
     overwrite_byte(storage.join(index.url, "train-000000.tar"), 900)
     shard = remote(index)[0]
     with pytest.raises(DataError, match=r"train-000000.tar: bytes 0 to .*fetched twice"):
@@ -131,7 +131,7 @@ def test_a_shard_that_is_not_the_indexs_is_refused_after_a_second_look(index, tm
     assert cache_at(tmp_path).folder.used_bytes() == 0
 
 
-def test_the_bound_holds_under_a_scan_of_more_than_fits(index, tmp_path):
+def test_limit_holds_while_more_than_the_limit_is_read(index, tmp_path):
     total = sum(shard.bytes for shard in index.shards)
     largest = max(s.bytes for shard in index.shards for s in shard.segments)
     cache = cache_at(tmp_path, limit_bytes=max(total // 4, largest + 1))
@@ -170,14 +170,14 @@ def test_fetching_ahead_follows_the_consumer(index, tmp_path):
 
     wait_until(lambda: len(held()) >= 3)
     time.sleep(0.2)
-    assert held() == list(range(len(held()))), "in the order of the plan"
-    assert sum(needs[n].segment.bytes for n in held()) <= 3 * size, "half of the cache"
+    assert held() == list(range(len(held()))), "fetched in the order of the plan"
+    assert sum(needs[n].segment.bytes for n in held()) <= 3 * size, "at most half of the cache"
     prefetcher.advance(len(needs) - 1)
     wait_until(lambda: len(needs) - 1 in held())
     prefetcher.close()
 
 
-def test_a_stream_fetches_what_comes_after_it(index, tmp_path):
+def test_stream_fetches_the_upcoming_selection(index, tmp_path):
     cache = cache_at(tmp_path)
     source = ShardSource(index, cache=cache)
     this, other = index.select("train", [0]), index.select("train", [4])
@@ -204,7 +204,7 @@ def served(bucket: Bucket) -> ShardIndex:
 def proxied(
     bucket: Bucket, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultProxy]:
-    """From now on every client reaches the server through the proxy."""
+    """The proxy, through which every client now reaches the server."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.access.through(fault_proxy.port).endpoint)
     yield fault_proxy
 
@@ -222,7 +222,7 @@ def _fetch_all(
 def _start(
     count: int, folder: Path, shards: list[RemoteShard]
 ) -> list[multiprocessing.process.BaseProcess]:
-    """Processes that all fetch all shards, beginning together."""
+    """Processes that each fetch all shards, starting together."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "s3fs"])
     barrier = context.Barrier(count + 1)
@@ -248,7 +248,7 @@ def test_four_processes_fetch_a_segment_once(served, proxied, tmp_path):
     assert all(cache.fetch(shard, shard.segments) == 0 for shard in shards)
 
 
-def test_a_kill_in_the_middle_of_a_download_leaves_a_cache_that_works(served, proxied, tmp_path):
+def test_kill_during_a_download_leaves_a_usable_cache(served, proxied, tmp_path):
     proxied.pause_s = 60
     proxied.schedule = in_turn(Fault.STALL, method="GET")
     shards = remote(served)
@@ -265,7 +265,7 @@ def test_a_kill_in_the_middle_of_a_download_leaves_a_cache_that_works(served, pr
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_byte_changed_on_the_way_is_fetched_again(served, proxied, tmp_path):
+def test_byte_damaged_on_the_network_is_fetched_again(served, proxied, tmp_path):
     shard = remote(served)[0]
     proxied.schedule = in_turn(Fault.CORRUPT, method="GET")
     assert cache_at(tmp_path).fetch(shard, shard.segments) > 0
@@ -275,7 +275,7 @@ def test_a_byte_changed_on_the_way_is_fetched_again(served, proxied, tmp_path):
         cache_at(tmp_path / "other").fetch(shard, shard.segments)
 
 
-def test_the_deadline_ends_it_with_shard_url_attempts_and_cause(served, proxied, tmp_path):
+def test_error_at_the_deadline_names_shard_attempts_and_cause(served, proxied, tmp_path):
     proxied.schedule = lambda exchange: Fault.ERROR_503
     shard = remote(served)[0]
     started = time.monotonic()

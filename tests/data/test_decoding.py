@@ -1,4 +1,4 @@
-"""A sample is decoded or refused with its reason; nothing in it is ever executed."""
+"""A sample is decoded, or refused with a reason; nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.shards import draw_image_file
 
 
 class Bomb:
-    """What runs when it is unpickled."""
+    """Code that runs when the object is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('executed')",)
 
 
 def record(key: str, **members: bytes) -> bytes:
-    """The stretch of a tar that holds one sample."""
+    """The bytes of one sample in a tar."""
     file = io.BytesIO()
     with TarWriter(file, encoder=False, mtime=0) as writer:
         writer.write({"__key__": key, **members})
@@ -32,7 +32,7 @@ def record(key: str, **members: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds nothing."""
+    """A PNG with a size and without pixels."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", b""), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -42,7 +42,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
-def test_a_good_sample_is_decoded(kind):
+def test_good_sample_is_decoded(kind):
     data = draw_image_file(1, kind=kind)
     image = decode_sample(
         record("ant/1", cls=b"3", **{image_suffix(data): data}), key="ant/1", label=3
@@ -55,7 +55,7 @@ def test_a_good_sample_is_decoded(kind):
     ("members", "reason"),
     [
         ({"cls": b"3", "jpg": draw_image_file(1)[:-200]}, "cannot be decoded .*truncated"),
-        ({"cls": b"3", "jpg": b"not a picture"}, "cannot be decoded"),
+        ({"cls": b"3", "jpg": b"not an image"}, "cannot be decoded"),
         ({"cls": b"3", "jpg": b""}, "cannot be decoded"),
         ({"cls": b"3", "png": png_header(9_000, 9_000)}, "has 9000 × 9000 pixels, more than"),
         ({"cls": b"3", "png": png_header(100_000, 100_000)}, "cannot be decoded .*10000000000 pix"),
@@ -65,12 +65,12 @@ def test_a_good_sample_is_decoded(kind):
         ({"cls": b"three", "jpg": draw_image_file(1)}, "invalid literal"),
     ],
 )
-def test_a_bad_sample_says_why(members, reason):
+def test_bad_sample_is_refused_with_the_reason(members, reason):
     with pytest.raises(SampleError, match=reason):
         decode_sample(record("ant/1", **members), key="ant/1", label=3)
 
 
-def test_another_samples_bytes_are_refused():
+def test_bytes_of_another_sample_are_refused():
     with pytest.raises(SampleError, match="has bee/2 in its place"):
         decode_sample(record("bee/2", cls=b"3", jpg=draw_image_file(1)), key="ant/1", label=3)
 
@@ -78,7 +78,7 @@ def test_another_samples_bytes_are_refused():
 @pytest.mark.parametrize(
     "suffix", ["pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "gz", "cbor"]
 )
-def test_members_that_could_run_are_left_alone(suffix):
+def test_members_that_could_run_code_are_not_read(suffix):
     bomb = pickle.dumps(Bomb())
     members = {"cls": b"3", "jpg": draw_image_file(1), suffix: bomb}
     assert decode_sample(record("ant/1", **members), key="ant/1", label=3).size == (29, 23)
@@ -86,14 +86,14 @@ def test_members_that_could_run_are_left_alone(suffix):
         decode_sample(record("ant/1", **{"cls": b"3", suffix: bomb}), key="ant/1", label=3)
 
 
-def test_postscript_is_no_picture():
-    """must not reach the reader that starts Ghostscript"""
+def test_postscript_is_refused():
+    """must not reach the reader of PIL that starts Ghostscript"""
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
     with pytest.raises(SampleError, match="cannot be decoded"):
         open_image(script)
 
 
 @pytest.mark.parametrize("junk", [b"", b"\0" * 1024, b"\xff" * 1536, b"x" * 700])
-def test_bytes_that_are_no_tar_are_refused(junk):
+def test_bytes_that_are_not_a_tar_are_refused(junk):
     with pytest.raises(SampleError):
         decode_sample(junk, key="ant/1", label=3)

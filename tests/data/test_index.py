@@ -1,4 +1,4 @@
-"""The index addresses every sample once and refuses what it cannot be."""
+"""The index addresses every sample once; an impossible index is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def url():
     return place
 
 
-def test_an_index_is_read_as_it_was_written(url):
+def test_index_is_read_as_it_was_written(url):
     index = read_index(url)
     assert read_index(storage.join(url, INDEX_NAME)) == index
     again = format_index(index.class_names, index.class_folders, index.shards)
@@ -31,7 +31,7 @@ def test_an_index_is_read_as_it_was_written(url):
     assert index.count("test") == dict(enumerate(TEST))
 
 
-def test_a_selection_holds_its_classes_in_canonical_order(url):
+def test_selection_has_its_classes_in_canonical_order(url):
     index = read_index(url)
     selection = index.select("train", [3, 0])
     assert len(selection) == TRAIN[0] + TRAIN[3]
@@ -46,7 +46,7 @@ def test_a_selection_holds_its_classes_in_canonical_order(url):
     assert test.sample_S.tolist() == list(range(sum(TRAIN), sum(TRAIN) + sum(TEST)))
 
 
-def test_a_task_needs_only_its_own_bytes(url):
+def test_task_needs_only_the_bytes_of_its_classes(url):
     index = read_index(url)
     parts = [index.select("train", [label]).bytes for label in range(5)]
     assert sum(parts) == index.select("train", range(5)).bytes
@@ -54,7 +54,7 @@ def test_a_task_needs_only_its_own_bytes(url):
     assert len(index.select("train", [3]).shards) < len(index.select("train", range(5)).shards)
 
 
-def test_addresses_are_where_the_tar_has_the_samples(url):
+def test_addresses_match_the_tar(url):
     index = read_index(url)
     selection = index.select("test", range(5))
     for row, key in enumerate(selection.keys):
@@ -76,7 +76,7 @@ def test_validation_is_a_fixed_part_of_train(url):
     assert set(held.keys) < set(more.keys)
 
 
-def test_what_is_not_there_is_said(url):
+def test_missing_classes_and_samples_are_named(url):
     index = read_index(url)
     with pytest.raises(DataError, match=r"classes 5, 9 are not in the index, which has 5"):
         index.select("train", [1, 9, 5])
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_said(url):
         index.select("validation", [0], validation_fraction=0.0)
 
 
-def test_a_table_that_is_not_the_indexs_is_refused(url):
+def test_table_that_does_not_match_the_index_is_refused(url):
     place = f"memory://{uuid.uuid4().hex}"
     index = store(place, draw_samples())
     overwrite_byte(storage.join(place, index.shards[0].table_name), 9)
@@ -103,17 +103,17 @@ def test_a_table_that_is_not_the_indexs_is_refused(url):
         (lambda content: content["shards"][0].update(samples=1), "do not add up"),
     ],
 )
-def test_an_index_that_cannot_be_is_refused(url, change, message):
+def test_impossible_index_is_refused(url, change, message):
     content = json.loads(storage.read_bytes(storage.join(url, INDEX_NAME)))
     change(content)
     with pytest.raises(DataError, match=message):
         parse_index(url, json.dumps(content).encode())
 
 
-def test_a_folder_without_an_index_is_named(tmp_path):
+def test_folder_without_an_index_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"index.json: there is no such file"):
         read_index(str(tmp_path))
 
 
-def test_no_class_of_the_test_module_is_misspelt(url):
+def test_class_names_are_those_that_were_stored(url):
     assert read_index(url).class_names == CLASSES

@@ -1,4 +1,4 @@
-"""Streams from a real S3 server: the same pixels on any layout, through every fault, for ever."""
+"""Streams from a real S3 server: the same pixels on any layout, through every fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def served(local: ShardIndex, bucket: Bucket) -> ShardIndex:
 
 @pytest.fixture
 def proxied(bucket: Bucket, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """From now on every client reaches the server through the proxy."""
+    """The proxy, through which every client now reaches the server."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.access.through(fault_proxy.port).endpoint)
     return fault_proxy
 
@@ -56,7 +56,7 @@ def test_every_layout_gives_the_pixels_of_the_local_shards(local, served, tmp_pa
     source.close()
 
 
-def test_shards_are_prepared_in_the_store_itself(bucket, tiny_images, tiny_shards):
+def test_shards_can_be_prepared_directly_in_the_store(bucket, tiny_images, tiny_shards):
     url = f"{bucket.url}/prepared"
     arguments = ["--shard-size", "60000", "--names", str(tiny_images / "names.json")]
     assert main(["shard", "--source", str(tiny_images), "--out", url, *arguments]) == 0
@@ -64,8 +64,8 @@ def test_shards_are_prepared_in_the_store_itself(bucket, tiny_images, tiny_shard
     assert main(["verify", url, "--jobs", "1"]) == 0
 
 
-def test_faults_of_every_kind_change_nothing(local, served, proxied, tmp_path):
-    """must give the very batches of a healthy network"""
+def test_faults_of_every_kind_change_no_batch(local, served, proxied, tmp_path):
+    """must give the batches of a network without faults"""
     proxied.pause_s = 0.1
     rates = dict.fromkeys(Fault, 0.07)
     proxied.schedule = at_random(3, rates)
@@ -78,7 +78,7 @@ def test_faults_of_every_kind_change_nothing(local, served, proxied, tmp_path):
         rounds += 1
 
 
-def test_a_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_path):
+def test_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_path):
     overwrite_byte(f"{served.url}/{served.shards[0].name}", 900)
     for workers in (0, 1):
         source = open_source(served, tmp_path / f"cache{workers}")
@@ -88,8 +88,8 @@ def test_a_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_server_that_restarts_is_waited_for(local, served, object_store: ObjectStore, tmp_path):
-    """must give the very batches of a server that was never away"""
+def test_stream_waits_until_a_server_restarts(local, served, object_store: ObjectStore, tmp_path):
+    """must give the batches of a server that never stopped"""
     expected, down_s = stream_digests(ShardSource(local)), 20
     object_store.stop()
     restart = threading.Timer(down_s, object_store.start)
@@ -125,7 +125,7 @@ print(hashlib.sha256(next(stream).image_BCHW.numpy().tobytes()).hexdigest())
 def read_alone(
     url: str, cache: Path, workers: int, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A stranger's program, for fsspec reads its variables when it is imported."""
+    """Run the program in a new process, since fsspec reads its variables at import."""
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith("AWS_ACC") and "SECRET" not in k
     }
@@ -135,10 +135,10 @@ def read_alone(
     )
 
 
-def test_a_public_bucket_is_streamed_without_credentials(
+def test_public_bucket_is_streamed_without_credentials(
     local, served, bucket, object_store, tmp_path
 ):
-    """must sign nothing; Swift answers unsigned requests below another path"""
+    """must sign no request; Swift answers unsigned requests below another path"""
     anonymous = {
         "FSSPEC_S3_ANON": "true",
         "AWS_ENDPOINT_URL": f"{bucket.access.endpoint}/v1/AUTH_test",

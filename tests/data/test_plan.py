@@ -1,4 +1,4 @@
-"""The plan is a pure function of (selection, seed, task, epoch), exact and well mixed."""
+"""The plan is a pure function of selection and key: exact, and well mixed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def selection():
     return store(f"memory://{uuid.uuid4().hex}", draw_samples()).select("train", range(5))
 
 
-def test_every_sample_comes_once_an_epoch(selection):
+def test_epoch_has_every_sample_once(selection):
     order = epoch_order(selection, EpochKey(1, 0, 0))
     assert sorted(order) == list(range(sum(TRAIN)))
 
 
-def test_the_order_is_the_same_for_ever(selection):
-    """must never change: a run that resumes on another version would train on other batches"""
+def test_order_is_the_same_in_every_version(selection):
+    """must never change: a run that resumes with another version would train on other batches"""
     order = epoch_order(selection, EpochKey(1, 2, 3))
     assert order[:8].tolist() == [3, 26, 30, 16, 20, 22, 7, 21]
 
 
-def test_seed_task_and_epoch_all_matter(selection):
+def test_order_depends_on_seed_task_and_epoch(selection):
     orders = {
         tuple(epoch_order(selection, EpochKey(seed, task, epoch)))
         for seed in range(3)
@@ -45,7 +45,7 @@ def test_seed_task_and_epoch_all_matter(selection):
     assert len(orders) == 27
 
 
-def test_a_large_selection_is_shuffled_in_blocks(selection):
+def test_large_selection_is_shuffled_in_blocks(selection):
     """must read few segments at a time, yet mix classes within a block"""
     block_bytes = selection.bytes // 3
     order = epoch_order(selection, EpochKey(1, 0, 0), block_bytes=block_bytes)
@@ -78,12 +78,12 @@ def test_wrapping_fills_a_batch_larger_than_the_selection():
     assert batches.tolist() == [[2, 0, 1, 2, 0, 1, 2]]
 
 
-def test_dropping_everything_is_refused():
+def test_plan_without_a_full_batch_is_refused():
     with pytest.raises(DataError, match="3 samples do not fill one global batch of 4"):
         global_batches(np.arange(3), global_batch=4, tail="drop")
 
 
-def test_ranks_share_a_batch_without_rest():
+def test_ranks_share_a_batch_equally():
     batch = np.arange(12)
     for world_size in (1, 2, 3, 4, 6, 12):
         shares = [rank_slice(batch, rank, world_size) for rank in range(world_size)]
@@ -93,7 +93,7 @@ def test_ranks_share_a_batch_without_rest():
         rank_slice(batch, 0, 5)
 
 
-def test_replacements_are_the_rest_of_the_class_from_the_bad_sample_on(selection):
+def test_replacements_are_the_class_in_order_after_the_bad_sample(selection):
     sample_of_key = dict(zip(selection.keys, selection.sample_S.tolist(), strict=True))
     for bad, expected in (
         ("dog/000", [1, 2, 3, 4]),

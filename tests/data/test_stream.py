@@ -1,4 +1,4 @@
-"""The same batches, to the pixel, on any number of ranks and loader workers."""
+"""Batches have the same pixels on any number of ranks and loader workers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_layout_gives_the_same_pixels(source, expected, world_size, worker
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (4, 2), (2, 3)])
-def test_resuming_anywhere_on_any_layout_gives_the_same_tail(source, expected, world_size, workers):
+def test_resumed_stream_gives_the_same_batches(source, expected, world_size, workers):
     for step in range(len(expected) + 1):
         rest = stream_digests(source, Layout(0, world_size, workers), start_step=step)
         assert rest == expected[step:]
@@ -79,7 +79,7 @@ def test_epochs_differ_in_order_and_pixels(source, expected):
     assert not set(expected) & set(stream_digests(source, epoch=3))
 
 
-def test_an_epoch_has_every_sample_once_and_wraps(source):
+def test_epoch_has_every_sample_once_and_wraps(source):
     plan = plan_epoch(source.index)
     numbers = np.concatenate([b.sample_B for b in train_stream(source, plan, CROP)])
     assert len(numbers) == 48
@@ -102,7 +102,7 @@ def test_evaluation_sees_each_sample_once_over_all_ranks(source, world_size):
     assert len(selection) == sum(TEST)
 
 
-def test_images_are_those_that_were_stored(source):
+def test_images_have_the_stored_pixels(source):
     samples = [sample for sample in draw_samples() if sample.split == "test"]
     from pipeline.data.decoding import open_image
 
@@ -115,7 +115,7 @@ def test_images_are_those_that_were_stored(source):
     assert batch.wait_s > 0
 
 
-def test_an_abandoned_stream_leaves_the_next_one_whole(source, expected):
+def test_abandoned_stream_does_not_change_the_next_one(source, expected):
     layout = Layout(workers=2)
     old = train_stream(source, plan_epoch(source.index, epoch=9), CROP, layout=layout)
     next(old)
@@ -124,7 +124,7 @@ def test_an_abandoned_stream_leaves_the_next_one_whole(source, expected):
         next(old)
 
 
-def test_starting_a_stream_draws_nothing_from_the_global_generator(source):
+def test_stream_draws_nothing_from_the_global_generator(source):
     torch.manual_seed(3)
     wanted = torch.rand(1)
     torch.manual_seed(3)
@@ -132,25 +132,25 @@ def test_starting_a_stream_draws_nothing_from_the_global_generator(source):
     assert torch.equal(torch.rand(1), wanted)
 
 
-def test_a_closed_split_cannot_be_read(index):
+def test_closed_split_cannot_be_read(index):
     source = ShardSource(index.with_closed("test"))
     assert list(train_stream(source, plan_epoch(index), CROP))
     with pytest.raises(DataError, match="the test split is closed"):
         list(eval_stream(source, index.select("test", [0]), batch_size=4, transform=CLIP))
 
 
-def test_a_shard_changed_on_the_disk_is_refused(tmp_path):
+def test_shard_damaged_on_the_disk_is_refused(tmp_path):
     index = store(str(tmp_path), draw_samples())
     overwrite_byte(str(tmp_path / index.shards[0].name), 5000)
     source = ShardSource(index)
     for workers in (0, 1):
         stream = train_stream(source, plan_epoch(index), CROP, layout=Layout(workers=workers))
-        with pytest.raises(DataError, match=r"train-000000.tar: the bytes of sample .* do not match"):
+        with pytest.raises(DataError, match=r"train-000000.tar: the bytes of .* do not match"):
             list(stream)
     source.close()
 
 
-def test_memory_is_not_shared_with_loader_processes():
+def test_shards_in_memory_are_refused_with_loader_workers():
     index = store(f"memory://{uuid.uuid4().hex}", draw_samples())
     with pytest.raises(DataError, match="exists in one process only; set data.workers to 0"):
         train_stream(ShardSource(index), plan_epoch(index), CROP, layout=Layout(workers=1))
@@ -158,24 +158,24 @@ def test_memory_is_not_shared_with_loader_processes():
 
 # Bad samples
 
-BAD = {"bee/002": draw_image_file(7)[:-150], "bee/003": b"", "elk/008": b"no picture"}
+BAD = {"bee/002": draw_image_file(7)[:-150], "bee/003": b"", "elk/008": b"no image"}
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory) -> ShardIndex:
-    return store(str(tmp_path_factory.mktemp("spoilt")), draw_samples(), spoil=BAD)
+def damaged(tmp_path_factory) -> ShardIndex:
+    return store(str(tmp_path_factory.mktemp("damaged")), draw_samples(), damaged=BAD)
 
 
-def test_a_bad_sample_ends_the_stream_by_default(spoilt):
-    source = ShardSource(spoilt)
+def test_bad_sample_ends_the_stream_by_default(damaged):
+    source = ShardSource(damaged)
     with pytest.raises(DataError, match=r"sample (bee|elk)/00. cannot be decoded .*on_bad_sample"):
-        list(train_stream(source, plan_epoch(spoilt), CROP))
+        list(train_stream(source, plan_epoch(damaged), CROP))
 
 
-def test_bad_samples_are_replaced_alike_on_every_layout(spoilt):
+def test_replacements_are_the_same_on_every_layout(damaged):
     grids = []
     for world_size, workers in ((1, 0), (4, 0), (2, 2)):
-        source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=3)
+        source = ShardSource(damaged, on_bad_sample="skip", bad_sample_budget=3)
         grids.append(stream_digests(source, Layout(0, world_size, workers)))
         assert {skipped.key for skipped in source.skipped.values()} == set(BAD)
         assert all("cannot be decoded" in s.reason for s in source.skipped.values())
@@ -183,9 +183,9 @@ def test_bad_samples_are_replaced_alike_on_every_layout(spoilt):
     assert grids[0] == grids[1] == grids[2]
 
 
-def test_a_replacement_is_the_next_usable_of_its_class(spoilt):
-    source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=3)
-    plan = plan_epoch(spoilt)
+def test_replacement_is_the_next_usable_sample_of_the_class(damaged):
+    source = ShardSource(damaged, on_bad_sample="skip", bad_sample_budget=3)
+    plan = plan_epoch(damaged)
     selection, batches = plan.selection, list(train_stream(source, plan, CROP))
     numbers = torch.cat([batch.sample_B for batch in batches]).tolist()
     labels = torch.cat([batch.label_B for batch in batches]).tolist()
@@ -197,9 +197,9 @@ def test_a_replacement_is_the_next_usable_of_its_class(spoilt):
     assert all(name.startswith(CLASSES[label]) for name, label in zip(names, labels, strict=False))
 
 
-def test_evaluation_leaves_bad_samples_out(tmp_path):
+def test_evaluation_leaves_out_bad_samples(tmp_path):
     test_only = [s for s in draw_samples() if s.split == "test"]
-    index = store(str(tmp_path), test_only, spoil={"cat/001": b""})
+    index = store(str(tmp_path), test_only, damaged={"cat/001": b""})
     source = ShardSource(index, on_bad_sample="skip", bad_sample_budget=1)
     batches = list(
         eval_stream(source, index.select("test", range(5)), batch_size=4, transform=CLIP)
@@ -208,21 +208,21 @@ def test_evaluation_leaves_bad_samples_out(tmp_path):
     assert all(len(b.label_B) == len(b.image_BCHW) == len(b.sample_B) for b in batches)
 
 
-def test_a_spent_budget_ends_the_stream(spoilt):
-    source = ShardSource(spoilt, on_bad_sample="skip", bad_sample_budget=2)
+def test_bad_samples_beyond_the_budget_end_the_stream(damaged):
+    source = ShardSource(damaged, on_bad_sample="skip", bad_sample_budget=2)
     with pytest.raises(DataError, match="3 bad samples exceed data.bad_sample_budget"):
-        list(train_stream(source, plan_epoch(spoilt), CROP))
+        list(train_stream(source, plan_epoch(damaged), CROP))
 
 
-def test_a_class_without_a_usable_sample_is_named(tmp_path):
+def test_class_without_a_usable_sample_is_named(tmp_path):
     keys = [sample.key for sample in draw_samples() if sample.key.startswith("dog/")]
-    index = store(str(tmp_path), draw_samples(), spoil=dict.fromkeys(keys, b""))
+    index = store(str(tmp_path), draw_samples(), damaged=dict.fromkeys(keys, b""))
     source = ShardSource(index, on_bad_sample="skip", bad_sample_budget=99)
     with pytest.raises(DataError, match="no usable train sample is left of class dog"):
         list(train_stream(source, plan_epoch(index), CROP))
 
 
-def test_the_index_of_a_prepared_folder_streams(tiny_shards):
+def test_prepared_folder_streams(tiny_shards):
     index = read_index(tiny_shards)
     source = ShardSource(index)
     selection = index.select("test", range(len(index.class_names)))

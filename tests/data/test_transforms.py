@@ -1,4 +1,4 @@
-"""Presets give the pixels of the field's own, and depend on nothing but the given generator."""
+"""Presets give the pixels of open_clip and torchvision, and depend only on the generator."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def test_every_colour_mode_becomes_rgb(mode):
         assert build_transform(name, 7)(draw((9, 11), mode)).shape == (3, 7, 7)
 
 
-def test_an_unknown_preset_names_the_known_ones():
+def test_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="'blur'; choose one of clip, squash, random_crop"):
         build_transform("blur", 21)

@@ -1,7 +1,7 @@
-"""A proxy between an S3 client and its server that does harm on request, one exchange at a time.
+"""A proxy between an S3 client and its server that injects faults, one exchange at a time.
 
-It knows just enough HTTP/1.1 to see where a request and its answer end, so a fault can be chosen
-for every exchange even though clients reuse connections. What it injects, it counts.
+It knows enough of HTTP/1.1 to find the end of a request and of its answer, so a fault can be chosen
+for every exchange although clients reuse connections. It counts the faults that it injects.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tests.services.object_store import HOST, free_ports
 
 
 class Fault(enum.Enum):
-    """What can happen to one exchange; each value says what the client sees."""
+    """A fault of one exchange; the value is the view of the client."""
 
-    LATENCY = "the whole answer, late"
+    LATENCY = "the complete answer, late"
     REFUSED = "no answer, then refused connections for a while"
     RESET = "a reset instead of an answer"
     CUT = "the connection ends in the middle of the body"
@@ -32,7 +32,7 @@ class Fault(enum.Enum):
     CORRUPT = "one byte of the body is another"
 
 
-# These need a body to spoil; one that meets none is held back for the next GET.
+# These change a body. One that meets an answer without a body is kept for the next GET.
 BODY_FAULTS = frozenset({Fault.CUT, Fault.STALL, Fault.CORRUPT})
 ERRORS = {
     Fault.ERROR_500: ("500 Internal Server Error", "InternalError"),
@@ -42,9 +42,9 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request as a schedule sees it; ``number`` counts group_sizes from 0.
+    """One request, for a schedule; ``number`` counts the requests from 0.
 
-    ``extent`` says which bytes of the object are asked for, as HTTP does; empty for all of it.
+    ``extent`` is the HTTP range of the object's bytes; empty for all of them.
     """
 
     number: int
@@ -57,7 +57,7 @@ Schedule = Callable[[Exchange], Fault | None]
 
 
 def never(exchange: Exchange) -> None:
-    """The schedule of a healthy network."""
+    """The schedule without faults."""
 
 
 def at_random(seed: int, rates: Mapping[Fault, float]) -> Schedule:
@@ -75,9 +75,9 @@ def at_random(seed: int, rates: Mapping[Fault, float]) -> Schedule:
 
 
 def in_turn(*faults: Fault | None, method: str = "", path: str = "") -> Schedule:
-    """The given faults, one per exchange that matches, then none: for a test that wants just these.
+    """The given faults, one per exchange that matches, then none.
 
-    ``method`` must be equal and ``path`` contained, where they are given.
+    An exchange matches if its method equals ``method`` and its path contains ``path``.
     """
     lock, remaining = threading.Lock(), list(faults)
 
@@ -90,10 +90,10 @@ def in_turn(*faults: Fault | None, method: str = "", path: str = "") -> Schedule
 
 
 class FaultProxy:
-    """Listens on a port of its own and passes on what it does not spoil; use as a context manager.
+    """Listens on a separate port and forwards to the server; use as a context manager.
 
-    ``schedule`` may be replaced at any time. ``pause_s`` is how long LATENCY, STALL and REFUSED
-    last. ``injected`` counts the faults that took place, ``exchanges`` the requests that arrived.
+    ``schedule`` may be replaced at any time. ``pause_s`` is the duration of LATENCY, STALL and
+    REFUSED. ``injected`` counts the injected faults, ``exchanges`` the requests.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -107,12 +107,12 @@ class FaultProxy:
         self._closed = threading.Event()
 
     def forget(self) -> None:
-        """Be as harmless as at first, with nothing counted."""
+        """Reset the schedule and all counts."""
         self.schedule: Schedule = never
         self.pause_s = 1.0
         self.exchanges = 0
         self.injected: Counter[Fault] = Counter()
-        self._held_back: list[Fault] = []
+        self._postponed: list[Fault] = []
 
     def __enter__(self) -> FaultProxy:
         self._listen()
@@ -123,7 +123,7 @@ class FaultProxy:
         self._hang_up()
 
     def refuse(self, duration_s: float) -> None:
-        """End every connection and accept none for a while, as a server that restarts does."""
+        """End every connection and accept none for ``duration_s``, like a server that restarts."""
         if not self._outage.acquire(blocking=False):
             return
         try:
@@ -142,7 +142,7 @@ class FaultProxy:
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def _hang_up(self) -> None:
-        """Stop listening and end every connection; shutdown wakes the threads that wait on them."""
+        """Stop listening and end every connection, which wakes the threads that wait on them."""
         with self._lock:
             listener, self._listener = self._listener, None
             clients = list(self._clients)
@@ -164,9 +164,9 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: Peer) -> None:
-        """Pass on the exchanges of one connection until either side or a fault ends it."""
+        """Forward the exchanges of one connection until a side or a fault ends it."""
         server = None
-        # A side that goes away, or a server that is down, is what the other side must see too.
+        # If one side ends, or the server is down, the other side must see it too.
         with contextlib.suppress(OSError, EOFError):
             server = Peer(socket.create_connection((HOST, self.server_port)))
             while self._exchange(client, server):
@@ -178,7 +178,7 @@ class FaultProxy:
             server.close()
 
     def _exchange(self, client: Peer, server: Peer) -> bool:
-        """Pass on one request and its answer; False when the connection must end."""
+        """Forward one request and its answer; False if the connection must end."""
         head = client.read_head()
         method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         fault = self._choose(method, path, (header(head, b"range") or b"").decode("latin-1"))
@@ -190,7 +190,7 @@ class FaultProxy:
                 self.refuse(self.pause_s)
             return False
         if header(head, b"expect"):
-            # The client waits for this before its body; the server shall not send a second one.
+            # The client waits for this before its body; the server must not send it again.
             client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = b"\r\n".join(
                 x for x in head.split(b"\r\n") if not x.lower().startswith(b"expect:")
@@ -208,12 +208,12 @@ class FaultProxy:
         return self._answer(client, server, method, fault)
 
     def _answer(self, client: Peer, server: Peer, method: str, fault: Fault | None) -> bool:
-        """Pass on the server's answer, spoilt if so decided; False when the connection must end."""
+        """Forward the answer, with a fault in its body if any; False if the connection must end."""
         head = server.read_head()
         length = int(header(head, b"content-length") or 0)
         if fault in BODY_FAULTS and (method != "GET" or length < 2):
             with self._lock:
-                self._held_back.append(fault)
+                self._postponed.append(fault)
             fault = None
         client.send(head)
         if fault not in BODY_FAULTS:
@@ -235,8 +235,8 @@ class FaultProxy:
             exchange = Exchange(self.exchanges, method, path, extent)
             self.exchanges += 1
             fault = self.schedule(exchange)
-            if fault is None and self._held_back and method == "GET":
-                fault = self._held_back.pop(0)
+            if fault is None and self._postponed and method == "GET":
+                fault = self._postponed.pop(0)
         return fault
 
     def _count(self, fault: Fault) -> None:
@@ -245,7 +245,7 @@ class FaultProxy:
 
 
 class Peer:
-    """One end of a connection; its buffer keeps what belongs to the next message."""
+    """One end of a connection; its buffer keeps the beginning of the next message."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -267,7 +267,7 @@ class Peer:
         return line
 
     def read_head(self) -> bytes:
-        """First line and headers of an HTTP message, with the empty line that ends them."""
+        """First line and headers of an HTTP message, including the empty line after them."""
         head = self.read_line()
         while not head.endswith(b"\r\n\r\n"):
             head += self.read_line()
@@ -278,7 +278,7 @@ class Peer:
         self._socket.sendall(data)
 
     def copy(self, target: Peer | None, count: int) -> None:
-        """Pass on exactly ``count`` bytes as they come; to nowhere if there is no target."""
+        """Forward exactly ``count`` bytes as they arrive; without a target, drop them."""
         while count:
             part = self._reader.read1(min(count, 1 << 16))
             if not part:
@@ -288,7 +288,7 @@ class Peer:
                 target.send(part)
 
     def copy_body(self, target: Peer | None, head: bytes) -> None:
-        """Pass on the body that ``head`` announces, be it by length or in chunks."""
+        """Forward the body that ``head`` announces, by length or in chunks."""
         if (header(head, b"transfer-encoding") or b"").lower() != b"chunked":
             self.copy(target, int(header(head, b"content-length") or 0))
             return
@@ -305,7 +305,7 @@ class Peer:
                 target.send(line)
 
     def hang_up(self) -> None:
-        """End the connection from another thread than the one that reads it."""
+        """End the connection from a thread that does not read it."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -330,7 +330,7 @@ def header(head: bytes, name: bytes) -> bytes | None:
 
 
 def error_answer(fault: Fault, *, with_body: bool) -> bytes:
-    """What S3 answers when it means ``fault``."""
+    """The answer of S3 for ``fault``."""
     status, code = ERRORS[fault]
     body = f"<Error><Code>{code}</Code><Message>injected by the test</Message></Error>"
     head = (

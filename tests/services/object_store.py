@@ -1,8 +1,8 @@
 """A real S3-compatible server for the tests: OpenStack Swift with its s3api, on loopback.
 
 Five processes with one replica and no special rights: three storage servers (account, container,
-object), the proxy that speaks S3, and memcached where it is installed. The data lie in one folder
-and survive a kill of every process. Swift comes from an environment of its own, ``.venv-s3``.
+object), the proxy for S3, and memcached if it is installed. The data are in one folder and survive
+a kill of every process. Swift is installed in a separate environment, ``.venv-s3``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ object_chunk_size = 1048576
 client_chunk_size = 1048576
 """
 
-# A storage server that failed once is asked again after a second; Swift's own patience is a minute.
+# A storage server that failed once is tried again after a second; the default is a minute.
 PROXY_CONFIG = """\
 account_autocreate = true
 error_suppression_interval = 1
@@ -77,7 +77,7 @@ use = egg:swift#copy
 use = egg:swift#slo
 """
 
-# One process for the three rings, which tell the proxy where the storage servers are.
+# One process for the three rings, in which the proxy finds the storage servers.
 RING_PROGRAM = """\
 import sys
 from swift.common.ring import RingBuilder
@@ -105,7 +105,7 @@ default = yes
 
 @dataclass(frozen=True)
 class Access:
-    """What a client must know: where the store is, and who it says it is."""
+    """The endpoint of the store and the credentials of a client."""
 
     endpoint: str
     key: str
@@ -113,27 +113,27 @@ class Access:
     region: str = "us-east-1"
 
     def environment(self) -> dict[str, str]:
-        """Variables by which s3fs, botocore and any subprocess find this store, and no other.
+        """Variables with which s3fs, botocore and any subprocess find this store, and no other.
 
-        Buckets are addressed by path without being told, since the host is a bare IP number.
+        Buckets are addressed by path without an option, since the host is an IP number.
         """
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": self.region,
-            # The developer's own profile and a cloud machine's own role must play no part.
+            # The profile of a developer and the role of a cloud machine must have no effect.
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     def through(self, port: int) -> Access:
-        """The same credentials at another port of this host, such as a proxy's."""
+        """The same credentials at another port of this host, such as the port of a proxy."""
         return replace(self, endpoint=f"http://{HOST}:{port}")
 
     def file_system(self, *, attempts: int = 1, timeout_s: float = 5) -> s3fs.S3FileSystem:
-        """A client of the test's own, uncached, that by default shows every fault at once."""
+        """A new client without a cache, which by default raises at the first fault."""
         client = {"endpoint_url": self.endpoint, "region_name": self.region}
         config = {
             "retries": {"total_max_attempts": 1},
@@ -154,19 +154,19 @@ class Access:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket that one test has for itself."""
+    """A bucket for one test alone."""
 
     name: str
     access: Access
 
     @property
     def url(self) -> str:
-        """Where to put things."""
+        """The URL of the bucket."""
         return f"s3://{self.name}"
 
 
 def why_unavailable(folder: Path) -> str | None:
-    """Why no store can run with its data in ``folder``, or None if one can."""
+    """The reason why no store can run with its data in ``folder``, or None."""
     if not (PROGRAMS / "swift-proxy-server").exists():
         return "Swift is not installed in .venv-s3; run `bash cluster/setup.sh --tests`"
     probe = folder / "attribute-probe"
@@ -183,7 +183,7 @@ def why_unavailable(folder: Path) -> str | None:
 class ObjectStore:
     """One S3 server with its data in ``folder``; use as a context manager.
 
-    Ports and credentials are chosen once, so clients need no news of a restart.
+    Ports and credentials stay the same after a restart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -207,14 +207,14 @@ class ObjectStore:
 
     @functools.cached_property
     def client(self) -> s3fs.S3FileSystem:
-        """A client for what tests do on the side; making another one takes half a second."""
+        """A shared client for the preparations of tests; a new one takes half a second."""
         return self.access.file_system(timeout_s=30)
 
     def start(self, *, timeout_s: float = 60) -> None:
-        """Start every process and return when all of them listen.
+        """Start every process; returns when all of them listen.
 
         Raises:
-            RuntimeError: one of them ended or did not listen in time; the message has its log.
+            RuntimeError: a process ended or did not listen in time; the message has its log.
         """
         for name, command in self._commands().items():
             with open(self.folder / f"{name}.log", "ab") as log:
@@ -232,7 +232,7 @@ class ObjectStore:
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """End every process, by force after ten seconds; the data stay."""
+        """End every process, by force after ten seconds; the data remain."""
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -252,14 +252,14 @@ class ObjectStore:
         self._forget()
 
     def restart(self, *, down_s: float = 0) -> None:
-        """Stop, stay away for ``down_s`` seconds, and start again with the same data."""
+        """Stop, wait for ``down_s`` seconds, and start again with the same data."""
         self.stop()
         time.sleep(down_s)
         self.start()
 
     @contextlib.contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """Hold still the process ``name`` ("proxy", "object", …): it neither answers nor ends."""
+        """Suspend the process ``name`` ("proxy", "object", …): it neither answers nor ends."""
         self.processes[name].send_signal(signal.SIGSTOP)
         try:
             yield
@@ -301,7 +301,7 @@ class ObjectStore:
         return commands
 
     def _record(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Note whom the watchdog must kill if this Python dies; it sees its input end."""
+        """Record a process that the watchdog kills when this Python, its input, ends."""
         self.processes[name] = process
         (self.folder / f"{name}.pid").write_text(f"{process.pid}\n")
         if self._watchdog is None:
@@ -317,15 +317,15 @@ class ObjectStore:
 
 
 def user_name() -> str:
-    """The account that the servers run under: ours."""
+    """The user of this process, who also runs the servers."""
     return pwd.getpwuid(os.getuid()).pw_name
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this host on which nothing listens and that no outgoing connection takes."""
+    """Ports of this host without a listener, outside the range of outgoing connections."""
     found: list[int] = []
     while len(found) < count:
-        # Below 32768, where Linux begins to number outgoing connections: a server that is down for
+        # Below 32768, where Linux starts to number outgoing connections: a server that is down for
         # a while must find its port free again.
         port = random.SystemRandom().randrange(15000, 32000)
         with socket.socket() as candidate:

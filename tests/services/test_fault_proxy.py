@@ -1,4 +1,4 @@
-"""Each fault that the proxy injects is really what an S3 client meets."""
+"""An S3 client really meets each fault that the proxy injects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, EndpointConnectionError
 from tests.services.fault_proxy import Exchange, Fault, FaultProxy, at_random, in_turn
 from tests.services.object_store import Bucket, ObjectStore
 
-# What s3fs lets through, of its own and of the two libraries below it.
+# The errors of s3fs and of the two libraries below it.
 CLIENT_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 CONTENT = bytes(range(256)) * 250
 
@@ -29,13 +29,13 @@ def client(object_store: ObjectStore, shared_fault_proxy: FaultProxy) -> s3fs.S3
 def store(
     client: s3fs.S3FileSystem, object_store: ObjectStore, bucket: Bucket, fault_proxy: FaultProxy
 ) -> s3fs.S3FileSystem:
-    """That client, with one object to read and pauses that are longer than its patience."""
+    """That client, with one object to read, and pauses longer than its timeout."""
     object_store.client.pipe_file(f"{bucket.name}/object", CONTENT)
     fault_proxy.pause_s = 5
     return client
 
 
-def test_healthy_proxy_changes_nothing(store, bucket: Bucket, fault_proxy: FaultProxy):
+def test_proxy_without_faults_changes_nothing(store, bucket: Bucket, fault_proxy: FaultProxy):
     with store.open(f"{bucket.name}/large", "wb", block_size=5 << 20) as file:
         file.write(CONTENT * 120)
     assert store.cat_file(f"{bucket.name}/large") == CONTENT * 120
@@ -55,14 +55,14 @@ def test_fault_breaks_one_read_and_not_the_next(store, bucket, fault_proxy, faul
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.STALL, Fault.ERROR_503])
-def test_patient_client_reads_through_a_fault(store, bucket, fault_proxy, fault, monkeypatch):
+def test_client_with_retries_reads_through_a_fault(store, bucket, fault_proxy, fault, monkeypatch):
     monkeypatch.setattr(store, "retries", 3)
     fault_proxy.schedule = in_turn(fault, method="GET", path="/object")
     assert store.cat_file(f"{bucket.name}/object") == CONTENT
 
 
-def test_reset_breaks_a_read_that_meets_it_twice(store, bucket: Bucket, fault_proxy: FaultProxy):
-    """must be injected twice, since aiohttp repeats a GET or PUT by itself after the first."""
+def test_second_reset_breaks_a_read(store, bucket: Bucket, fault_proxy: FaultProxy):
+    """must be injected twice, since aiohttp itself repeats a GET or PUT after the first reset"""
     fault_proxy.schedule = in_turn(Fault.RESET, Fault.RESET, method="GET", path="/object")
     with pytest.raises(BotoCoreError):
         store.cat_file(f"{bucket.name}/object")
@@ -70,7 +70,7 @@ def test_reset_breaks_a_read_that_meets_it_twice(store, bucket: Bucket, fault_pr
     assert fault_proxy.injected == {Fault.RESET: 2}
 
 
-def test_latency_within_the_limit_is_only_late(store, bucket: Bucket, fault_proxy: FaultProxy):
+def test_latency_below_the_timeout_only_delays(store, bucket: Bucket, fault_proxy: FaultProxy):
     fault_proxy.pause_s = 0.2
     fault_proxy.schedule = in_turn(Fault.LATENCY, method="GET", path="/object")
     start = time.monotonic()
@@ -78,14 +78,14 @@ def test_latency_within_the_limit_is_only_late(store, bucket: Bucket, fault_prox
     assert time.monotonic() - start >= 0.2
 
 
-def test_corruption_changes_one_byte_and_no_status(store, bucket, fault_proxy):
+def test_corruption_changes_one_byte_and_not_the_status(store, bucket, fault_proxy):
     fault_proxy.schedule = in_turn(Fault.CORRUPT, method="GET", path="/object")
     received = store.cat_file(f"{bucket.name}/object")
     assert len(received) == len(CONTENT)
     assert sum(a != b for a, b in zip(received, CONTENT, strict=True)) == 1
 
 
-def test_refused_lasts_and_then_the_port_is_open_again(store, bucket, fault_proxy):
+def test_refused_connections_end_after_the_pause(store, bucket, fault_proxy):
     fault_proxy.pause_s = 1.5
     fault_proxy.schedule = in_turn(Fault.REFUSED, method="GET", path="/object")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What a prepared data set really holds: everything read again, counted, and compared by hash."""
+"""Checks and statistics of a prepared data set: it is read again, counted and compared by hash."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import io
 import tarfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.data.decoding import SampleError, decode_sample
 from pipeline.data.index import INDEX_NAME, ShardIndex
-from pipeline.data.prepare.parallel import map_in_order
+from pipeline.data.prepare.parallel import Progress, map_in_order, no_progress
 from pipeline.data.samples import SampleTable, read_table
 from pipeline.data.shard import Shard
 from pipeline.errors import PipelineError
 
-Progress = Callable[[int, int], None]  # shards done, shards in all
-
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """One class: pictures per split, and the bytes they take."""
+    """One class: images per split, and their stored bytes."""
 
     name: str
     folder: str
@@ -36,8 +34,8 @@ class ClassStatistics:
 class Statistics:
     """A data set in numbers.
 
-    ``leaks`` are pictures of the test split that are also in the training split, byte for byte, as
-    (test key, training key); ``repeats`` counts further copies within one split.
+    ``leaks`` are images of the test split whose equal bytes are also in the training split, as
+    (test key, training key); ``repeats`` counts the further copies within each split.
     """
 
     classes: tuple[ClassStatistics, ...]
@@ -48,11 +46,11 @@ class Statistics:
 
 
 def find_faults(
-    index: ShardIndex, *, jobs: int = 1, progress: Progress = lambda done, total: None
+    index: ShardIndex, *, jobs: int = 1, progress: Progress = no_progress
 ) -> Iterator[str]:
-    """Whatever is not as the index says, one sentence each: bytes, tables, samples, strangers.
+    """Each difference from the index, as one sentence: bytes, tables, samples, unknown files.
 
-    Reads and decodes everything.
+    Reads and decodes the complete data set; ``progress`` counts shards.
     """
     work = [(index.url, shard) for shard in index.shards]
     for done, faults in enumerate(map_in_order(_shard_faults, work, jobs=jobs), start=1):
@@ -112,10 +110,10 @@ def _shard_faults(work: tuple[str, Shard]) -> list[str]:
     except PipelineError as error:
         return [str(error)]
     if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
-        return [f"{place}: has {len(data):,} bytes that are not those in the index"]
+        return [f"{place}: its {len(data):,} bytes do not match the index"]
     faults = [f"{place}: {fault}" for fault in _tar_faults(data, table)]
     faults += [
-        f"{place}: segment at {segment.offset:,} has not the sha256 in the index"
+        f"{place}: the segment at {segment.offset:,} does not have the sha256 in the index"
         for segment in shard.segments
         if _sha256(data, segment.offset, segment.bytes) != segment.sha256
     ]
@@ -128,20 +126,22 @@ def _shard_faults(work: tuple[str, Shard]) -> list[str]:
 
 
 def _tar_faults(data: bytes, table: SampleTable) -> list[str]:
-    """What is in the tar besides the samples of the table."""
+    """The members of the tar that are not in its table."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             names = {member.name.partition(".")[0] for member in tar}
     except tarfile.TarError as error:
         return [f"is not a tar ({error})"]
-    return [f"holds {name}, which its table does not" for name in sorted(names - set(table.keys))]
+    return [
+        f"contains {name}, which is not in its table" for name in sorted(names - set(table.keys))
+    ]
 
 
 def _sample_fault(data: bytes, table: SampleTable, row: int, label: int) -> str | None:
     offset, size = int(table.offset_S[row]), int(table.size_S[row])
     record = data[offset : offset + size]
     if zlib.crc32(record) != table.crc32_S[row]:
-        return "has not the bytes in its table"
+        return "does not have the bytes in its table"
     try:
         decode_sample(record, key=table.keys[row], label=label)
     except SampleError as error:

@@ -1,18 +1,16 @@
-"""Copies a prepared data set from one place to another, and proves that the copy is one."""
+"""Copies a prepared data set from one place to another, and verifies the copy."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.data.index import INDEX_NAME, ShardIndex, read_index
+from pipeline.data.prepare.parallel import Progress, no_progress
 from pipeline.errors import ConfigError, DataError
 
 _THREADS = 4
-
-Progress = Callable[[int, int], None]  # files done, files in all
 
 
 def copy_data_set(
@@ -20,17 +18,17 @@ def copy_data_set(
     target_url: str,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> ShardIndex:
-    """Copy every file of the index at ``source_url``; the index comes last.
+    """Copy every file of the index at ``source_url``, the index last; the index of the copy.
 
-    What is there already and equal is not copied again, so an interrupted copy goes on. Each file
-    is compared with the index before it is written and read back afterwards.
+    An equal file at the target is not copied again, so an interrupted copy resumes. Each file is
+    compared with the index before it is written and again afterwards. ``progress`` counts files.
 
     Raises:
         StorageError: a file cannot be read or written.
-        DataError: a file is not what the index says, at either end.
-        ConfigError: there is another data set at ``target_url``.
+        DataError: a file does not match the index, at the source or at the target.
+        ConfigError: ``target_url`` has another data set.
     """
     index = read_index(source_url)
     data = storage.read_bytes(storage.join(index.url, INDEX_NAME))
@@ -57,21 +55,28 @@ def _refuse_other(target: str, index: ShardIndex, overwrite: bool) -> None:
         return
     if hashlib.sha256(storage.read_bytes(url)).hexdigest() != index.sha256:
         raise ConfigError(
-            f"{storage.redact(url)} is of another data set; give another target, or --overwrite"
+            f"{storage.redact(url)} belongs to another data set; "
+            "give another target, or --overwrite"
         )
 
 
 def _copy_file(source: str, target: str, name: str, sha256: str) -> None:
-    there = storage.join(target, name)
-    if storage.exists(there) and _sha256(storage.read_bytes(there)) == sha256:
+    copy = storage.join(target, name)
+    if storage.exists(copy) and _sha256(storage.read_bytes(copy)) == sha256:
         return
-    here = storage.join(source, name)
-    data = storage.read_bytes(here)
+    original = storage.join(source, name)
+    data = storage.read_bytes(original)
     if _sha256(data) != sha256:
-        raise DataError(f"{storage.redact(here)}: has not the sha256 in the index; not copied")
-    storage.write_atomically(there, data)
-    if _sha256(storage.read_bytes(there)) != sha256:
-        raise DataError(f"{storage.redact(there)}: was written but reads back differently")
+        raise DataError(
+            f"{storage.redact(original)}: does not have the sha256 in the index, so it was not "
+            "copied; prepare the data set again"
+        )
+    storage.write_atomically(copy, data)
+    if _sha256(storage.read_bytes(copy)) != sha256:
+        raise DataError(
+            f"{storage.redact(copy)}: reads back other bytes than were written; "
+            "check the target's disk and copy again"
+        )
 
 
 def _sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""From a source's image files to the files that are stored, on several cores, in order."""
+"""From the image files of a source to the stored files, in order, on several cores."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.data.prepare.parallel import map_in_order
 from pipeline.data.prepare.writer import Sample
 
 _JPEG_QUALITY = 95
-_CHUNK = 16  # pictures per message to an encoding process
+_CHUNK = 16  # images per message to an encoding process
 
 
 def encode_image_file(data: bytes, resize: int | None) -> tuple[str, bytes]:
     """Suffix and bytes of the image file to store.
 
-    Decoding every picture here is what keeps broken ones out of the shards.
+    Every image is decoded here, so that no broken one gets into a shard.
 
     Raises:
-        SampleError: ``data`` is no picture that can be decoded.
+        SampleError: ``data`` cannot be decoded.
     """
     image = open_image(data)
     width, height = image.size
@@ -41,7 +41,7 @@ def encode_image_file(data: bytes, resize: int | None) -> tuple[str, bytes]:
 def encode_rows(
     source: ImageSource, rows: Sequence[Row], *, resize: int | None, jobs: int
 ) -> Iterator[Sample | str]:
-    """For each row in order its sample, or a sentence on why it has none."""
+    """For each row, in order, its sample or a sentence with the reason why it has none."""
     encode = partial(_encode_chunk, source, resize)
     chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
     for results in map_in_order(encode, chunks, jobs=jobs):
@@ -51,12 +51,12 @@ def encode_rows(
 def _encode_chunk(
     source: ImageSource, resize: int | None, rows: Sequence[Row]
 ) -> list[Sample | str]:
-    """One sample per row, or a sentence on why it has none."""
+    """For each row its sample, or a sentence with the reason why it has none."""
     results: list[Sample | str] = []
     for row in rows:
         try:
-            suffix, data = encode_image_file(source.read(row.picture), resize)
-            results.append(Sample(row.picture.split, row.label, row.key, suffix, data))
+            suffix, data = encode_image_file(source.read(row.image), resize)
+            results.append(Sample(row.image.split, row.label, row.key, suffix, data))
         except SampleError as error:
-            results.append(f"{row.picture} {error}")
+            results.append(f"{row.image} {error}")
     return results

@@ -1,8 +1,8 @@
-"""Where pictures come from: what a folder, an archive or a table says there is, before any is read.
+"""Sources of images that are files: folders, archives, tables of paths.
 
-Each kind of source lists ``SourceImage`` rows (split, class folder, path) and reads one's bytes. An
+Each source lists ``SourceImage`` rows (split, class folder, path) before it reads any image. An
 archive is never unpacked: its members are read in place, so no member can leave a target folder.
-Sources are small to pickle; what they keep open belongs to the process that opened it.
+Sources are small to pickle; an open file belongs to the process that opened it.
 """
 
 from __future__ import annotations
@@ -39,59 +39,59 @@ LAYOUT = "train/<class>/* and test/<class>/*"
 
 @dataclass(frozen=True, order=True)
 class SourceImage:
-    """One picture of a source: ``path`` is unique within its split and class folder."""
+    """One image of a source: ``path`` is unique within its split and class folder."""
 
     split: str
     folder: str
     path: str
-    location: str = ""  # how its source finds it again
+    location: str = ""  # the place of its bytes, for its source
 
     def __str__(self) -> str:
         return f"{self.split}/{self.folder}/{self.path}"
 
 
 class ImageSource(Protocol):
-    """A collection of labelled pictures."""
+    """A collection of labelled images."""
 
-    def list(self) -> list[SourceImage]:
-        """Every picture, in no particular order.
+    def list_images(self) -> list[SourceImage]:
+        """Every image, in no particular order.
 
         Raises:
-            PipelineError: the source is not what its name says.
+            PipelineError: the source cannot be read, or has another form than its name says.
         """
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The bytes of its image file."""
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """``train/<class>/*`` and ``test/<class>/*`` below a folder, perhaps within one more folder."""
+    """``train/<class>/*`` and ``test/<class>/*`` below a folder, or one level deeper."""
 
     url: str
 
-    def list(self) -> list[SourceImage]:
-        """Every picture below the folder."""
+    def list_images(self) -> list[SourceImage]:
+        """Every image below the folder."""
         files = storage.list_files(self.url)
-        # A relative path is listed as an absolute URL: what all files share must be cut off.
+        # A relative path is listed as an absolute URL, whose beginning must be cut off.
         root = _listed_form(self.url)
-        return _sorted_out(
+        return _select_images(
             ((file.removeprefix(root).lstrip("/"), file) for file in files), self.url
         )
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The bytes of one file."""
-        return storage.read_bytes(picture.location)
+        return storage.read_bytes(image.location)
 
 
 @dataclass(frozen=True)
 class TarSource:
-    """A plain tar of a folder as ``FolderSource`` wants it."""
+    """A plain tar of a folder with the form of ``FolderSource``."""
 
     url: str
 
-    def list(self) -> list[SourceImage]:
-        """Every picture in the archive; links and devices are not followed."""
+    def list_images(self) -> list[SourceImage]:
+        """Every image in the archive; links and devices are not followed."""
         place = storage.redact(self.url)
         try:
             with storage.open_file(self.url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -107,22 +107,22 @@ class TarSource:
             raise DataError(
                 f"{place}: is not a plain tar ({error}); if it is compressed, decompress it first"
             ) from error
-        return _sorted_out(members, self.url)
+        return _select_images(members, self.url)
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The bytes of one member."""
-        offset, size = map(int, picture.location.split("+"))
+        offset, size = map(int, image.location.split("+"))
         return storage.read_range(self.url, offset, offset + size)
 
 
 @dataclass(frozen=True)
 class ZipSource:
-    """A zip of a folder as ``FolderSource`` wants it."""
+    """A zip of a folder with the form of ``FolderSource``."""
 
     url: str
 
-    def list(self) -> list[SourceImage]:
-        """Every picture in the archive."""
+    def list_images(self) -> list[SourceImage]:
+        """Every image in the archive."""
         place = storage.redact(self.url)
         try:
             members = [
@@ -132,14 +132,14 @@ class ZipSource:
             ]
         except zipfile.BadZipFile as error:
             raise DataError(f"{place}: is not a zip ({error})") from error
-        return _sorted_out(members, self.url)
+        return _select_images(members, self.url)
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The bytes of one member."""
         try:
-            return _open_zip(self.url).read(picture.location)
+            return _open_zip(self.url).read(image.location)
         except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # damaged, or encrypted
-            raise DataError(f"{storage.redact(self.url)}: {picture.location}: {error}") from error
+            raise DataError(f"{storage.redact(self.url)}: {image.location}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -151,23 +151,23 @@ class TableSource:
 
     url: str
 
-    def list(self) -> list[SourceImage]:
-        """One picture per row."""
+    def list_images(self) -> list[SourceImage]:
+        """One image per row."""
         place, text = storage.redact(self.url), storage.read_text(self.url)
         rows = _csv_rows(text, place) if self.url.endswith(".csv") else _json_rows(text, place)
-        return [self._picture(row, f"{place}, line {line}") for line, row in rows]
+        return [self._image(row, f"{place}, line {line}") for line, row in rows]
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The bytes of the file that one row names."""
-        return storage.read_bytes(picture.location)
+        return storage.read_bytes(image.location)
 
-    def _picture(self, row: dict[str, Any], place: str) -> SourceImage:
+    def _image(self, row: dict[str, Any], place: str) -> SourceImage:
         missing = [name for name in ("path", "label", "split") if row.get(name) in (None, "")]
         if missing:
-            raise DataError(f"{place}: has no {missing[0]}; wanted path, label and split")
+            raise DataError(f"{place}: has no {missing[0]}; give path, label and split")
         path, label, split = (str(row[name]) for name in ("path", "label", "split"))
         if split not in SPLIT_NAMES:
-            raise DataError(f"{place}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
+            raise DataError(f"{place}: split {split!r} is not one of {', '.join(SPLIT_NAMES)}")
         folder = self.url.rpartition("/")[0] or "."
         absolute = "://" in path or path.startswith("/")
         location = path if absolute else storage.join(folder, path)
@@ -196,13 +196,15 @@ def _json_rows(text: str, place: str) -> Iterable[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _sorted_out(files: Iterable[tuple[str, str]], url: str) -> list[SourceImage]:
-    """The (path, location) pairs that are ``[folder/]<split>/<class>/…<image>``."""
-    pictures = []
+def _select_images(files: Iterable[tuple[str, str]], url: str) -> list[SourceImage]:
+    """The images among (path, location) pairs: paths ``[folder/]<split>/<class>/…<image>``."""
+    images = []
     for path, location in files:
         parts = PurePosixPath(path).parts
         if path.startswith("/") or ".." in parts:
-            raise DataError(f"{storage.redact(url)}: member {path!r} leads out of the archive")
+            raise DataError(
+                f"{storage.redact(url)}: the path of member {path!r} leaves the archive; remove it"
+            )
         depth = next((depth for depth in (0, 1) if parts[depth : depth + 1] and
                       parts[depth] in SPLIT_NAMES), None)  # fmt: skip
         suffix = PurePosixPath(path).suffix.lower().removeprefix(".")
@@ -210,27 +212,29 @@ def _sorted_out(files: Iterable[tuple[str, str]], url: str) -> list[SourceImage]
             continue
         if suffix in IMAGE_SUFFIXES:
             split, folder, *inner = parts[depth:]
-            pictures.append(SourceImage(SPLIT_NAMES[split], folder, "/".join(inner), location))
-    if not pictures:
+            images.append(SourceImage(SPLIT_NAMES[split], folder, "/".join(inner), location))
+    if not images:
         raise DataError(
-            f"{storage.redact(url)}: holds no picture as {LAYOUT}; "
-            "rearrange it, or list its pictures in a CSV with path, label and split"
+            f"{storage.redact(url)}: contains no image of the form {LAYOUT}; "
+            "rearrange it, or list its images in a CSV with path, label and split"
         )
-    return pictures
+    return images
 
 
 def _member(name: str, size: int, place: str) -> str:
     if size > MAX_FILE_BYTES:
-        raise DataError(f"{place}: member {name!r} has {size:,} bytes, too many for a picture")
+        raise DataError(
+            f"{place}: member {name!r} has {size:,} bytes; an image may have {MAX_FILE_BYTES:,}"
+        )
     return name
 
 
 def _listed_form(url: str) -> str:
-    """How the URLs of the files below ``url`` begin when they are listed."""
+    """The beginning of the URLs of the files below ``url`` when they are listed."""
     return "file://" + storage.local_path(url) if storage.is_local(url) else url
 
 
 @lru_cache(maxsize=2)
 def _open_zip(url: str) -> zipfile.ZipFile:
-    """One handle per process: reading the table of contents costs seconds in a large archive."""
+    """One handle per process: a large archive needs seconds to read its table of contents."""
     return zipfile.ZipFile(storage.open_file(url))

@@ -1,4 +1,4 @@
-"""Who is in a data set to be: each picture with its class number and its key, in stored order."""
+"""The list of a data set's images, with class number and key, in the order of storage."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from pipeline import storage
 from pipeline.data.prepare.folder_sources import SPLITS, SourceImage
 from pipeline.errors import DataError
 
-_LONGEST_KEY = 90  # what a tar header holds, less the suffix
+_LONGEST_KEY = 90  # the limit of a tar header, less the suffix
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with its place in the data set."""
+    """One image with its place in the data set."""
 
-    picture: SourceImage
+    image: SourceImage
     label: int
     key: str
 
 
 def read_classes(
-    names_url: str | None, pictures: Iterable[SourceImage]
+    names_url: str | None, images: Iterable[SourceImage]
 ) -> tuple[list[str], list[str]]:
     """Readable names and folders of the classes, in the order of the index.
 
     ``names_url`` is a JSON list of ``{"name", "folder"}``; without it folders are sorted, and a
-    name is its folder's with spaces.
+    name is that of its folder with spaces for underscores.
 
     Raises:
         StorageError: the list cannot be read.
-        DataError: it is not such a list, or its folders are not those of the pictures.
+        DataError: the list has another form, or other folders than the images.
     """
-    found = sorted({picture.folder for picture in pictures})
+    found = sorted({image.folder for image in images})
     if names_url is None:
         return [folder.replace("_", " ") for folder in found], found
     place = storage.redact(names_url)
@@ -53,32 +53,32 @@ def read_classes(
     if unknown:
         raise DataError(f"{place}: does not list class {min(unknown)!r}, which the source has")
     if absent:
-        raise DataError(f"{place}: lists class {min(absent)!r}, which the source has not")
+        raise DataError(f"{place}: lists class {min(absent)!r}, which the source does not have")
     return names, folders
 
 
-def sort_rows(pictures: Iterable[SourceImage], folders: Sequence[str]) -> list[Row]:
-    """Every picture by split, class and key; keys are unique within a split.
+def sort_rows(images: Iterable[SourceImage], folders: Sequence[str]) -> list[Row]:
+    """Every image, sorted by split, class and key; keys are unique within a split.
 
     Raises:
-        DataError: a picture is listed twice.
+        DataError: an image is listed twice.
     """
     labels = {folder: label for label, folder in enumerate(folders)}
     rows: dict[tuple[str, str], Row] = {}
-    for picture in sorted(pictures):
-        key = _key(picture, with_suffix=False)
-        if (picture.split, key) in rows:  # a.jpg beside a.png
-            key = _key(picture, with_suffix=True)
-        if (picture.split, key) in rows:
-            raise DataError(f"{picture} is listed twice in the source")
-        rows[picture.split, key] = Row(picture, labels[picture.folder], key)
-    return sorted(rows.values(), key=lambda r: (SPLITS.index(r.picture.split), r.label, r.key))
+    for image in sorted(images):
+        key = _key(image, with_suffix=False)
+        if (image.split, key) in rows:  # a.jpg beside a.png
+            key = _key(image, with_suffix=True)
+        if (image.split, key) in rows:
+            raise DataError(f"{image} is listed twice in the source; list it once")
+        rows[image.split, key] = Row(image, labels[image.folder], key)
+    return sorted(rows.values(), key=lambda r: (SPLITS.index(r.image.split), r.label, r.key))
 
 
-def _key(picture: SourceImage, *, with_suffix: bool) -> str:
-    """A name that every tar tool keeps: WebDataset ends a key at the first dot."""
-    path = picture.path if with_suffix else str(PurePosixPath(picture.path).with_suffix(""))
-    key = quote(f"{picture.folder}/{path.lstrip('/')}").replace(".", "%2E")
+def _key(image: SourceImage, *, with_suffix: bool) -> str:
+    """A name that every tar tool keeps; without dots, since WebDataset ends a key at the first."""
+    path = image.path if with_suffix else str(PurePosixPath(image.path).with_suffix(""))
+    key = quote(f"{image.folder}/{path.lstrip('/')}").replace(".", "%2E")
     if len(key) > _LONGEST_KEY:
         digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         key = f"{key[: _LONGEST_KEY - 17]}-{digest}"

@@ -1,4 +1,4 @@
-"""``map`` over several processes."""
+"""``map`` over several processes, and reports of progress."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PRELOADED = ["torch", "PIL.Image", "webdataset"]  # what is slow to import, once for all processes
+Progress = Callable[[int, int], None]  # called with the items done and the items in all
+
+_PRELOADED = ["torch", "PIL.Image", "webdataset"]  # slow imports, done once for all processes
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def usable_cores() -> int:
-    """How many processes can run at once here."""
+    """The number of processes that can run at the same time."""
     return len(os.sched_getaffinity(0))
 
 
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, jobs: int
 ) -> Iterator[Result]:
-    """``map(function, items)`` on ``jobs`` processes, with a bounded number of items under way.
+    """``map(function, items)`` on ``jobs`` processes, with a limited number of items in work.
 
-    ``function`` and the items are pickled; with one job everything happens in this process.
+    ``function`` and the items are pickled; with one job all work is done in this process.
     """
     if jobs <= 1:
         yield from map(function, items)

@@ -1,7 +1,7 @@
-"""Pictures that lie in record files: CIFAR's binary and Python folders, Parquet tables.
+"""Sources of images that are records of larger files: CIFAR's folders, Parquet tables.
 
-Nothing in them is executed: CIFAR's Python files are pickles, and are read by an unpickler that
-knows arrays, bytes, numbers, lists and dictionaries, and refuses everything else.
+Nothing in them is executed: the Python files of CIFAR are pickles, and are read by an unpickler
+that accepts arrays, bytes, numbers, lists and dictionaries, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class CifarSource:
-    """A folder of CIFAR-10 or CIFAR-100 as its authors publish it; pictures become PNG files."""
+    """A folder of CIFAR-10 or CIFAR-100 as published by its authors; images become PNG files."""
 
     url: str
     layout: str
 
-    def list(self) -> list[SourceImage]:
-        """Every picture, named by its file and its row."""
+    def list_images(self) -> list[SourceImage]:
+        """Every image, named by its file and its row."""
         names = self._class_names()
-        pictures = []
+        images = []
         for split, name in self._data_files():
             labels, _ = _read_cifar(self.url, self.layout, name)
             for row, label in enumerate(labels.tolist()):
                 if label >= len(names):
                     raise DataError(f"{storage.redact(self.url)}: {name} has unknown class {label}")
                 path = f"{PurePosixPath(name).stem}_{row:05d}.png"
-                pictures.append(SourceImage(split, names[label], path, f"{name}#{row}"))
-        return pictures
+                images.append(SourceImage(split, names[label], path, f"{name}#{row}"))
+        return images
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """One row as a PNG file."""
-        name, _, row = picture.location.rpartition("#")
+        name, _, row = image.location.rpartition("#")
         _, pixels = _read_cifar(self.url, self.layout, name)
         planes = pixels[int(row)].reshape(3, 32, 32)
         file = io.BytesIO()
@@ -83,33 +83,36 @@ class CifarSource:
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files with an image column and a label column, as Hugging Face data sets have them.
+    """Parquet files with an image column and a label column, in the form of Hugging Face data sets.
 
-    A file's split is told by its name (``train-00000-of-00002.parquet``). An image is a structure
-    with ``bytes``, or plain bytes; class names come from the label column's metadata, where given.
+    The name of a file gives its split (``train-00000-of-00002.parquet``). An image is a structure
+    with ``bytes``, or plain bytes; the metadata of the label column may give class names.
     """
 
     url: str
 
-    def list(self) -> list[SourceImage]:
-        """One picture per row."""
-        pictures = []
+    def list_images(self) -> list[SourceImage]:
+        """One image per row."""
+        images = []
         for url in _parquet_files(self.url):
             name = url.rpartition("/")[2]
             split = next((SPLIT_NAMES[s] for s in SPLIT_NAMES if name.startswith(s)), None)
             if split is None:
-                raise DataError(f"{storage.redact(url)}: its name begins with no split's name")
+                raise DataError(
+                    f"{storage.redact(url)}: its name does not start with a split; "
+                    f"start it with one of {', '.join(SPLIT_NAMES)}"
+                )
             labels = _parquet_labels(url)
             stem = name.removesuffix(".parquet")
-            pictures += [
+            images += [
                 SourceImage(split, label, f"{stem}_{row:07d}.img", f"{url}#{row}")
                 for row, label in enumerate(labels)
             ]
-        return pictures
+        return images
 
-    def read(self, picture: SourceImage) -> bytes:
+    def read(self, image: SourceImage) -> bytes:
         """The image bytes of one row."""
-        url, _, text = picture.location.rpartition("#")
+        url, _, text = image.location.rpartition("#")
         row, group = int(text), 0
         while row >= (rows := _open_parquet(url).metadata.row_group(group).num_rows):
             row, group = row - rows, group + 1
@@ -121,7 +124,7 @@ class ParquetSource:
 
 
 def cifar_layout(url: str) -> str | None:
-    """Which of CIFAR's layouts the folder has, if any."""
+    """The CIFAR layout of the folder, or None."""
     name = PurePosixPath(url.rstrip("/")).name
     if name in _CIFAR_FILES:
         return name
@@ -138,13 +141,13 @@ def is_parquet(url: str) -> bool:
 
 @lru_cache(maxsize=6)
 def _read_cifar(url: str, layout: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and pixels of one data file; kept, since a file is asked for once per picture."""
+    """Labels and pixels of one data file; kept, since each image asks for its file."""
     place = storage.join(url, name)
     if layout.endswith(("-bin", "-binary")):
         label_bytes = 2 if layout == "cifar-100-binary" else 1
         data = np.frombuffer(storage.read_bytes(place), dtype=np.uint8)
         if len(data) % (label_bytes + _PIXELS):
-            raise DataError(f"{storage.redact(place)}: is cut short")
+            raise DataError(f"{storage.redact(place)}: is incomplete; download it again")
         rows = data.reshape(-1, label_bytes + _PIXELS)
         return rows[:, label_bytes - 1].astype(np.int64), rows[:, label_bytes:]
     content = _unpickle(place)
@@ -157,7 +160,10 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _HARMLESS:
-            raise DataError(f"holds {module}.{name}, which a file of pictures needs not; refused")
+            raise DataError(
+                f"contains {module}.{name}, which a file of images does not need; "
+                "refused, since it could run code"
+            )
         return super().find_class(module, name)
 
 
@@ -180,7 +186,7 @@ def _parquet_files(url: str) -> list[str]:
 
 
 def _parquet_labels(url: str) -> list[str]:
-    """The class of each row, by name where the file knows names."""
+    """The class of each row, by name if the file has class names."""
     file = _open_parquet(url)
     column = _label_column(url)
     values = file.read(columns=[column]).column(column).to_pylist()
@@ -210,14 +216,14 @@ def _image_column(url: str) -> str:
 
 @lru_cache(maxsize=4)
 def _parquet_images(url: str, group: int) -> Any:
-    """The image column of one row group; kept, since neighbours are asked for soon."""
+    """The image column of one row group; kept, since its other rows are read next."""
     column = _image_column(url)
     return _open_parquet(url).read_row_group(group, columns=[column]).column(column)
 
 
 @lru_cache(maxsize=64)
 def _open_parquet(url: str) -> Any:
-    # Here, since pyarrow takes a second to import and only Parquet sources need it.
+    # Imported here, since pyarrow takes a second and only Parquet sources need it.
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 

@@ -1,8 +1,8 @@
-"""From a source of pictures to a prepared data set: read, check, shrink, pack, store, index.
+"""From a source of images to a prepared data set: read, check, shrink, pack, store, index.
 
-Pictures are encoded by several processes and packed in order by this one, which stores shards while
-the next are being filled. After each stored shard ``unfinished.json`` says how far the work is, so
-the same command takes it up again; the index comes last, and then that file goes.
+Several processes encode images; this one packs them in order and stores shards while it fills the
+next ones. After each stored shard ``unfinished.json`` records the state, so the same command can
+resume. The index is written last, and then that file is removed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +30,7 @@ from pipeline.data.index import (
 from pipeline.data.prepare.encoding import encode_rows
 from pipeline.data.prepare.folder_sources import SPLITS
 from pipeline.data.prepare.listing import Row, read_classes, sort_rows
+from pipeline.data.prepare.parallel import Progress, no_progress
 from pipeline.data.prepare.sources import open_source
 from pipeline.data.prepare.writer import SEGMENT_BYTES, BuiltShard, Sample, build_shards
 from pipeline.data.shard import Shard, format_shard, parse_shard
@@ -39,32 +40,30 @@ log = logging.getLogger(__name__)
 
 UNFINISHED_NAME = "unfinished.json"
 
-_STORING = 2  # shards on their way to the storage while the next is being filled
-
-Progress = Callable[[int, int], None]  # pictures done, pictures in all
+_STORING = 2  # shards that are being stored while the next one is filled
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pictures become shards."""
+    """The settings of the shards."""
 
     shard_bytes: int = 64 << 20
-    resize: int | None = None  # short side in pixels; smaller pictures keep their bytes
+    resize: int | None = None  # short side in pixels; smaller images keep their bytes
     on_bad_image: Literal["fail", "skip"] = "fail"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``write_shards`` did; ``skipped`` names pictures that could not be used, and why."""
+    """The result of ``write_shards``; ``skipped`` has a sentence for each unusable image."""
 
     index: ShardIndex
     skipped: tuple[str, ...] = ()
-    resumed: int = 0  # shards that an earlier attempt had stored
+    resumed: int = 0  # shards that an earlier attempt stored
 
 
 @dataclass
 class _Work:
-    """How far the work is."""
+    """The state of the work: the shards that are stored."""
 
     fingerprint: str
     shards: list[Shard] = field(default_factory=list)
@@ -79,12 +78,13 @@ def write_shards(
     names_url: str | None = None,
     overwrite: bool = False,
     jobs: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Outcome:
-    """Write the pictures of ``source_url`` as shards and an index below ``out_url``.
+    """Write the images of ``source_url`` as shards and an index below ``out_url``.
 
-    ``names_url`` is a JSON list of ``{"name", "folder"}``: readable class names, in the index's
-    order. ``jobs`` processes encode. The bytes written depend on nothing but source and recipe.
+    ``names_url`` is a JSON list of ``{"name", "folder"}``: readable class names, in the order of
+    the index. ``jobs`` processes encode; ``progress`` counts images. The stored bytes depend only
+    on the source, the names and the recipe.
 
     Raises:
         PipelineError: the source or the target cannot be used.
@@ -92,9 +92,9 @@ def write_shards(
     index_url = storage.join(out_url, INDEX_NAME)
     replaced = _replaced_files(out_url, index_url, overwrite)
     source = open_source(source_url)
-    pictures = source.list()
-    names, folders = read_classes(names_url, pictures)
-    rows = sort_rows(pictures, folders)
+    images = source.list_images()
+    names, folders = read_classes(names_url, images)
+    rows = sort_rows(images, folders)
     work = _resume(out_url, _fingerprint(rows, recipe))
     resumed, done = len(work.shards), _rows_done(rows, work.last_key)
     storage.remove(index_url)
@@ -115,10 +115,10 @@ def write_shards(
 
 
 def _replaced_files(out_url: str, index_url: str, overwrite: bool) -> set[str]:
-    """The shards of the data set that is there, if it may go.
+    """The files of the data set at the target, which the new one replaces.
 
     Raises:
-        ConfigError: there is one, and it may not.
+        ConfigError: the target has a data set, and ``overwrite`` is false.
     """
     if not storage.exists(index_url):
         return set()
@@ -128,21 +128,21 @@ def _replaced_files(out_url: str, index_url: str, overwrite: bool) -> set[str]:
         )
     try:
         old = read_index(out_url)
-    except DataError:  # not an index of ours; nothing besides it is touched
+    except DataError:  # not an index of this project: only that file is replaced
         return set()
     return {name for shard in old.shards for name in (shard.name, shard.table_name)}
 
 
 def _fingerprint(rows: Sequence[Row], recipe: Recipe) -> str:
-    """What must be equal for a second attempt to go on where the first one stopped."""
+    """A hash of the work; an attempt resumes only work of the same hash."""
     digest = hashlib.sha256(repr((SCHEMA, SEGMENT_BYTES, PIL.__version__, recipe)).encode())
     for row in rows:
-        digest.update(repr((row.picture, row.label, row.key)).encode())
+        digest.update(repr((row.image, row.label, row.key)).encode())
     return digest.hexdigest()
 
 
 def _resume(out_url: str, fingerprint: str) -> _Work:
-    """What an earlier attempt at the same work has stored, or nothing."""
+    """The shards that an earlier attempt at the same work has stored, if any."""
     url = storage.join(out_url, UNFINISHED_NAME)
     if not storage.exists(url):
         return _Work(fingerprint)
@@ -156,7 +156,7 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
                 return _Work(fingerprint)
         last_key = tuple(content["last_key"])
     except (ValueError, KeyError, TypeError, StorageError) as error:
-        log.info("%s cannot be used (%s); starting anew", storage.redact(url), error)
+        log.info("%s cannot be used (%s); starting again", storage.redact(url), error)
         return _Work(fingerprint)
     return _Work(fingerprint, shards, last_key)
 
@@ -164,7 +164,7 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
 def _rows_done(rows: Sequence[Row], last_key: tuple[str, str] | None) -> int:
     if last_key is None:
         return 0
-    return 1 + [(row.picture.split, row.key) for row in rows].index(last_key)
+    return 1 + [(row.image.split, row.key) for row in rows].index(last_key)
 
 
 def _counted(
@@ -179,19 +179,19 @@ def _counted(
 def _usable(
     results: Iterator[Sample | str], recipe: Recipe, skipped: list[str]
 ) -> Iterator[Sample]:
-    """The samples among ``results``; what else there is goes to ``skipped``, if it may."""
+    """The samples among ``results``; sentences go to ``skipped``, or end the work."""
     for result in results:
         if isinstance(result, Sample):
             yield result
         elif recipe.on_bad_image == "fail":
-            raise DataError(f"{result}; mend it, or leave such pictures out with --on-bad skip")
+            raise DataError(f"{result}; repair it, or leave out such images with --on-bad skip")
         else:
             log.warning("skipped %s", result)
             skipped.append(result)
 
 
 def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
-    """Store the shards in the background, note each once it is stored, in order."""
+    """Store the shards in the background, and record each one when it is stored, in order."""
     storing: deque[tuple[BuiltShard, Future[None]]] = deque()
 
     def finish_oldest() -> None:

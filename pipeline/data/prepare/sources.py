@@ -1,4 +1,4 @@
-"""Finds out what kind of source of pictures lies at a URL."""
+"""The source of images at a URL, of the kind that its name and content show."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _UNPACKERS = {
 
 
 def open_source(url: str) -> ImageSource:
-    """The source at ``url``, of the kind that its name and its content tell.
+    """The source at ``url``, of the kind that its name and content show.
 
     Raises:
-        DataError: there is nothing, or nothing of a known kind.
+        DataError: ``url`` has no file, or a compressed archive.
     """
     suffix = PurePosixPath(url).suffix.lower()
     if suffix in (".csv", ".jsonl"):
@@ -57,6 +57,6 @@ def open_source(url: str) -> ImageSource:
         return ParquetSource(url)
     if not storage.list_files(url):
         raise DataError(
-            f"{place}: holds no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"
+            f"{place}: has no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"
         )
     return FolderSource(url)

@@ -1,8 +1,8 @@
 """Packs samples into shards: WebDataset tars, each with the table that addresses its samples.
 
 Equal input gives equal bytes: fixed owner and time in every header, samples in the given order.
-A shard is built in memory and stored by two whole writes, tar then table, so a reader never sees a
-part of one; the index that makes them a data set is written by the caller, last.
+A shard is built in memory and stored by two complete writes, tar then table, so a reader never sees
+a part of one. The caller writes the index last, which makes the shards a data set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TAR_END = 10240  # a tar is padded to a multiple of this
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as it is stored: an image file's bytes under ``key`` with its ``suffix``."""
+    """One image in its stored form: the bytes of an image file, with its ``key`` and ``suffix``."""
 
     split: str
     label: int
@@ -43,13 +43,13 @@ class Sample:
 
     @property
     def stored_bytes(self) -> int:
-        """How long the sample is in a tar, headers included."""
+        """Bytes of the sample in a tar, including headers."""
         return sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in self.members.values())
 
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """A shard ready to be stored."""
+    """A shard that is ready to be stored."""
 
     shard: Shard
     tar: bytes = field(repr=False)
@@ -62,8 +62,8 @@ def build_shards(
 ) -> Iterator[BuiltShard]:
     """Shards of at most ``shard_bytes``, in order, each within one split.
 
-    A single sample longer than ``shard_bytes`` gets a shard of its own. The samples must come
-    sorted by split and label. ``numbers`` is how many shards each split already has.
+    A sample longer than ``shard_bytes`` gets a separate shard. The samples must be sorted by split
+    and label. ``numbers`` is the number of shards that each split already has.
     """
     counters = Counter(numbers)
     pending: list[Sample] = []
@@ -109,7 +109,7 @@ def _build(samples: list[Sample], counters: Counter[str]) -> BuiltShard:
 
 
 def _write_tar(samples: list[Sample]) -> tuple[bytes, np.ndarray]:
-    """The tar and where each sample begins in it."""
+    """The tar, and the offset of each sample in it."""
     buffer = io.BytesIO()
     offsets = []
     with TarWriter(buffer, encoder=False, user="", group="", mtime=0) as writer:
@@ -122,7 +122,7 @@ def _write_tar(samples: list[Sample]) -> tuple[bytes, np.ndarray]:
 def _segments(
     samples: list[Sample], offset_S: np.ndarray, size_S: np.ndarray, tar: bytes
 ) -> Iterator[Segment]:
-    """Runs of one class, cut where they would outgrow ``SEGMENT_BYTES``."""
+    """Consecutive samples of one class, cut at ``SEGMENT_BYTES``."""
     open_: Segment | None = None
     for sample, offset, size in zip(samples, offset_S.tolist(), size_S.tolist(), strict=True):
         if open_ and (open_.label != sample.label or open_.bytes + size > SEGMENT_BYTES):

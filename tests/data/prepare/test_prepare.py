@@ -1,4 +1,4 @@
-"""Pictures of every common source become the same shards, and a data set can be trusted."""
+"""Images of every common source become the same shards; the data set can be verified."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def write_folder(folder: Path) -> Path:
             for row in range(count):
                 data = draw_image_file(split == "test", number, row, size=(40, 31))
                 (folder / split / name / f"p.{row}.jpg").write_bytes(data)
-    (folder / "README.txt").write_text("not a picture")
+    (folder / "README.txt").write_text("not an image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("pictures") / "birds")
+def images(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images") / "birds")
 
 
 def run(*arguments: object) -> int:
@@ -64,7 +64,7 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 def pixels(index: ShardIndex, split: str) -> np.ndarray:
-    """Every picture of a split, streamed."""
+    """Every image of a split, streamed."""
     labels = [label for label, count in index.count(split).items() if count]
     batches = eval_stream(
         ShardSource(index),
@@ -78,8 +78,8 @@ def pixels(index: ShardIndex, split: str) -> np.ndarray:
 # Sources
 
 
-def test_an_image_folder_becomes_shards(pictures, tmp_path):
-    index = prepare(pictures, tmp_path)
+def test_image_folder_becomes_shards(images, tmp_path):
+    index = prepare(images, tmp_path)
     assert index.class_folders == ("Bee eater", "ant", "zebra_2")
     assert index.class_names == ("Bee eater", "ant", "zebra 2")
     assert index.count("train") == {0: 5, 1: 7, 2: 3}
@@ -91,8 +91,8 @@ def test_an_image_folder_becomes_shards(pictures, tmp_path):
     ]  # fmt: skip
 
 
-def test_the_shards_are_plain_webdataset(pictures, tmp_path):
-    prepare(pictures, tmp_path)
+def test_shards_are_plain_webdataset(images, tmp_path):
+    prepare(images, tmp_path)
     stages = (webdataset.tarfile_to_samples(), webdataset.decode("pil"))
     shard = [{"url": str(tmp_path / "train-000000.tar")}]
     samples = list(webdataset.DataPipeline([shard], *stages))
@@ -100,17 +100,17 @@ def test_the_shards_are_plain_webdataset(pictures, tmp_path):
     assert all(sample["jpg"].size == (40, 31) for sample in samples)
 
 
-def test_equal_input_gives_equal_bytes_from_every_kind_of_source(pictures, tmp_path):
-    prepare(pictures, tmp_path / "a")
+def test_equal_input_gives_equal_bytes_from_every_kind_of_source(images, tmp_path):
+    prepare(images, tmp_path / "a")
     wanted = contents(str(tmp_path / "a"))
     moved = tmp_path / "again"
-    shutil.copytree(pictures, moved)
+    shutil.copytree(images, moved)
     sources = {"folder": moved, "tar": tmp_path / "x.tar", "zip": tmp_path / "x.zip"}
     with tarfile.open(sources["tar"], "w") as tar:
-        tar.add(pictures, "./birds")
+        tar.add(images, "./birds")
     with zipfile.ZipFile(sources["zip"], "w") as archive:
-        for file in sorted(pictures.rglob("*.jpg"), reverse=True):
-            archive.write(file, file.relative_to(pictures.parent))
+        for file in sorted(images.rglob("*.jpg"), reverse=True):
+            archive.write(file, file.relative_to(images.parent))
     for name, source in sources.items():
         prepare(source, tmp_path / f"from-{name}")
         assert contents(str(tmp_path / f"from-{name}")) == wanted
@@ -119,36 +119,36 @@ def test_equal_input_gives_equal_bytes_from_every_kind_of_source(pictures, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_table_lists_pictures_wherever_they_are(pictures, tmp_path, kind):
+def test_table_lists_images_in_any_folder(images, tmp_path, kind):
     rows = [
-        {"path": str(file.relative_to(pictures.parent)), "label": file.parts[-2],
+        {"path": str(file.relative_to(images.parent)), "label": file.parts[-2],
          "split": file.parts[-3].replace("test", "val")}
-        for file in pictures.rglob("*.jpg")
+        for file in images.rglob("*.jpg")
     ]  # fmt: skip
-    table = pictures.parent / f"list.{kind}"
+    table = images.parent / f"list.{kind}"
     lines = [json.dumps(row) for row in rows]
     if kind == "csv":
         lines = ["path,label,split"] + [",".join(row.values()) for row in rows]
     table.write_text("\n".join(lines))
     by_table = prepare(table, tmp_path / "table")
-    by_folder = prepare(pictures, tmp_path / "folder")
+    by_folder = prepare(images, tmp_path / "folder")
     assert by_table.count("test") == by_folder.count("test")
     for split in ("train", "test"):
         assert np.array_equal(pixels(by_table, split), pixels(by_folder, split))
 
 
-def test_names_give_the_order_of_classes(pictures, tmp_path):
+def test_names_file_gives_the_order_of_classes(images, tmp_path):
     names = tmp_path / "names.json"
     order = [("zebra", "zebra_2"), ("bee-eater", "Bee eater"), ("an ant", "ant")]
     names.write_text(json.dumps([{"name": n, "folder": f} for n, f in order]))
-    index = prepare(pictures, tmp_path / "out", "--names", names)
+    index = prepare(images, tmp_path / "out", "--names", names)
     assert index.class_names == ("zebra", "bee-eater", "an ant")
     assert index.class_folders == ("zebra_2", "Bee eater", "ant")
     assert index.count("train") == {0: 3, 1: 5, 2: 7}
 
 
 def write_cifar(folder: Path, *, as_pickle: bool) -> tuple[Path, np.ndarray]:
-    """A CIFAR-100 of 6 training and 4 test pictures; its training pixels."""
+    """A CIFAR-100 of 6 training and 4 test images; its training pixels."""
     draw = np.random.default_rng(3)
     folder = folder / ("cifar-100-python" if as_pickle else "cifar-100-binary")
     folder.mkdir()
@@ -185,12 +185,12 @@ class Bomb:
         return os.system, ("touch executed",)
 
 
-def test_a_cifar_pickle_cannot_run_anything(tmp_path, monkeypatch, capsys):
+def test_cifar_pickle_cannot_run_code(tmp_path, monkeypatch, capsys):
     folder, _ = write_cifar(tmp_path, as_pickle=True)
     (folder / "train").write_bytes(pickle.dumps({b"data": Bomb(), b"fine_labels": []}))
     monkeypatch.chdir(tmp_path)
     assert run("shard", "--source", folder, "--out", tmp_path / "out") == 2
-    assert "system, which a file of pictures needs not; refused" in capsys.readouterr().err
+    assert "system, which a file of images does not need; refused" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
 
 
@@ -214,7 +214,7 @@ def test_parquet_as_hugging_face_stores_it(tmp_path, as_struct):
     assert np.array_equal(pixels(index, "train"), np.stack(wanted))
 
 
-def test_resizing_shrinks_the_short_side_and_nothing_small(tmp_path):
+def test_resizing_shrinks_only_images_with_a_longer_short_side(tmp_path):
     folder = tmp_path / "in"
     sizes = {"big": (90, 61), "tall": (61, 120), "small": (20, 30)}
     for name, size in sizes.items():
@@ -230,8 +230,8 @@ def test_resizing_shrinks_the_short_side_and_nothing_small(tmp_path):
     assert stored["small/0.png"] == (folder / "train/small/0.png").read_bytes()
 
 
-def test_shards_are_at_most_as_long_as_asked(pictures, tmp_path):
-    index = prepare(pictures, tmp_path, "--shard-size", "20kB")
+def test_shards_are_at_most_as_long_as_the_option_says(images, tmp_path):
+    index = prepare(images, tmp_path, "--shard-size", "20kB")
     assert len(index.shards) > 3
     assert all(shard.bytes <= 20_000 for shard in index.shards)
     assert all(os.path.getsize(tmp_path / s.name) == s.bytes for s in index.shards)
@@ -240,23 +240,23 @@ def test_shards_are_at_most_as_long_as_asked(pictures, tmp_path):
 # Refusals
 
 
-def test_a_data_set_is_not_overwritten_unasked(pictures, tmp_path, capsys):
-    prepare(pictures, tmp_path, "--shard-size", "20kB")
+def test_data_set_is_overwritten_only_with_the_option(images, tmp_path, capsys):
+    prepare(images, tmp_path, "--shard-size", "20kB")
     many = contents(str(tmp_path))
-    assert run("shard", "--source", pictures, "--out", tmp_path) == 2
+    assert run("shard", "--source", images, "--out", tmp_path) == 2
     assert "index.json exists already; give another --out" in capsys.readouterr().err
     assert contents(str(tmp_path)) == many
-    prepare(pictures, tmp_path, "--overwrite")
-    assert len(os.listdir(tmp_path)) == 5  # the longer data set's further shards are gone
+    prepare(images, tmp_path, "--overwrite")
+    assert len(os.listdir(tmp_path)) == 5  # the other shards of the longer data set are removed
     assert run("verify", tmp_path, "--jobs", 1) == 0
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "holds no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"),
+        ("nowhere", "has no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"),
         ("empty.csv", "has no column label, path, split"),
-        ("bad-split.csv", "line 2: split 'dev' is none of train"),
+        ("bad-split.csv", "line 2: split 'dev' is not one of train"),
         ("missing.csv", "cannot read .*gone.jpg: there is no such file"),
         ("bad.jsonl", "line 1: is not JSON"),
         ("text.tar", "is not a plain tar"),
@@ -266,12 +266,12 @@ def test_a_data_set_is_not_overwritten_unasked(pictures, tmp_path, capsys):
         ("x.tar.zst", "decompress it first with `zstd -d x.tar.zst`"),
         ("squeezed.tar", "is not a plain tar .*; if it is compressed, decompress it first"),
         ("train.parquet", "is not a Parquet file"),
-        ("escape.tar", "member '../train/ant/0.jpg' leads out of the archive"),
-        ("flat", "holds no picture as train/<class>/"),
+        ("escape.tar", "member '../train/ant/0.jpg' leaves the archive"),
+        ("flat", "contains no image of the form train/<class>/"),
         ("broken", "train/ant/0.jpg cannot be decoded"),
     ],
 )
-def test_a_bad_source_is_explained_in_one_sentence(tmp_path, capsys, source, message):
+def test_bad_source_is_explained_in_one_line(tmp_path, capsys, source, message):
     (tmp_path / "empty.csv").write_text("a,b\n")
     (tmp_path / "bad-split.csv").write_text("path,label,split\nx.jpg,ant,dev\n")
     (tmp_path / "missing.csv").write_text("path,label,split\ngone.jpg,ant,train\n")
@@ -303,14 +303,14 @@ def test_a_bad_source_is_explained_in_one_sentence(tmp_path, capsys, source, mes
         (["ant"], "is not a JSON list of"),
     ],
 )
-def test_names_must_be_those_of_the_source(pictures, tmp_path, capsys, entries, message):
+def test_names_file_must_match_the_source(images, tmp_path, capsys, entries, message):
     (tmp_path / "names.json").write_text(json.dumps(entries))
     names = ("--names", tmp_path / "names.json")
-    assert run("shard", "--source", pictures, "--out", tmp_path / "out", *names) == 2
+    assert run("shard", "--source", images, "--out", tmp_path / "out", *names) == 2
     assert message in capsys.readouterr().err
 
 
-def test_bad_pictures_are_left_out_if_allowed(tmp_path, capsys):
+def test_bad_images_are_left_out_with_the_option(tmp_path, capsys):
     folder = write_folder(tmp_path / "in")
     (folder / "train/ant/p.3.jpg").write_bytes(b"broken")
     index = prepare(folder, tmp_path / "out", "--on-bad", "skip")
@@ -319,8 +319,8 @@ def test_bad_pictures_are_left_out_if_allowed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [["--shard-size", "big"], ["--resize", "0"]])
-def test_a_bad_option_is_explained(pictures, tmp_path, capsys, options):
-    assert run("shard", "--source", pictures, "--out", tmp_path, *options) == 2
+def test_bad_option_is_explained(images, tmp_path, capsys, options):
+    assert run("shard", "--source", images, "--out", tmp_path, *options) == 2
     assert options[0] in capsys.readouterr().err
 
 
@@ -335,8 +335,8 @@ def test_help_has_examples(capsys):
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2, 5])
-def test_an_interrupted_attempt_is_taken_up(pictures, tmp_path, monkeypatch, stopped_at):
-    whole = prepare(pictures, tmp_path / "whole", "--shard-size", "20kB")
+def test_interrupted_attempt_resumes(images, tmp_path, monkeypatch, stopped_at):
+    whole = prepare(images, tmp_path / "whole", "--shard-size", "20kB")
     out, recipe, write = str(tmp_path / "out"), Recipe(shard_bytes=20_000), storage.write_atomically
 
     def stop(url: str, data: bytes, **options: object) -> None:
@@ -347,25 +347,34 @@ def test_an_interrupted_attempt_is_taken_up(pictures, tmp_path, monkeypatch, sto
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_atomically", stop)
         with pytest.raises(KeyboardInterrupt):
-            write_shards(str(pictures), out, recipe)
+            write_shards(str(images), out, recipe)
     assert not os.path.exists(f"{out}/index.json")
-    outcome = write_shards(str(pictures), out, recipe)
+    outcome = write_shards(str(images), out, recipe)
     assert outcome.resumed == stopped_at
     assert contents(out) == contents(str(tmp_path / "whole"))
 
 
-def test_an_attempt_with_another_recipe_starts_anew(pictures, tmp_path):
+def test_interruption_is_reported_with_status_130(images, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_atomically", interrupt)
+    assert run("shard", "--source", images, "--out", tmp_path / "out", "--jobs", 1) == 130
+    assert "error: interrupted; " in capsys.readouterr().err
+
+
+def test_attempt_with_another_recipe_starts_again(images, tmp_path):
     note = {"fingerprint": "other", "last_key": ["train", "x"], "shards": []}
     storage.write_atomically(str(tmp_path / UNFINISHED_NAME), json.dumps(note).encode())
-    assert write_shards(str(pictures), str(tmp_path), Recipe()).resumed == 0
+    assert write_shards(str(images), str(tmp_path), Recipe()).resumed == 0
     assert UNFINISHED_NAME not in os.listdir(tmp_path)
 
 
 # verify, stats, copy
 
 
-def test_verify_finds_every_kind_of_fault(pictures, tmp_path, capsys):
-    index = prepare(pictures, tmp_path, "--shard-size", "20kB")
+def test_verify_finds_every_kind_of_fault(images, tmp_path, capsys):
+    index = prepare(images, tmp_path, "--shard-size", "20kB")
     assert run("verify", tmp_path, "--jobs", 2) == 0
     assert "21 samples in" in capsys.readouterr().out
     overwrite_byte(str(tmp_path / index.shards[0].name), 700)
@@ -374,7 +383,7 @@ def test_verify_finds_every_kind_of_fault(pictures, tmp_path, capsys):
     (tmp_path / "stray.tar").write_text("x")
     assert run("verify", tmp_path, "--jobs", 1) == 2
     out = capsys.readouterr()
-    assert re.search(r"train-000000.tar: has [0-9,]+ bytes that are not those in the ind", out.out)
+    assert re.search(r"train-000000.tar: its [0-9,]+ bytes do not match the index", out.out)
     assert "train-000001.json: its sha256 is not the one in the index" in out.out
     assert "train-000002.tar: there is no such file" in out.out
     assert "stray.tar: does not belong to the data set" in out.out
@@ -388,23 +397,23 @@ def test_statistics_find_copies_across_splits(tmp_path, capsys):
     prepare(folder, tmp_path / "out")
     assert run("stats", tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "test pictures that are also in train: 1\n  zebra_2/leak = ant/p%2E1" in text
+    assert "test images that are also in train: 1\n  zebra_2/leak = ant/p%2E1" in text
     assert "copies within train: 1" in text and "copies within test: 0" in text
     assert "zebra 2" in text
 
 
-def test_a_copy_is_verified_and_goes_on_where_it_stopped(pictures, tmp_path, capsys):
-    prepare(pictures, tmp_path / "a", "--shard-size", "20kB")
+def test_copy_is_verified_and_resumes(images, tmp_path, capsys):
+    prepare(images, tmp_path / "a", "--shard-size", "20kB")
     target = f"memory://{uuid.uuid4().hex}"
     assert run("copy", tmp_path / "a", target) == 0
     assert contents(target) == contents(str(tmp_path / "a"))
     overwrite_byte(f"{target}/train-000000.tar", 99)
     assert run("copy", tmp_path / "a", target) == 0
     assert contents(target) == contents(str(tmp_path / "a"))
-    prepare(pictures, tmp_path / "b")
+    prepare(images, tmp_path / "b")
     assert run("copy", tmp_path / "b", target) == 2
-    assert "is of another data set" in capsys.readouterr().err
+    assert "belongs to another data set" in capsys.readouterr().err
     overwrite_byte(str(tmp_path / "b" / "train-000000.tar"), 99)
-    with pytest.raises(DataError, match="not copied"):
+    with pytest.raises(DataError, match="was not copied"):
         copy_data_set(str(tmp_path / "b"), str(tmp_path / "c"))
     assert not (tmp_path / "c" / "index.json").exists()
