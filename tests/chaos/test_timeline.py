@@ -50,15 +50,14 @@ def test_half_a_line_is_read_when_it_is_complete(event_file):
     assert follower.n_steps == 1
 
 
-def test_tasks_that_a_resumed_start_only_repeats_do_not_count(event_file):
+def test_resumed_start_continues_at_the_position_of_its_snapshot(event_file):
     follower, log = EventFollower(event_file), event_log(event_file)
-    log.add("learned", task=0)
-    log.add("learned", task=1)
-    assert follower.position == Position(0, 0)
     log.add("resumed", task=2, step=7)
     assert follower.position == Position(2, 7)
     assert follower.n_steps == 0
     log.add("learned", task=2)
+    assert follower.position == Position(3, 0)
+    log.add("ended", error="Preempted", message="stopped", status=75)
     assert follower.position == Position(3, 0)
 
 

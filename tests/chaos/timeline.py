@@ -69,7 +69,6 @@ class EventFollower:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._offset = 0
-        self._is_training = False
         self._position = Position(0, 0)
         self.n_steps = 0  # steps of this start, up to the last read of ``position``
 
@@ -89,9 +88,5 @@ class EventFollower:
             case "step":
                 self._position = Position(event["task"], event["step"] + 1)
                 self.n_steps += 1
-            case "learned" if self._is_training:
+            case "learned":
                 self._position = Position(event["task"] + 1, 0)
-            case _:
-                return
-        # A resumed start may first repeat the tasks that were learned before it.
-        self._is_training = True
