@@ -1,4 +1,4 @@
-"""Figures, sizes and lists have one form, whatever their number."""
+"""Figures, sizes and lists have one form everywhere."""
 
 from __future__ import annotations
 

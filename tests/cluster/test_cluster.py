@@ -211,7 +211,7 @@ def test_deepspeed_can_read_the_hostfile():
 
 
 def test_deepspeed_can_read_the_variables_for_other_nodes():
-    """must hold without the comments, as the file says: DeepSpeed reads them as variables"""
+    """must hold without the comments, which DeepSpeed would read as variables"""
     example = CLUSTER / "deepspeed_env.example"
     assert "grep -v '^#'" in example.read_text()
     lines = [line for line in example.read_text().splitlines() if not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""A rank notices that its launcher has gone, in whichever way; no other process is a launcher."""
+"""A rank notices that its launcher has gone; no other parent is a launcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ subprocess.Popen(sys.argv[1:])
 print("up", flush=True)
 time.sleep(300)
 """
-# A rank: answers each line on stdin with what it knows of its launcher.
+# A rank: answers each line on stdin with the state of its launcher.
 RANK = """\
 import os, sys
 from pipeline.distributed.launcher_watch import LauncherWatch
