@@ -74,7 +74,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.config import dump_config, load_config
     from pipeline.distributed.world import read_world
     from pipeline.log import setup_logging
-    from pipeline.training.run import check_run, describe, execute
+    from pipeline.training.dry_run import format_plan
+    from pipeline.training.run import check_run, execute
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -85,7 +86,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     run = check_run(config, world.world_size)
     if options.dry_run:
         if world.is_main:
-            sys.stdout.write(describe(run) + "\n")
+            sys.stdout.write(format_plan(run) + "\n")
         return 0
     if not execute(run, world, stop) and world.is_main:
         sys.stdout.write(f"{config.output} is finished already: nothing to do\n")

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from pipeline.config import Config
 from pipeline.distributed.world import World, process_group, read_world
 from pipeline.methods.base import MethodContext
-from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
+from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.model.weights import load_clip
 from pipeline.settings_file import parse_section
 from pipeline.tasks import Task, split_classes
 

@@ -48,6 +48,16 @@ _add(
     diversity={"form": "relation_matching", "weight": 3.0},
 )
 
+_add("class means", "zeroshot", classifier={"name": "tests.probes:ClassMeans"})
+_add("ridge", "zeroshot", classifier={"name": "tests.probes:Ridge"})
+_add(
+    "ridge on tuned prompts",
+    "tppt_vt",
+    visual_prompts=_SMALL,
+    classifier={"name": "tests.probes:Ridge"},
+)
+_add("keys of a pool", "tests.probes:KeyPool")
+
 LEARNING = [label for label, method in VARIANTS.items() if method.name != "zeroshot"]
 
 

@@ -1,17 +1,21 @@
-"""The methods by name. A new one is one file beside these and one line in ``METHODS``."""
+"""The methods by name. A new one is one file beside these and one line in ``METHODS``.
+
+Imports the base modules, ``model`` and ``classifiers``.
+"""
 
 from __future__ import annotations
 
-import difflib
+from typing import Any
 
+from pipeline.classifiers import parse_classifier
 from pipeline.config import MethodConfig
-from pipeline.errors import ConfigError
-from pipeline.methods.base import Method, MethodContext
+from pipeline.methods.base import Method, MethodContext, MethodOptions
 from pipeline.methods.finetune import Finetune
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
 from pipeline.methods.zeroshot import ZeroShot
-from pipeline.settings_file import Section, parse_section
+from pipeline.plugins import find_class
+from pipeline.settings_file import parse_section
 
 METHODS: dict[str, type[Method]] = {
     "zeroshot": ZeroShot,
@@ -21,28 +25,40 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def parse_options(method: MethodConfig) -> Section:
+def find_method(name: str, *, place: str = "method.name") -> type[Method]:
+    """The method called ``name``: one of ``METHODS``, or ``package.module:Class`` of your own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    return find_class(name, METHODS, Method, place=place)
+
+
+def parse_options(method: MethodConfig) -> MethodOptions:
     """The checked options of the method that a configuration names.
 
-    The options of the others are checked too: a file that compares methods is right as a whole.
+    The options of the other methods are checked too, as one file may compare several.
 
     Raises:
         ConfigError: no such method, or an option that it does not know or cannot take.
     """
-    for place, name in [("method.name", method.name)] + [
-        ("method.options", name) for name in method.options
-    ]:
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(METHODS)}"
-            raise ConfigError(f"{place}: {name!r} is not a method; {hint}")
-    options = {
-        name: parse_section(METHODS[name].Options, tree, place=f"method.options.{name}")
-        for name, tree in {method.name: {}, **method.options}.items()
-    }
-    return options[method.name]
+    chosen = _parse(find_method(method.name), method.name, method.options.get(method.name, {}))
+    for name, tree in method.options.items():
+        _parse(find_method(name, place="method.options"), name, tree)
+    return chosen
 
 
-def build_method(method: MethodConfig, setting: MethodContext) -> Method:
-    """The method that a configuration names, before its first task."""
-    return METHODS[method.name](setting, parse_options(method))
+def build_method(method: MethodConfig, context: MethodContext) -> Method:
+    """The method that a configuration names, before its first task.
+
+    Raises:
+        ConfigError: as :func:`parse_options`, or the classifier does not fit the method.
+    """
+    return find_method(method.name)(context, parse_options(method))
+
+
+def _parse(kind: type[Method], name: str, tree: dict[str, Any]) -> MethodOptions:
+    place = f"method.options.{name}"
+    options = parse_section(kind.Options, tree, place=place)
+    parse_classifier(options.classifier, place=f"{place}.classifier")
+    return options

@@ -1,6 +1,15 @@
-"""The contract every method obeys: it returns losses and logits; it never steps, logs or loops.
+"""The contract of a method: it embeds images and returns losses; it never steps, logs or loops.
 
-Axes: B images of this rank · N images of the global batch · C classes seen so far · E joint
+In each task the trainer calls, in this order:
+
+1. ``begin_task``: the method adds parameters; those that require a gradient are trained.
+2. ``fit("start", images)``, if ``"start" in method.fits``.
+3. per optimizer step, if anything is trained: ``embed`` for each part of the batch on each rank,
+   then ``total_losses`` on the gathered embeddings of the global batch.
+4. ``fit("end", images)``, if ``"end" in method.fits``.
+5. ``end_task``; from then on ``logits`` scores all classes seen so far.
+
+Axes: B images of this rank · N images of the global batch · C classes seen so far · E embedding
 width. Classes are numbered in class order, see :class:`pipeline.tasks.Task`.
 """
 
@@ -8,113 +17,223 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Section
+from pipeline.classifiers import (
+    ClassifierConfig,
+    ClassifierContext,
+    Embedded,
+    EmbeddedImages,
+    Moment,
+    build_classifier,
+)
+from pipeline.config import Config, TextConfig
 from pipeline.errors import DataError
-from pipeline.model.anchors import FixedAnchors, LearnedAnchors
+from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 
 class Losses(NamedTuple):
-    """What one step minimises: ``total`` and the weighted terms that it is the sum of."""
+    """The loss of one step: ``total`` and the weighted terms that it is the sum of."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
+class Inputs(NamedTuple):
+    """The arguments that :meth:`Method.embed` reads; the others are None."""
+
+    images: bool  # pixels; without them no image is decoded more than once in a run
+    features: bool  # features of the frozen image tower, computed once per image
+
+
+class MethodOptions(Section):
+    """Options of every method."""
+
+    classifier: ClassifierConfig = ClassifierConfig()  # from embeddings to scores
+
+
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method may know of the run."""
+    """The parts of a run that a method may know."""
 
     clip: FrozenClip
-    describe: Callable[[str], Sequence[str]]  # class name → its prompts, the training one first
-    ensemble: bool  # test fixed anchors with all prompts
+    prompts_of: Callable[[str], Sequence[str]]  # class name → its prompts, the training one first
+    ensemble: bool  # fixed anchors are tested with the mean over all prompts
     seed: int
+
+    @classmethod
+    def of(cls, config: Config, clip: FrozenClip) -> MethodContext:
+        """The context of the run that ``config`` describes."""
+        return cls(clip, partial(class_prompts, config.text), config.text.ensemble, config.seed)
+
+
+def class_prompts(text: TextConfig, name: str) -> list[str]:
+    """The prompts of one class, the one that training uses first."""
+    return [template.replace("{}", name) for template in text.templates]
 
 
 class Method(nn.Module):
-    """One continual-learning rule: what is learned, and what changes between tasks.
+    """One continual-learning rule: what is trained, and what changes between tasks.
 
-    The parameters that require a gradient after :meth:`begin_task` are what this task learns: the
-    engine steps exactly those and every other tensor stays bit-equal. A subclass sets
-    ``Options`` and overrides what differs.
+    After :meth:`begin_task` the parameters that require a gradient are trained. Buffers may change
+    in any task. Every other tensor stays bit-equal. Each task stores the tensors that are new or
+    may have changed; restored in order they give the method as it was after any task.
     """
 
-    Options: ClassVar[type[Section]] = Section
-    anchors: FixedAnchors | LearnedAnchors
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    # Whose training images a task shows: its own, or also those of all earlier tasks.
+    training_images: ClassVar[Literal["task", "seen"]] = "task"
 
-    def __init__(self, setting: MethodContext, options: Any) -> None:
+    def __init__(self, context: MethodContext, options: Any) -> None:
         super().__init__()
-        self.clip = setting.clip
+        self.context = context
+        self.clip = context.clip
         self.options = options
         self.task: Task | None = None
-        self.tested_CE: Tensor | None = None
+        # In this order for ever: gradients are summed in the order of the tensors.
+        self.build_adaptation()
+        self.anchors = self.build_anchors()
+        self.classifier = build_classifier(
+            options.classifier,
+            ClassifierContext(context.clip, self.anchors, self.embedding_width, context.seed),
+        )
+
+    def build_adaptation(self) -> None:
+        """Create the modules that adapt the towers, such as prompts; none by default."""
+
+    def build_anchors(self) -> Anchors | None:
+        """The text embeddings of the classes; None for a method that reads no class name."""
+        return None
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> Inputs:
+        """The inputs of :meth:`embed` under these options."""
+        return Inputs(images=True, features=False)
 
     @property
-    def reads_frozen(self) -> bool:
-        """Whether :meth:`embed` reads the features of the frozen image tower."""
-        return False
+    def inputs(self) -> Inputs:
+        """The inputs of :meth:`embed`."""
+        return self.inputs_of(self.options)
 
     @property
-    def reads_images(self) -> bool:
-        """Whether :meth:`embed` reads the images themselves."""
-        return True
+    def needs_features(self) -> bool:
+        """Whether the method or its classifier reads features of the frozen image tower."""
+        return self.inputs.features or self.classifier.reads_features
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the width of the embeddings."""
+        return self.clip.joint_width
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """Prompt tokens beside the tokens of an image, for the estimate of memory."""
+        return 0
+
+    @property
+    def fits(self) -> frozenset[Moment]:
+        """The moments of a task at which :meth:`fit` reads all of its training images."""
+        return self.classifier.fits
 
     def begin_task(self, task: Task) -> None:
-        """Prepare for ``task``: extend the label space, choose what is trainable."""
+        """Prepare for ``task``: extend the label space, choose what is trained."""
         self.task = task
-        self.anchors.begin_task(task)
+        if self.anchors is not None:
+            self.anchors.begin_task(task)
+        self.classifier.begin_task(task)
+        self.to(self.clip.device)
 
-    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``embedding_BE`` from the images, their frozen features, or both."""
+    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
+        """Read the task's training images, embedded with the tensors as they are now.
+
+        Every rank reads the same images in the same order, so that sums have the same bits on any
+        number of ranks.
+        """
+        self.classifier.fit(moment, images)
+
+    def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        """Embeddings of the images; each depends on its own image alone.
+
+        ``image_BCHW`` is uint8. ``Embedded.terms`` are loss terms of each image; they are gathered
+        over ranks with their gradient. Nothing may be stored for :meth:`losses` in another way:
+        it sees the images of all ranks, and with ``engine.recompute`` images are embedded twice.
+        """
         raise NotImplementedError
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        """Loss terms of one global batch; ``label_N`` are class numbers of the current task."""
-        raise NotImplementedError
+    def encode(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        """The embedded images with the features beside them, for the classifier."""
+        inputs = self.inputs
+        embedded = self.embed(
+            image_BCHW if inputs.images else None, features if inputs.features else None
+        )
+        return embedded._replace(features=features)
+
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        """Loss terms of one global batch; ``label_N`` are class numbers.
+
+        The default has no term of its own: only the classifier is trained.
+        """
+        return Losses(embedded.embedding_BE.new_zeros(()), {})
+
+    def total_losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        """The losses of the method and of its classifier."""
+        losses = self.losses(embedded, label_N)
+        classifier_loss = self.classifier.loss(embedded, label_N)
+        if classifier_loss is None:
+            return losses
+        terms = {**losses.terms, "classifier": classifier_loss}
+        return Losses(losses.total + classifier_loss, terms)
 
     def forward(
-        self, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None = None
+        self, image_BCHW: Tensor | None, label_B: Tensor, features: ImageFeatures | None = None
     ) -> Losses:
-        """The training loss of one batch in one graph; the engine makes the same of many parts."""
-        return self.losses(self.embed(image_BCHW, frozen), label_B)
+        """The training loss of one batch in one graph; the engine computes the same in parts."""
+        return self.total_losses(self.embed(image_BCHW, features), label_B)
 
     def end_task(self, task: Task) -> None:
-        """Consolidate what ``task`` taught and fix the anchors that predictions use."""
-        self.anchors.end_task(task)
-        self.tested_CE = self.anchors.tested()
+        """Consolidate ``task`` and prepare predictions; also called when a task is restored."""
+        if self.anchors is not None:
+            self.anchors.end_task(task)
+        self.classifier.end_task(task)
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        """Scores ``logits_BC`` of encoded images over all classes seen, after a task's end."""
+        return self.classifier.logits(embedded)
+
+    def changeable_names(self) -> set[str]:
+        """Names of the tensors that the current task may change: trained parameters, buffers."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return trained | {name for name, _ in self.named_buffers()}
 
     def restore_task(self, task: Task, learned: Mapping[str, Tensor]) -> None:
-        """Be as :meth:`end_task` left it after ``task``, whose ``learned`` tensors are given.
+        """Take the state after ``task`` from its ``learned`` tensors, in place of training.
 
-        Tasks are restored in order, each once, in place of being learned.
+        Tasks are restored in order, each once.
 
         Raises:
-            DataError: there is no place for one of the tensors.
+            DataError: the method has no tensor of one of the names.
         """
         self.begin_task(task)
         self.load_learned(learned)
         self.end_task(task)
-        self.load_learned(learned)  # the tensors that only the end of the task has made
-        strange = sorted(learned.keys() - self.state_dict().keys())
-        if strange:
+        self.load_learned(learned)  # the tensors that only the end of the task creates
+        unknown = sorted(learned.keys() - self.state_dict().keys())
+        if unknown:
             raise DataError(
-                f"task {task.index + 1}: this version has no tensor {strange[0]}; "
-                "go on with the version that learned the task"
+                f"task {task.index + 1}: this version has no tensor {unknown[0]}; "
+                "continue with the version that learned the task"
             )
 
     @torch.no_grad()
     def load_learned(self, learned: Mapping[str, Tensor]) -> None:
-        """Copy ``learned`` tensors into those of the same name that there are."""
+        """Copy ``learned`` into the tensors of the same name that exist."""
         own = self.state_dict()
         for name in own.keys() & learned.keys():
             own[name].copy_(learned[name])
-
-    def logits(self, embedding_BE: Tensor) -> Tensor:
-        """Scores ``logits_BC`` of embedded images over all classes seen, after a task's end."""
-        return self.clip.logit_scale * embedding_BE @ self.tested_CE.T

@@ -1,4 +1,4 @@
-"""Visual prompts by image→text cross-entropy alone: what is left of TPPT without its anchors' pull.
+"""Visual prompts by image→text cross-entropy alone: TPPT without the terms of its anchors.
 
 Axes: B images of this rank · N images of the global batch · C classes · E joint width.
 """
@@ -10,17 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.methods.base import Losses, Method, MethodContext
+from pipeline.classifiers import Embedded
+from pipeline.methods.base import Inputs, Losses, Method, MethodOptions
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
 from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
-from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 
-class FinetuneOptions(Section):
-    """What is prompted and which classes compete in the loss."""
+class FinetuneOptions(MethodOptions):
+    """Where prompts stand and which classes compete in the loss."""
 
     visual_prompts: VisualPromptOptions = VisualPromptOptions()
     loss_classes: Literal["current", "seen"] = "current"  # anchors in the softmax of training
@@ -31,37 +31,47 @@ class Finetune(Method):
 
     Options = FinetuneOptions
 
-    def __init__(self, setting: MethodContext, options: FinetuneOptions) -> None:
-        super().__init__(setting, options)
+    def build_adaptation(self) -> None:
+        """Visual prompts, empty before the first task."""
+        clip = self.clip
         self.visual_prompts = VisualPrompts(
-            options.visual_prompts,
-            width=setting.clip.vision_width,
-            layers=setting.clip.vision_layers,
-            seed=setting.seed,
+            self.options.visual_prompts,
+            width=clip.vision_width,
+            layers=clip.vision_layers,
+            seed=self.context.seed,
         )
-        self.anchors = FixedAnchors(setting.clip, setting.describe, ensemble=setting.ensemble)
+
+    @classmethod
+    def inputs_of(cls, options: FinetuneOptions) -> Inputs:
+        """Images, and for instance-specific prompts the features that mix them."""
+        return Inputs(images=True, features=options.visual_prompts.generator == "weighted")
+
+    def build_anchors(self) -> FixedAnchors:
+        """The text embeddings of the frozen text tower."""
+        context = self.context
+        return FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
 
     @property
-    def reads_frozen(self) -> bool:
-        """Instance-specific prompts are mixed by the frozen features."""
-        return self.visual_prompts.needs_query
+    def n_prompt_tokens(self) -> int:
+        """L of each prompted layer."""
+        return self.options.visual_prompts.length
 
     def begin_task(self, task: Task) -> None:
-        """Open the prompts and anchors of ``task``; those of earlier tasks are frozen."""
-        super().begin_task(task)
+        """Add the prompts and anchors of ``task``; those of earlier tasks are frozen."""
         self.visual_prompts.begin_task()
-        self.to(self.clip.device)
+        super().begin_task(task)
 
-    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``embedding_BE`` of the prompted image tower."""
-        query_BV = frozen.pooled_BV if self.reads_frozen else None
+    def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        """Unit embeddings of the prompted image tower."""
+        query_BV = features.pooled_BV if self.inputs.features else None
         prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
-        return unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE)
+        return Embedded(unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE))
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """Image→text cross-entropy."""
         anchor_CE, position_N = self.competing(self.anchors.current(), label_N)
-        loss = image_to_text(embedding_NE, anchor_CE, position_N, self.clip.logit_scale)
+        scale = self.clip.logit_scale
+        loss = image_to_text(embedded.embedding_BE, anchor_CE, position_N, scale)
         return Losses(loss, {"image_to_text": loss})
 
     def competing(self, current_CE: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.methods.base import Losses, MethodContext
+from pipeline.classifiers import Embedded
+from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
 from pipeline.model.losses import (
@@ -33,7 +34,7 @@ class TextToImageOptions(Section):
 
 
 class DiversityOptions(Section):
-    """What keeps moving anchors apart."""
+    """The regulariser that keeps moving anchors apart."""
 
     form: Literal["none", "dispersion", "relation_matching", "decorrelation"] = "none"
     weight: float = Field(10.0, ge=0)  # λ_d
@@ -41,7 +42,7 @@ class DiversityOptions(Section):
 
 
 class TpptVOptions(FinetuneOptions):
-    """TPPT-V: what is prompted, and how the anchors guide it."""
+    """TPPT-V: where prompts stand, and how the anchors guide them."""
 
     text_to_image: TextToImageOptions = TextToImageOptions()
     anchor_residuals: bool = False  # a learned offset per class, frozen after its task
@@ -53,20 +54,16 @@ class TpptV(Finetune):
 
     Options = TpptVOptions
 
-    def __init__(self, setting: MethodContext, options: TpptVOptions) -> None:
-        super().__init__(setting, options)
-        self.anchors = self._build_anchors(setting, options)
+    def build_anchors(self) -> FixedAnchors | LearnedAnchors:
+        """The frozen text embeddings, with residuals on top if they are chosen."""
+        fixed, context = super().build_anchors(), self.context
+        if not self.options.anchor_residuals:
+            return fixed
+        return LearnedAnchors(context.clip, fixed, residuals=True, seed=context.seed)
 
-    def _build_anchors(
-        self, setting: MethodContext, options: TpptVOptions
-    ) -> FixedAnchors | LearnedAnchors:
-        """The frozen text embeddings, with residuals on top if they are wanted."""
-        if not options.anchor_residuals:
-            return self.anchors
-        return LearnedAnchors(setting.clip, self.anchors, residuals=True, seed=setting.seed)
-
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""
+        embedding_NE = embedded.embedding_BE  # of the global batch
         current_CE = self.anchors.current()  # once: moving anchors run through the text tower
         anchor_CE, position_N = self.competing(current_CE, label_N)
         scale, backwards = self.clip.logit_scale, self.options.text_to_image

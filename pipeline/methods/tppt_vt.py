@@ -5,14 +5,13 @@ Source: arXiv 2505.20680.
 
 from __future__ import annotations
 
-from pipeline.methods.base import MethodContext
 from pipeline.methods.tppt_v import DiversityOptions, TpptV, TpptVOptions
-from pipeline.model.anchors import LearnedAnchors, OldAnchors
+from pipeline.model.anchors import FixedAnchors, LearnedAnchors, OldAnchors
 from pipeline.model.prompts import TextualPromptOptions
 
 
 class TpptVTOptions(TpptVOptions):
-    """TPPT-VT: TPPT-V, and what moves the anchors."""
+    """TPPT-VT: TPPT-V with anchors that move."""
 
     textual_prompts: TextualPromptOptions = TextualPromptOptions()
     anchor_residuals: bool = True
@@ -25,13 +24,15 @@ class TpptVT(TpptV):
 
     Options = TpptVTOptions
 
-    def _build_anchors(self, setting: MethodContext, options: TpptVTOptions) -> LearnedAnchors:
+    def build_anchors(self) -> LearnedAnchors:
         """Anchors read from the text tower behind a learned context."""
+        context, options = self.context, self.options
+        fixed = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
         return LearnedAnchors(
-            setting.clip,
-            self.anchors,
+            context.clip,
+            fixed,
             textual_prompts=options.textual_prompts,
             residuals=options.anchor_residuals,
             old=options.old_anchors,
-            seed=setting.seed,
+            seed=context.seed,
         )

@@ -1,39 +1,31 @@
-"""CLIP as it is: nothing is learned; the floor every method must beat."""
+"""CLIP without any training: the floor that every method must exceed."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from pipeline.config import Section
-from pipeline.methods.base import Method, MethodContext
+from pipeline.classifiers import Embedded
+from pipeline.methods.base import Inputs, Method
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompts import unit
 
 
-class ZeroShotOptions(Section):
-    """Zero-shot classification has no options."""
-
-
 class ZeroShot(Method):
     """Nearest anchor of the frozen towers."""
 
-    Options = ZeroShotOptions
+    @classmethod
+    def inputs_of(cls, options: Any) -> Inputs:
+        """The frozen features alone: no image is decoded twice."""
+        return Inputs(images=False, features=True)
 
-    def __init__(self, setting: MethodContext, options: ZeroShotOptions) -> None:
-        super().__init__(setting, options)
-        self.anchors = FixedAnchors(setting.clip, setting.describe, ensemble=setting.ensemble)
+    def build_anchors(self) -> FixedAnchors:
+        """The text embeddings of the frozen text tower."""
+        context = self.context
+        return FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
 
-    @property
-    def reads_frozen(self) -> bool:
-        """The frozen features are all there is."""
-        return True
-
-    @property
-    def reads_images(self) -> bool:
-        """Nothing in the image tower changes, so no image is needed twice."""
-        return False
-
-    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        """Unit embeddings ``embedding_BE`` of the frozen image tower."""
-        return unit(frozen.joint_BE)
+    def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        """Unit embeddings of the frozen image tower."""
+        return Embedded(unit(features.joint_BE))

@@ -6,7 +6,7 @@ Axes: C classes · E joint width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,28 @@ from pipeline.tasks import Task
 OldAnchors = Literal["reencoded", "frozen"]
 
 
+class Anchors(Protocol):
+    """One unit vector per class seen so far; ``FixedAnchors`` or ``LearnedAnchors``."""
+
+    def begin_task(self, task: Task) -> None:
+        """Add the classes of ``task``."""
+
+    def end_task(self, task: Task) -> None:
+        """Consolidate ``task``."""
+
+    def current(self) -> Tensor:
+        """``anchor_CE`` of the newest task's classes, as training sees them."""
+
+    def old(self) -> Tensor:
+        """``anchor_CE`` of the classes of earlier tasks, without gradient."""
+
+    def unprompted(self) -> Tensor:
+        """``anchor_CE`` of every class so far without anything learned."""
+
+    def for_evaluation(self) -> Tensor:
+        """``anchor_CE`` of every class so far, as predictions use them."""
+
+
 class FixedAnchors(nn.Module):
     """Anchors straight from the frozen text tower, each encoded once.
 
@@ -25,11 +47,15 @@ class FixedAnchors(nn.Module):
     """
 
     def __init__(
-        self, clip: FrozenClip, describe: Callable[[str], Sequence[str]], *, ensemble: bool = False
+        self,
+        clip: FrozenClip,
+        prompts_of: Callable[[str], Sequence[str]],
+        *,
+        ensemble: bool = False,
     ) -> None:
         super().__init__()
         self._clip = clip
-        self._describe = describe
+        self._prompts_of = prompts_of
         self._ensemble = ensemble
         self._first: list[Tensor] = []  # per task, C×E
         self._mean: list[Tensor] = []  # per task, C×E
@@ -37,7 +63,7 @@ class FixedAnchors(nn.Module):
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:
         """Encode the names of ``task``."""
-        prompts = [self._describe(name) for name in task.names]
+        prompts = [self._prompts_of(name) for name in task.names]
         n_templates = len(prompts[0]) if self._ensemble else 1
         by_template = [
             unit(self._clip.encode_text(self._clip.tokenize([p[index] for p in prompts])))
@@ -65,7 +91,7 @@ class FixedAnchors(nn.Module):
         """``anchor_CE`` of every class so far without anything learned."""
         return torch.cat(self._first)
 
-    def tested(self) -> Tensor:
+    def for_evaluation(self) -> Tensor:
         """``anchor_CE`` of every class so far, as prediction uses them."""
         return torch.cat(self._mean)
 
@@ -141,7 +167,7 @@ class LearnedAnchors(nn.Module):
         return self.fixed.unprompted()
 
     @torch.no_grad()
-    def tested(self) -> Tensor:
+    def for_evaluation(self) -> Tensor:
         """``anchor_CE`` of every class so far, as prediction uses them."""
         return torch.cat([self._encode_first(len(self._names) - 1), self.current()])
 

@@ -106,6 +106,7 @@ class RunResults(_Record):
     backward_transfer: float | None
     diagnostics: list[StageDiagnostics]
     trainable_parameters: list[int]  # of each task
+    learned_sha256: list[str | None] | None = None  # of each task's file; None: it wrote no file
     images_per_second: float | None  # in training, all ranks; None if nothing was trained
     skipped_samples: list[SkippedSample] = []
     skipped_steps: list[SkippedStep] = []

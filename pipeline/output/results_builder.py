@@ -38,6 +38,7 @@ class ResultsBuilder:
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig | None = None
     stages: list[Stage] = field(default_factory=list)
+    learned_sha256: list[str | None] = field(default_factory=list)  # per learned task
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
 
@@ -104,6 +105,7 @@ class ResultsBuilder:
                     for index, stage in enumerate(self.stages)
                 ],
                 "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
+                "learned_sha256": self.learned_sha256,
                 "images_per_second": fmean(speeds) if speeds else None,
                 "skipped_samples": self.skipped_samples,
                 "skipped_steps": self.skipped_steps,

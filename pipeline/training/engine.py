@@ -1,7 +1,7 @@
-"""One task's optimisation on all ranks: the only door to deepspeed.
+"""The optimizer steps of one task on all ranks: the only door to deepspeed.
 
-The engine is built anew for every task from the tensors that task learns. DeepSpeed steps every
-parameter it was given, also one without a gradient, so a tensor that must not move must not be in.
+The engine is built anew for every task from the tensors that the task trains. DeepSpeed steps every
+parameter that it is given, also one without a gradient, so it is given no other tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.classifiers import Embedded
 from pipeline.config import Config
 from pipeline.distributed.collectives import gather, ordered_reduce_scatter, pairwise_sum
 from pipeline.distributed.world import World, new_world_group
@@ -55,7 +56,7 @@ def layout_problem(config: Config, world_size: int) -> str | None:
 
 
 class Engine:
-    """Steps what ``method`` learns in one task of ``n_steps`` optimizer steps."""
+    """Trains ``method`` in one task of ``n_steps`` optimizer steps."""
 
     def __init__(self, method: Method, config: Config, world: World, n_steps: int) -> None:
         self._method = method
@@ -66,9 +67,9 @@ class Engine:
         self._recompute = config.engine.recompute
         self._world = world
         self._is_partitioned = config.engine.zero_stage > 0
-        self._active = {n: p for n, p in method.named_parameters() if p.requires_grad}
+        self._trainable = {n: p for n, p in method.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            self._active.values(),
+            self._trainable.values(),
             lr=config.optim.learning_rate,
             betas=config.optim.betas,
             eps=config.optim.epsilon,
@@ -78,58 +79,63 @@ class Engine:
         _share_group(config.engine.timeout_s)
         self._engine, *_ = deepspeed.initialize(
             model=method,
-            model_parameters=list(self._active.values()),
+            model_parameters=list(self._trainable.values()),
             optimizer=self._optimizer,
             config=deepspeed_config(config, world.world_size),
             dist_init_required=False,
         )
 
     def step(
-        self, index: int, image_BCHW: Tensor, label_B: Tensor, frozen: ImageFeatures | None
+        self,
+        index: int,
+        image_BCHW: Tensor | None,
+        label_B: Tensor,
+        features: ImageFeatures | None,
     ) -> Losses:
-        """One optimizer step, the ``index``-th of the task, on this rank's part of a batch.
+        """One optimizer step, the ``index``-th of the task, on this rank's share of a batch.
 
-        The loss is that of the global batch. Images are embedded in parts of ``micro_batch``, then
-        come the loss and its gradient on all embeddings, then that of each part, which its own
-        embeddings' gradient drives. Which rank has a part enters no sum, so that any number of
-        ranks with the same parts gives the same bits; see ``ordered_reduce_scatter``. What
-        a method draws at random depends on seed, task, step and part.
+        The loss is that of the global batch. Images are embedded in parts of ``micro_batch``. Then
+        come the loss and its gradient on all embeddings and per-image terms, then the gradient of
+        each part, which is driven by the gradient of its own embeddings. No sum depends on which
+        rank has a part, so any number of ranks with the same parts gives the same bits; see
+        :func:`ordered_reduce_scatter`. Random draws of a method depend on the
+        seed, the task, the step and the part.
 
         Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
-        without a graph in the host's memory, so that reading it does not wait for the device.
+        without a graph in the host's memory, so reading it does not wait for the device.
 
-        Source of a second pass with ``recompute``: GradCache, arXiv 2101.06983.
+        Source of the second pass with ``recompute``: GradCache, arXiv 2101.06983.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
-        parts = _cut(image_BCHW, frozen, self._micro_batch)
+        parts = _split(image_BCHW, features, self._micro_batch)
         stream = (self._run_seed, self._method.task.index, index)
 
-        def embed(part: int) -> Tensor:
-            first = self._world.rank * len(image_BCHW) + part * self._micro_batch
+        def embed(part: int) -> Embedded:
+            first = self._world.rank * len(label_B) + part * self._micro_batch
             seed_torch("step", *stream, first)
             return self._method.embed(*parts[part])
 
         with torch.set_grad_enabled(not self._recompute):
-            embeddings = [embed(part) for part in range(len(parts))]
-        embedding_NE = gather(torch.cat(embeddings).detach()).requires_grad_()
+            embedded = [embed(part) for part in range(len(parts))]
+        gathered = _gather(embedded)
         seed_torch("loss", *stream)
-        losses = self._method.losses(embedding_NE, gather(label_B))
+        losses = self._method.total_losses(gathered, gather(label_B))
         total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
         if not total.isfinite():
             return losses._replace(total=total)
-        grad_NE, *of_loss = self._gradients(losses.total, embedding_NE)
-        slopes = grad_NE.chunk(self._world.world_size)[self._world.rank].split(self._micro_batch)
+        leaves = _tensors(gathered)
+        grads = self._gradients([losses.total], leaves)
+        part_grads = [self._own_parts(grad_N) for grad_N in grads[: len(leaves)]]
 
         def gradient_of(part: int) -> Tensor:
             if self._recompute:
-                embeddings[part] = embed(part)
-            return _flat(self._gradients(embeddings[part], slope=slopes[part]))
+                embedded[part] = embed(part)
+            outputs = _tensors(embedded[part])
+            return _flat(self._gradients(outputs, [], [grads[part] for grads in part_grads]))
 
-        share_X = ordered_reduce_scatter(
-            pairwise_sum(range(len(parts)), gradient_of), _flat(of_loss)
-        )
-        self._apply(share_X)
+        of_parts_X = pairwise_sum(range(len(parts)), gradient_of)
+        self._apply(ordered_reduce_scatter(of_parts_X, _flat(grads[len(leaves) :])))
         return losses._replace(total=total)
 
     def learning_rate(self, index: int) -> float:
@@ -142,7 +148,7 @@ class Engine:
         )
         return self._optim.learning_rate * factor
 
-    def moments(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state: ``step``, and ``<parameter>.<moment>`` in the parameter's shape.
 
         Empty before the first step. Every rank asks and gets the whole, which fits any number of
@@ -151,28 +157,28 @@ class Engine:
         stored = self._optimizer.param_groups[0]["params"]
         if stored[0] not in self._optimizer.state:
             return {}
-        state = [self._optimizer.state[parameter] for parameter in stored]
-        sizes = [parameter.numel() for parameter in self._active.values()]
-        moments = {"step": state[0]["step"].clone()}
+        stored_state = [self._optimizer.state[parameter] for parameter in stored]
+        sizes = [parameter.numel() for parameter in self._trainable.values()]
+        state = {"step": stored_state[0]["step"].clone()}
         for moment in _MOMENTS:
-            flat = torch.cat([each[moment].flatten() for each in state])
+            flat = torch.cat([each[moment].flatten() for each in stored_state])
             if self._is_partitioned:
                 flat = gather(flat)[: sum(sizes)]
             for (name, parameter), part in zip(
-                self._active.items(), flat.split(sizes), strict=True
+                self._trainable.items(), flat.split(sizes), strict=True
             ):
-                moments[f"{name}.{moment}"] = part.view_as(parameter)
-        return moments
+                state[f"{name}.{moment}"] = part.view_as(parameter)
+        return state
 
-    def restore(self, moments: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`moments` gave, on any layout."""
-        if not moments:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the value of :meth:`optimizer_state`, on any layout."""
+        if not state:
             return
         stored = self._optimizer.param_groups[0]["params"]
         for parameter in stored:
-            self._optimizer.state[parameter]["step"] = moments["step"].clone()
+            self._optimizer.state[parameter]["step"] = state["step"].clone()
         for moment in _MOMENTS:
-            whole = torch.cat([moments[f"{name}.{moment}"].flatten() for name in self._active])
+            whole = torch.cat([state[f"{name}.{moment}"].flatten() for name in self._trainable])
             if self._is_partitioned:  # equal parts, the last one padded
                 share = stored[0].numel()
                 padding = share * self._world.world_size - len(whole)
@@ -184,22 +190,36 @@ class Engine:
                 self._optimizer.state[parameter][moment] = value
 
     def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers; the method keeps its tensors."""
+        """Remove DeepSpeed's hooks and buffers; the method keeps its tensors."""
         self._engine.destroy()
 
+    def _own_parts(self, grad_N: Tensor) -> tuple[Tensor, ...]:
+        """The rows of this rank, cut into its parts."""
+        return grad_N.chunk(self._world.world_size)[self._world.rank].split(self._micro_batch)
+
     def _gradients(
-        self, output: Tensor, *inputs: Tensor, slope: Tensor | None = None
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Gradients on ``inputs`` and what is learned; zero where ``output`` does not depend."""
-        wanted = [*inputs, *self._active.values()]
-        if not output.requires_grad:
+        """Gradients on ``inputs``, then on the trained tensors; zero where nothing depends."""
+        wanted = [*inputs, *self._trainable.values()]
+        driven = [number for number, output in enumerate(outputs) if output.requires_grad]
+        if not driven:
             return tuple(map(torch.zeros_like, wanted))
-        return torch.autograd.grad(output, wanted, slope, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(
+            [outputs[number] for number in driven],
+            wanted,
+            grad_outputs and [grad_outputs[number] for number in driven],
+            allow_unused=True,
+            materialize_grads=True,
+        )
 
     def _apply(self, gradient_X: Tensor) -> None:
         """Have DeepSpeed average this gradient over ranks, clip it and step."""
-        parts = gradient_X.split([parameter.numel() for parameter in self._active.values()])
-        products = zip(self._active.values(), parts, strict=True)
+        parts = gradient_X.split([parameter.numel() for parameter in self._trainable.values()])
+        products = zip(self._trainable.values(), parts, strict=True)
         self._engine.backward(sum((p.flatten() * part_X).sum() for p, part_X in products))
         self._engine.step()
 
@@ -208,15 +228,32 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _cut(
-    image_BCHW: Tensor, frozen: ImageFeatures | None, size: int
-) -> list[tuple[Tensor, ImageFeatures | None]]:
-    """The batch in parts of ``size`` images, the last one perhaps smaller."""
-    images = image_BCHW.split(size)
-    if frozen is None:
-        return [(image, None) for image in images]
-    columns = (column.split(size) for column in frozen)
-    return list(zip(images, map(ImageFeatures, *columns), strict=True))
+def _split(
+    image_BCHW: Tensor | None, features: ImageFeatures | None, size: int
+) -> list[tuple[Tensor | None, ImageFeatures | None]]:
+    """The inputs of the method in parts of ``size`` images, the last one perhaps smaller."""
+    columns = [] if features is None else [column.split(size) for column in features]
+    parts = [None] * len(columns[0]) if image_BCHW is None else image_BCHW.split(size)
+    if not columns:
+        return [(image, None) for image in parts]
+    return list(zip(parts, map(ImageFeatures, *columns), strict=True))
+
+
+def _tensors(embedded: Embedded) -> list[Tensor]:
+    """The tensors that carry a gradient from the loss back to the parts of the batch."""
+    return [embedded.embedding_BE, *embedded.terms.values()]
+
+
+def _gather(embedded: Sequence[Embedded]) -> Embedded:
+    """The global batch of this rank's parts and those of all others, as leaves of a new graph."""
+
+    def leaf(values: Sequence[Tensor]) -> Tensor:
+        return gather(torch.cat(list(values)).detach()).requires_grad_()
+
+    return Embedded(
+        leaf([each.embedding_BE for each in embedded]),
+        {name: leaf([each.terms[name] for each in embedded]) for name in embedded[0].terms},
+    )
 
 
 def _import_deepspeed() -> Any:

@@ -1,69 +1,74 @@
-"""The test of a task with what has been learned so far.
+"""The test of all tasks seen so far, and what the embeddings look like.
 
-Axes: B images of this rank · E joint width.
+Axes: C classes · E embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.data.index import Selection
-from pipeline.distributed.world import World
 from pipeline.methods.base import Method
 from pipeline.tasks import Task
-from pipeline.training.features import FrozenFeatures, FrozenStore
-from pipeline.training.scoring import TaskScore, score_task
+from pipeline.training.encoder import Encoder
+from pipeline.training.scoring import (
+    TaskScore,
+    anchor_cosine,
+    feature_drift,
+    modality_gap,
+    score_task,
+)
 from pipeline.training.task_data import TaskData
 
 
+@dataclass(frozen=True)
+class StageScores:
+    """The test after one task: a score per seen task, and the diagnostics of the stage."""
+
+    scores: list[TaskScore]
+    anchor_cosine: float | None  # None where the classifier has no anchors
+    modality_gap: float | None
+    feature_drift: float | None  # None after the first task
+
+
 class Evaluator:
-    """Tests tasks, each image once over all ranks; images are read only if the method must."""
+    """Tests tasks, each image once over all ranks, and remembers where class means were."""
 
-    def __init__(
-        self, method: Method, world: World, pictures: TaskData, frozen: FrozenStore
-    ) -> None:
+    def __init__(self, method: Method, data: TaskData, encoder: Encoder) -> None:
         self._method = method
-        self._world = world
-        self._pictures = pictures
-        self._frozen = frozen
+        self._data = data
+        self._encoder = encoder
+        # Mean embedding of each class when its task was learned: per task, C×E.
+        self.class_means: list[Tensor] = []
 
-    def score(self, task: Task) -> TaskScore:
-        """How ``task`` is classified among all classes seen so far; every rank asks."""
-        selection = self._pictures.test(task)
+    def test(self, seen: Sequence[Task]) -> StageScores:
+        """Test every task of ``seen``, the last of which has just been learned; every rank asks."""
+        scores = [self._score(task) for task in seen]
+        self.class_means.append(scores[-1].class_mean_CE)
+        anchor_CE = self._method.classifier.anchor_CE
+        return StageScores(
+            scores=scores,
+            anchor_cosine=None if anchor_CE is None else anchor_cosine(anchor_CE),
+            modality_gap=None if anchor_CE is None else modality_gap(scores, anchor_CE),
+            feature_drift=self._drift(scores[:-1]),
+        )
+
+    def _score(self, task: Task) -> TaskScore:
+        """How ``task`` is classified among all classes seen so far."""
+        selection = self._data.test(task)
         classes = range(task.first, task.last)
-        score = score_task(self._method, self._embedded(selection), classes=classes)
-        wanted = len(selection) - self._n_unusable(selection)
-        assert score.images == wanted, (
-            f"task {task.index + 1}: {score.images} images were tested instead of {wanted}"
+        score = score_task(self._method, self._encoder.share(selection), classes=classes)
+        expected = len(selection) - self._encoder.n_unusable(selection)
+        assert score.images == expected, (
+            f"task {task.index + 1}: {score.images} images were tested instead of {expected}"
         )
         return score
 
-    @torch.no_grad()
-    def _embedded(self, selection: Selection) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of a test as ``(embedding_BE, label_B)``."""
-        method, frozen = self._method, None
-        if method.reads_frozen:
-            frozen = self._frozen_features(selection)
-        if not method.reads_images:
-            features, label_B = frozen.share(self._world.rank, self._world.world_size)
-            yield method.embed(None, features), self._pictures.classes(label_B)
-            return
-        for batch in self._pictures.whole(selection, self._pictures.eval_transform):
-            features = frozen.of(batch.sample_B) if frozen else None
-            yield method.embed(batch.image_BCHW, features), self._pictures.classes(batch.label_B)
-
-    def _n_unusable(self, selection: Selection) -> int:
-        """How many samples of a test were skipped, over all ranks."""
-        if not self._method.reads_images:
-            frozen = self._frozen_features(selection)
-            return len(selection) - len(frozen.sample_S)
-        return len({*selection.sample_S.tolist()} & self._pictures.skipped_samples().keys())
-
-    def _frozen_features(self, selection: Selection) -> FrozenFeatures:
-        transform = self._pictures.eval_transform
-        return self._frozen.get(
-            selection, transform, lambda: self._pictures.whole(selection, transform)
-        )
+    def _drift(self, old_scores: list[TaskScore]) -> float | None:
+        if not old_scores:
+            return None
+        now_CE = torch.cat([score.class_mean_CE for score in old_scores])
+        return feature_drift(now_CE, torch.cat(self.class_means[: len(old_scores)]))

@@ -1,4 +1,4 @@
-"""Features of the frozen image tower, computed once per image, whoever asks and however often.
+"""Features of the frozen image tower, computed once per image, for every reader and purpose.
 
 Axes: S samples of a selection · B images · V vision width · E joint width.
 """
@@ -6,7 +6,7 @@ Axes: S samples of a selection · B images · V vision width · E joint width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,17 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.data.batch import Batch
 from pipeline.data.index import Selection
-from pipeline.data.stream import Batch
+from pipeline.data.plan import replacement_candidates
 from pipeline.data.transforms import Transform
-from pipeline.distributed.collectives import broadcast_object, raise_on_all_ranks, sum_over_ranks
+from pipeline.distributed.collectives import (
+    broadcast_object,
+    raise_on_all_ranks,
+    sum_over_ranks,
+)
 from pipeline.distributed.world import World
+from pipeline.errors import DataError
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 
 
@@ -37,18 +43,39 @@ class FrozenFeatures:
         position_B = torch.searchsorted(self.sample_S, sample_B).to(self.features.joint_BE.device)
         return ImageFeatures(*(column[position_B] for column in self.features))
 
-    def share(self, rank: int, world_size: int) -> tuple[ImageFeatures, Tensor]:
-        """One rank's rows and their labels; over all ranks each row comes once."""
-        rows = slice(rank, None, world_size)
+    def rows(self, rows: slice) -> tuple[ImageFeatures, Tensor]:
+        """Some rows and their labels."""
         return ImageFeatures(*(column[rows] for column in self.features)), self.label_S[rows]
+
+    def usable(self, sample_B: Tensor, selection: Selection) -> Tensor:
+        """``sample_B`` with each unusable sample replaced, by the rule of training on images.
+
+        Raises:
+            DataError: a class has no usable sample left.
+        """
+        known = set(self.sample_S.tolist())
+        return torch.tensor(
+            [n if n in known else self._replacement(n, selection, known) for n in sample_B.tolist()]
+        )
+
+    @staticmethod
+    def _replacement(sample: int, selection: Selection, known: set[int]) -> int:
+        candidates = selection.sample_S[replacement_candidates(selection, sample)].tolist()
+        usable = next((number for number in candidates if number in known), None)
+        if usable is None:
+            raise DataError(
+                f"{storage.redact(selection.index.url)}: no usable {selection.split} sample is "
+                "left of one class; repair the data set"
+            )
+        return usable
 
 
 class FrozenStore:
     """Computes frozen features, keeps them in memory and, if ``folder`` is given, beside the data.
 
     They are the same for every method, seed and class order, so runs over the same data can share
-    a folder. A feature is found by the backbone's hash, the index's hash, the transform and the
-    sample numbers. In memory a selection takes ``S × (V + E) × 4`` bytes.
+    a folder. The key of a feature is the hash of the backbone, the hash of the index, the transform
+    and the sample numbers. In memory a selection takes ``S × (V + E) × 4`` bytes.
     """
 
     def __init__(self, clip: FrozenClip, world: World, folder: str | None) -> None:
@@ -60,7 +87,7 @@ class FrozenStore:
     def get(
         self, selection: Selection, transform: Transform, share: Callable[[], Iterable[Batch]]
     ) -> FrozenFeatures:
-        """Features of ``selection``; ``share()`` streams this rank's part of it if it must."""
+        """Features of ``selection``; ``share()`` streams this rank's part if they must be made."""
         key = self._key(selection, transform)
         if key not in self._kept:
             self._kept[key] = self._fetch(key) or self._compute(key, selection, share())
@@ -82,24 +109,17 @@ class FrozenStore:
         pooled_SV, joint_SE = (stored[name].to(self._clip.device) for name in ("pooled", "joint"))
         return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE))
 
-    @torch.no_grad()
     def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
-        device = self._clip.device
-        sample_S = torch.from_numpy(selection.sample_S)
-        seen_S = torch.zeros(len(selection), device=device)
-        pooled_SV = torch.zeros(len(selection), self._clip.vision_width, device=device)
-        joint_SE = torch.zeros(len(selection), self._clip.joint_width, device=device)
-        with raise_on_all_ranks():
-            for batch in share:
-                position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
-                features = self._clip.encode_image(batch.image_BCHW)
-                pooled_SV[position_B], joint_SE[position_B] = features
-                seen_S[position_B] = 1.0
-        usable_S = sum_over_ranks(seen_S).bool()
-        columns = (sum_over_ranks(column)[usable_S] for column in (pooled_SV, joint_SE))
-        usable_S = usable_S.cpu()
+        widths = (self._clip.vision_width, self._clip.joint_width)
+        usable_S, columns = gather_columns(
+            selection,
+            share,
+            lambda batch: self._clip.encode_image(batch.image_BCHW),
+            widths,
+            self._clip.device,
+        )
         features = FrozenFeatures(
-            sample_S[usable_S],
+            torch.from_numpy(selection.sample_S)[usable_S],
             torch.from_numpy(selection.label_S)[usable_S],
             ImageFeatures(*columns),
         )
@@ -118,3 +138,31 @@ class FrozenStore:
         with raise_on_all_ranks():
             if self._world.is_main:
                 storage.write_atomically(url, to_safetensors(tensors))
+
+
+@torch.no_grad()
+def gather_columns(
+    selection: Selection,
+    share: Iterable[Batch],
+    compute: Callable[[Batch], Sequence[Tensor]],
+    widths: Sequence[int],
+    device: torch.device,
+) -> tuple[Tensor, list[Tensor]]:
+    """Columns of all samples of a selection, in canonical order and the same on every rank.
+
+    ``compute`` gives one tensor B×width of float32 per column for a batch of this rank's ``share``.
+    Returns which samples were usable, ``usable_S``, and the columns of those. Only zeros are added
+    to a value on its way, so its bits do not depend on the number of ranks.
+    """
+    sample_S = torch.from_numpy(selection.sample_S)
+    seen_S = torch.zeros(len(selection), device=device)
+    columns = [torch.zeros(len(selection), width, device=device) for width in widths]
+    with raise_on_all_ranks():
+        for batch in share:
+            position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
+            for column, value in zip(columns, compute(batch), strict=True):
+                column[position_B] = value
+            seen_S[position_B] = 1.0
+    usable_S = sum_over_ranks(seen_S).bool()
+    gathered = [sum_over_ranks(column)[usable_S] for column in columns]
+    return usable_S.cpu(), gathered

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.classifiers import Embedded
 from pipeline.distributed.collectives import raise_on_all_ranks, sum_over_ranks
 from pipeline.methods.base import Method
 
@@ -21,37 +22,32 @@ class TaskScore:
 
     correct: int
     images: int
-    embedding_sum_E: Tensor  # sum of the unit image embeddings
-    class_mean_CE: Tensor  # mean unit image embedding of each class of the task
-
-    @property
-    def accuracy(self) -> float:
-        """Correct over images, in [0, 1]."""
-        return self.correct / self.images
+    embedding_sum_E: Tensor  # sum of the image embeddings
+    class_mean_CE: Tensor  # mean image embedding of each class of the task
 
 
 @torch.no_grad()
 def score_task(
     method: Method,
-    embedded: Iterable[tuple[Tensor, Tensor]],
+    encoded: Iterable[tuple[Embedded, Tensor]],
     *,
     classes: range,
 ) -> TaskScore:
-    """The score of one task from this rank's ``(embedding_BE, label_B)`` pairs.
+    """The score of one task from this rank's encoded images and class numbers.
 
     The highest logit over all classes seen so far wins; labels are class numbers, the task's own
     being ``classes``.
     """
-    width, device = method.clip.joint_width, method.clip.device
+    width, device = method.embedding_width, method.clip.device
     correct = torch.zeros((), dtype=torch.float64, device=device)
     class_sum_CE = torch.zeros(len(classes), width, dtype=torch.float64, device=device)
     class_count_C = torch.zeros(len(classes), dtype=torch.float64, device=device)
     with raise_on_all_ranks():
-        for embedding_BE, label_B in embedded:
-            predicted_B = method.logits(embedding_BE).argmax(dim=1)
+        for embedded, label_B in encoded:
+            predicted_B = method.logits(embedded).argmax(dim=1)
             correct += (predicted_B == label_B).sum()
             position_B = label_B - classes.start
-            class_sum_CE.index_add_(0, position_B, embedding_BE.double())
+            class_sum_CE.index_add_(0, position_B, embedded.embedding_BE.double())
             class_count_C += torch.bincount(position_B, minlength=len(classes))
     packed = torch.cat([correct[None], class_count_C, class_sum_CE.flatten()])
     packed = sum_over_ranks(packed)

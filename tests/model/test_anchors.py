@@ -20,12 +20,12 @@ def seen(anchors: FixedAnchors | LearnedAnchors) -> Tensor:
     return torch.cat([anchors.old(), anchors.current()])
 
 
-def describe(name: str) -> list[str]:
+def prompts_of(name: str) -> list[str]:
     return [template.format(name) for template in TEMPLATES]
 
 
 def fixed(clip: FrozenClip, *, ensemble: bool = False) -> FixedAnchors:
-    return FixedAnchors(clip, describe, ensemble=ensemble)
+    return FixedAnchors(clip, prompts_of, ensemble=ensemble)
 
 
 def learned(clip: FrozenClip, **options) -> LearnedAnchors:
@@ -66,15 +66,15 @@ def test_fixed_anchors_are_the_first_template_in_training(tiny_clip, tasks):
 def test_ensemble_normalises_averages_and_normalises_again(tiny_clip, tasks):
     anchors = fixed(tiny_clip, ensemble=True)
     anchors.begin_task(tasks[0])
-    for name, anchor_E in zip(tasks[0].names, anchors.tested(), strict=True):
-        expected_E = unit(encode(tiny_clip, describe(name)).mean(dim=0))
+    for name, anchor_E in zip(tasks[0].names, anchors.for_evaluation(), strict=True):
+        expected_E = unit(encode(tiny_clip, prompts_of(name)).mean(dim=0))
         torch.testing.assert_close(anchor_E, expected_E, rtol=1e-5, atol=1e-6)
 
 
 def test_without_ensemble_the_test_sees_what_training_saw(tiny_clip, tasks):
     anchors = fixed(tiny_clip)
     anchors.begin_task(tasks[0])
-    torch.testing.assert_close(anchors.tested(), seen(anchors), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(anchors.for_evaluation(), seen(anchors), rtol=1e-6, atol=1e-7)
 
 
 def test_residuals_start_at_zero_and_move_the_anchor(tiny_clip, tasks):
@@ -96,7 +96,7 @@ def test_residuals_of_earlier_tasks_are_frozen_and_still_count(tiny_clip, tasks)
     assert not old.requires_grad and new.requires_grad
     assert old.shape == new.shape == (3, JOINT_WIDTH)
     expected_CE = unit(anchors.unprompted() + torch.cat([old, new]))
-    torch.testing.assert_close(anchors.tested(), expected_CE)
+    torch.testing.assert_close(anchors.for_evaluation(), expected_CE)
 
 
 def learn_two_tasks(clip: FrozenClip, tasks: tuple[Task, ...], **options) -> list[Tensor]:
@@ -107,7 +107,7 @@ def learn_two_tasks(clip: FrozenClip, tasks: tuple[Task, ...], **options) -> lis
         anchors.begin_task(task)
         moved(anchors, seed=task.index)
         anchors.end_task(task)
-        stages.append(anchors.tested())
+        stages.append(anchors.for_evaluation())
     return stages
 
 
@@ -131,7 +131,7 @@ def test_context_of_each_task_keeps_its_anchors(tiny_clip, tasks):
         anchors.begin_task(task)
         moved(anchors, seed=task.index)
         anchors.end_task(task)
-        stages.append(anchors.tested())
+        stages.append(anchors.for_evaluation())
     assert torch.equal(stages[1][:3], stages[0])
 
 
@@ -159,7 +159,7 @@ def test_old_anchors_in_training_are_those_at_the_start_of_the_task(tiny_clip, t
     anchors.begin_task(tasks[0])
     moved(anchors)
     anchors.end_task(tasks[0])
-    at_end_CE = anchors.tested()
+    at_end_CE = anchors.for_evaluation()
     anchors.begin_task(tasks[1])
     moved(anchors, seed=1)
     assert torch.equal(anchors.old(), at_end_CE)
@@ -175,5 +175,5 @@ def test_every_anchor_has_length_one(tiny_clip, tasks):
             if isinstance(anchors, LearnedAnchors):
                 moved(anchors)
             anchors.end_task(task)
-        for anchor_CE in (seen(anchors), anchors.tested(), anchors.unprompted()):
+        for anchor_CE in (seen(anchors), anchors.for_evaluation(), anchors.unprompted()):
             torch.testing.assert_close(anchor_CE.norm(dim=1), torch.ones(6))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.data.transforms import build_transform
 from pipeline.errors import WeightsError
-from pipeline.model.backbone import FrozenClip, PromptTokens, blank_clip, load_clip, weights_problem
+from pipeline.model.backbone import FrozenClip, PromptTokens
+from pipeline.model.weights import blank_clip, load_clip, weights_problem
 from tests.tiny import (
     CONTEXT_LENGTH,
     IMAGE_SIZE,

@@ -172,7 +172,7 @@ def test_what_was_learned_is_needed_as_it_was(arrival):
     file = Path(arrival.first.output) / "tasks" / "task-001.safetensors"
     whole = file.read_bytes()
     overwrite_byte(str(file), len(whole) - 3)
-    with pytest.raises(DataError, match="task-001.safetensors: is not the file that the snapshot"):
+    with pytest.raises(DataError, match="task-001.safetensors: is not the file that the run wrote"):
         start(arrival.both)
     file.unlink()
     with pytest.raises(StorageError, match="task-001.safetensors: there is no such file"):

@@ -26,7 +26,8 @@ from pipeline.output.results import read_results
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import load_plan
 from pipeline.train import main
-from pipeline.training.run import check_run, describe, execute
+from pipeline.training.dry_run import format_plan
+from pipeline.training.run import check_run, execute
 from tests.shards import draw_samples, store
 from tests.tiny import build_config
 from tests.training.test_run import write_index
@@ -108,7 +109,7 @@ def test_plan_of_a_validation_run_is_made_where_the_test_split_is_gone(
     tiny_arch, without_test, tmp_path, capsys
 ):
     config = validation_config(tiny_arch, without_test, str(tmp_path / "run"))
-    assert "steps" in describe(check_run(config, 1))
+    assert "steps" in format_plan(check_run(config, 1))
     file = tmp_path / "run.yaml"
     file.write_text(
         f"data: {{index: {without_test}, global_batch: 4, workers: 0, validation_fraction: 0.3}}\n"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.classifiers import Embedded
 from pipeline.config import Config
 from pipeline.data.index import read_index
-from pipeline.data.plan import epoch_order, global_batches
+from pipeline.data.plan import EpochKey, epoch_order, global_batches
 from pipeline.errors import DivergenceError
 from pipeline.methods import METHODS
 from pipeline.methods.base import Losses
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_clip")
 class Fragile(Finetune):
     """Has no loss for a batch of the second task in which a class comes three times."""
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        losses = super().losses(embedding_NE, label_N)
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        losses = super().losses(embedded, label_N)
         if not is_hard(label_N, self.task.index):
             return losses
         lost = losses.total * float("nan")
@@ -57,7 +58,7 @@ def hard_steps(config: Config) -> list[tuple[int, list[str]]]:
     class_of_label = {label: task.first + place for place, label in enumerate(task.labels)}
     steps = []
     for epoch in range(config.optim.epochs):
-        order = epoch_order(selection, seed=config.seed, task=1, epoch=epoch)
+        order = epoch_order(selection, EpochKey(config.seed, 1, epoch))
         steps += list(global_batches(order, global_batch=4, tail="wrap"))
     return [
         (step, [selection.keys[row] for row in rows])
@@ -113,8 +114,8 @@ class Breakable(Finetune):
 
     broken = False
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        losses = super().losses(embedding_NE, label_N)
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        losses = super().losses(embedded, label_N)
         return Losses(losses.total / 0.0, losses.terms) if self.broken else losses
 
 
@@ -133,9 +134,11 @@ def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
         engine.step(0, *draw_batch(tiny_clip, task, 4, seed=0))
         if broken:
             method.broken = True
-            before = engine.moments()
+            before = engine.optimizer_state()
             assert float(engine.step(1, *draw_batch(tiny_clip, task, 4, seed=1)).total) == torch.inf
-            assert all(value.equal(before[name]) for name, value in engine.moments().items())
+            assert all(
+                value.equal(before[name]) for name, value in engine.optimizer_state().items()
+            )
             method.broken = False
         engine.step(2, *draw_batch(tiny_clip, task, 4, seed=2))
         learned.append({name: p.detach().clone() for name, p in method.named_parameters()})
@@ -146,8 +149,8 @@ def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
 class Overflowing(Finetune):
     """Has a loss, but ends the first task with a prompt that is no number."""
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        losses = super().losses(embedding_NE, label_N)
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        losses = super().losses(embedded, label_N)
         self.calls = getattr(self, "calls", 0) + 1
         if self.calls == 10:  # the last step: no later loss can tell
             self.visual_prompts.chunks[0].prompt_DMLV.register_hook(lambda grad: grad * torch.inf)

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.classifiers import Embedded
 from pipeline.config import Config
 from pipeline.distributed.world import World
 from pipeline.methods.base import Losses, Method
 from pipeline.methods.finetune import Finetune
-from pipeline.model.backbone import FrozenClip, ImageFeatures, load_clip
+from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.model.weights import load_clip
 from pipeline.training.engine import Engine, deepspeed_config, layout_problem
 from pipeline.training.schedule import learning_rate_factor
 from tests.ranks import run_ranks
@@ -70,7 +72,9 @@ def share_of(world: World, method: Method, clip: FrozenClip, seed: int) -> Rows:
     """This rank's rows of a global batch sorted by class: ranks see different classes."""
     image_BCHW, label_B, frozen = draw_batch(clip, method.task, GLOBAL_BATCH, seed)
     rows = label_B.argsort(stable=True).chunk(world.world_size)[world.rank]
-    features = ImageFeatures(*(column[rows] for column in frozen)) if method.reads_frozen else None
+    features = (
+        ImageFeatures(*(column[rows] for column in frozen)) if method.inputs.features else None
+    )
     return image_BCHW[rows], label_B[rows], features
 
 
@@ -215,11 +219,16 @@ def test_same_parts_give_the_same_bits_on_any_number_of_ranks(tiny_arch):
 class Noisy(Finetune):
     """Draws at random in both of its halves."""
 
-    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        return F.dropout(super().embed(image_BCHW, frozen))
+    def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        return dropped(super().embed(image_BCHW, features))
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        return super().losses(F.dropout(embedding_NE), label_N)
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        return super().losses(dropped(embedded), label_N)
+
+
+def dropped(embedded: Embedded) -> Embedded:
+    """Embeddings of which half the values are zero."""
+    return embedded._replace(embedding_BE=F.dropout(embedded.embedding_BE))
 
 
 def noisy_steps(world: World, arch: str, recompute: bool) -> dict[str, Any]:

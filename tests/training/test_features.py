@@ -14,7 +14,7 @@ from pipeline.data.plan import Layout
 from pipeline.data.stream import Batch, ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.distributed.world import World
-from pipeline.model.backbone import load_clip
+from pipeline.model.weights import load_clip
 from pipeline.training.features import FrozenFeatures, FrozenStore
 from tests.ranks import run_ranks
 from tests.tiny import IMAGE_SIZE
@@ -62,7 +62,7 @@ def test_features_are_found_by_their_sample_numbers(alone, tiny_clip, selection)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_shares_hold_each_row_once(alone, tiny_clip, selection, world_size):
     frozen = FrozenStore(tiny_clip, alone, None).get(selection, SQUASH, once(stream(selection)))
-    shares = [frozen.share(rank, world_size) for rank in range(world_size)]
+    shares = [frozen.rows(slice(rank, None, world_size)) for rank in range(world_size)]
     rows = torch.cat([features.joint_BE for features, _ in shares])
     labels = torch.cat([label_B for _, label_B in shares])
     assert len(rows) == len(selection)

@@ -13,8 +13,10 @@ from pipeline.data.index import format_index
 from pipeline.data.shard import Segment, Shard
 from pipeline.distributed.world import read_world
 from pipeline.errors import ConfigError
+from pipeline.methods.base import class_prompts
 from pipeline.output.results import read_results
-from pipeline.training.run import check_run, class_prompts, describe, execute
+from pipeline.training.dry_run import format_plan
+from pipeline.training.run import check_run, execute
 from tests.tiny import CLASSES, build_config
 
 ORDER = [4, 0, 6, 2, 5, 1, 3]
@@ -83,7 +85,7 @@ def test_plan_of_a_validation_run_leaves_the_held_out_images_out(tiny_arch, tiny
         tiny_arch, tiny_shards, data=data, evaluation={"split": "validation"},
         method={"name": "finetune"},
     )  # fmt: skip
-    rows = [line.split() for line in describe(check_run(config, 1)).splitlines()]
+    rows = [line.split() for line in format_plan(check_run(config, 1)).splitlines()]
     planned = [(int(r[2]), int(r[3])) for r in rows if r and r[0] in ("1", "2", "3")]
     assert [train + test for train, test in planned] == [18, 18, 8]
     assert all(train and test for train, test in planned)
@@ -106,10 +108,10 @@ def test_run_that_would_report_no_task_is_refused(tiny_arch, tiny_shards):
 
 
 def test_plan_says_what_the_summary_leaves_out_and_how_settings_were_found(tiny_arch, tiny_shards):
-    plan = describe(check_run(build_config(tiny_arch, tiny_shards, **TOLD), 1))
+    plan = format_plan(check_run(build_config(tiny_arch, tiny_shards, **TOLD), 1))
     assert "summary    leaves out the first 2 task(s)" in plan
     assert "9 trials, sweep runs/s: tuned on the evaluation sequence" in plan
-    assert "summary" not in describe(check_run(build_config(tiny_arch, tiny_shards), 1))
+    assert "summary" not in format_plan(check_run(build_config(tiny_arch, tiny_shards), 1))
 
 
 def test_finished_run_may_be_told_later_what_its_summary_leaves_out(

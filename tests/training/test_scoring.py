@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.classifiers import Embedded
 from pipeline.distributed.world import World
 from pipeline.methods.base import Method
-from pipeline.model.backbone import FrozenClip, load_clip
+from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompts import unit
+from pipeline.model.weights import load_clip
 from pipeline.training.scoring import (
     TaskScore,
     anchor_cosine,
@@ -45,20 +47,25 @@ def score_rows(clip: FrozenClip, sizes: list[int], first_row: int) -> TaskScore:
     image_SE, label_S = draw_embeddings()
     n_rows = sum(sizes)
     rows = slice(first_row, first_row + n_rows)
-    batches = zip(image_SE[rows].split(sizes), label_S[rows].split(sizes), strict=True)
+    embedded = map(Embedded, image_SE[rows].split(sizes))
+    batches = zip(embedded, label_S[rows].split(sizes), strict=True)
     return score_task(after_two_tasks(clip), batches, classes=range(SECOND.first, SECOND.last))
 
 
 def test_score_is_the_count_by_hand(alone, tiny_clip):
     image_SE, label_S = draw_embeddings()
     score = score_rows(tiny_clip, [13], 0)
-    anchor_CE = after_two_tasks(tiny_clip).tested_CE
+    anchor_CE = after_two_tasks(tiny_clip).classifier.anchor_CE
     correct = sum(
         int(max(range(6), key=lambda c: float(image_E @ anchor_CE[c])) == label)
         for image_E, label in zip(image_SE, label_S, strict=True)
     )
     assert 0 < correct < 13, "the numbers are drawn so that some are right and some wrong"
-    assert (score.correct, score.images, score.accuracy) == (correct, 13, correct / 13)
+    assert (score.correct, score.images, score.correct / score.images) == (
+        correct,
+        13,
+        correct / 13,
+    )
     torch.testing.assert_close(score.embedding_sum_E, image_SE.sum(dim=0))
     for position, label in enumerate((3, 4, 5)):
         expected_E = image_SE[label_S == label].mean(dim=0)

@@ -16,24 +16,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load as from_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import storage
+from pipeline.classifiers import Embedded
 from pipeline.config import Config, dump_config
 from pipeline.distributed.world import World, read_world
 from pipeline.errors import DataError, DivergenceError, StorageError
-from pipeline.methods import METHODS, build_method
-from pipeline.methods.base import Losses, Method, MethodContext
+from pipeline.methods import METHODS
+from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune
-from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.prompts import unit
+from pipeline.output.learned import load_method
 from pipeline.output.results import read_results
-from pipeline.settings_file import Section
 from pipeline.tasks import Task
 from pipeline.training.run import check_run, execute
 from tests.ranks import run_ranks
 from tests.services.object_store import free_ports
-from tests.tiny import CLASSES, TEST_IMAGES, build_config, build_context, tiny_tasks
+from tests.tiny import CLASSES, TEST_IMAGES, build_config, tiny_tasks
 from tests.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -127,71 +127,6 @@ def test_zeroshot_curve_is_an_independent_computation_exactly(
     assert micro * sum(tested) == pytest.approx(round(micro * sum(tested)))
 
 
-# A new method is one file, here a class, and one line, here an entry in METHODS.
-
-
-class ClassMeans(nn.Module):
-    """Anchors that are the mean image embedding of each class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sums = nn.ParameterList()
-
-    def begin_task(self, task: Task) -> None:
-        self.sums.append(nn.Parameter(torch.zeros(len(task.labels), 19), requires_grad=False))
-
-    def end_task(self, task: Task) -> None:
-        pass
-
-    def tested(self) -> Tensor:
-        return unit(torch.cat(list(self.sums)))
-
-
-class SimpleCil(Method):
-    """The class-mean classifier; ``touch`` is there because something must be learned."""
-
-    Options = Section
-
-    def __init__(self, setting: MethodContext, options: Section) -> None:
-        super().__init__(setting, options)
-        self.anchors = ClassMeans()
-        self.touch = nn.Parameter(torch.zeros(1))
-
-    @property
-    def reads_frozen(self) -> bool:
-        return True
-
-    def embed(self, image_BCHW: Tensor | None, frozen: ImageFeatures | None) -> Tensor:
-        return unit(frozen.joint_BE)
-
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
-        self.anchors.sums[-1].index_add_(0, label_N - self.task.first, embedding_NE.detach())
-        loss = 0.0 * self.touch.sum()
-        return Losses(loss, {"nothing": loss})
-
-
-def test_new_method_is_one_class_and_one_line(
-    tiny_arch, tiny_shards, tiny_images, tiny_clip, monkeypatch
-):
-    """must reproduce SimpleCIL exactly: the nearest class mean in the joint space"""
-    monkeypatch.setitem(METHODS, "simplecil", SimpleCil)
-    config = build_config(
-        tiny_arch, tiny_shards, output="memory://simplecil", method={"name": "simplecil"},
-        optim={"epochs": 1}, data={"index": tiny_shards, "global_batch": 1, "workers": 0},
-    )  # fmt: skip
-    results = run(config)
-
-    def embed(image_BCHW: Tensor) -> Tensor:
-        return unit(tiny_clip.clip.encode_image(tiny_clip.normalise(image_BCHW)))
-
-    def scores(image_BCHW: Tensor, names: list[str]) -> Tensor:
-        trained = [embed(read_pictures(tiny_images, "train", name)).mean(dim=0) for name in names]
-        return embed(image_BCHW) @ unit(torch.stack(trained)).T
-
-    assert lower_triangle(results) == curve_of(scores, tiny_tasks(), tiny_images)
-    assert results["last_accuracy"] > 0.5, "colours are easy for class means"
-
-
 # A run that learns.
 
 
@@ -244,36 +179,22 @@ def test_learned_tensors_are_small_and_never_the_backbone(finished, tiny_clip):
         assert sum(value.numel() for value in tensors.values()) == count + kept
 
 
-def restore(config: Config, clip: FrozenClip, stage: int) -> Method:
-    """The method as it was after a stage of a run, from the files that it left."""
-    method = build_method(config.method, build_context(clip, seed=99))
-    for task in tiny_tasks()[: stage + 1]:
-        method.begin_task(task)
-        method.end_task(task)
-    merged: dict[str, Tensor] = {}
-    for tensors in learned_files(config.output)[: stage + 1]:
-        merged |= tensors
-    method.load_state_dict(merged)  # strictly: no tensor is missing and none is too many
-    method.tested_CE = method.anchors.tested()
-    return method
-
-
-def test_files_of_all_tasks_restore_every_stage(finished, alone, tiny_clip, tiny_images):
-    """must predict as the run did, whatever seed the method was built with"""
+def test_files_of_all_tasks_restore_every_stage(finished, tiny_clip, tiny_images):
+    """must predict as the run did"""
     config, results = finished
-    stages = {task.last: restore(config, tiny_clip, task.index) for task in tiny_tasks()}
+    stages = {task.last: load_method(config.output, task.index + 1) for task in tiny_tasks()}
 
     @torch.no_grad()
     def scores(image_BCHW: Tensor, names: list[str]) -> Tensor:
         method = stages[len(names)]
-        return method.logits(method.embed(image_BCHW, tiny_clip.encode_image(image_BCHW)))
+        return method.logits(method.encode(image_BCHW, tiny_clip.encode_image(image_BCHW)))
 
     assert lower_triangle(results) == curve_of(scores, tiny_tasks(), tiny_images)
 
 
-def test_what_one_task_learned_is_in_the_last_stage_to_the_bit(finished, alone, tiny_clip):
+def test_what_one_task_learned_is_in_the_last_stage_to_the_bit(finished):
     config, _ = finished
-    last = restore(config, tiny_clip, 2).state_dict()
+    last = load_method(config.output).state_dict()
     for tensors in learned_files(config.output):
         for name, value in tensors.items():
             assert torch.equal(last[name], value) or "contexts.0" in name  # one for all tasks
@@ -315,11 +236,11 @@ def test_other_seed_learns_something_else(finished, tmp_path):
 class Meddler(Finetune):
     """Moves a tensor of the first task while it learns the second."""
 
-    def losses(self, embedding_NE: Tensor, label_N: Tensor) -> Losses:
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         if self.task.index == 1:
             with torch.no_grad():
                 self.visual_prompts.chunks[0].prompt_DMLV[0, 0, 0, 0] += 1e-7
-        return super().losses(embedding_NE, label_N)
+        return super().losses(embedded, label_N)
 
 
 def test_change_of_an_old_tensor_is_caught(tiny_arch, tiny_shards, monkeypatch):

@@ -1,0 +1,90 @@
+"""The contract of a classifier: from embedded images to scores over all classes seen so far.
+
+A classifier is chosen apart from the adaptation. It never reads pixels and never steps. Its state
+lies in parameters and buffers:
+
+- parameters that require a gradient are trained with the method, in the task that adds them;
+- buffers may change in every task (sums, Gram matrices) and are stored with each task;
+- everything else stays bit-equal once its task is learned.
+
+Axes: B images · N images of the global batch · C classes seen so far · E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from pipeline.model.anchors import Anchors
+from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.settings_file import Section
+from pipeline.tasks import Task
+
+Moment = Literal["start", "end"]  # of a task's training, before and after its optimizer steps
+
+
+class Embedded(NamedTuple):
+    """A batch of images as a method sees it."""
+
+    embedding_BE: Tensor
+    terms: Mapping[str, Tensor] = {}  # loss terms of each image, term_B, gathered over ranks
+    features: ImageFeatures | None = None  # of the frozen image tower, where they are asked for
+
+
+# A task's training images in canonical order, with their class numbers; may be read repeatedly.
+EmbeddedImages = Iterable[tuple[Embedded, Tensor]]
+
+
+class ClassifierConfig(Section):
+    """Which classifier; the options are checked by the classifier itself."""
+
+    name: str = "text_anchors"
+    options: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class ClassifierContext:
+    """The parts of a method that its classifier may know."""
+
+    clip: FrozenClip
+    anchors: Anchors | None  # text embeddings of the classes, if the method has any
+    embedding_width: int  # E
+    seed: int
+
+
+class Classifier(nn.Module):
+    """Scores over all classes seen so far. A subclass sets ``Options`` and overrides the rest."""
+
+    Options: ClassVar[type[Section]] = Section
+    reads_features: ClassVar[bool] = False  # whether it reads ``Embedded.features``
+    fits: ClassVar[frozenset[Moment]] = frozenset()  # when :meth:`fit` is called in each task
+
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
+        super().__init__()
+        self.context = context
+        self.options = options
+
+    @property
+    def anchor_CE(self) -> Tensor | None:
+        """One unit vector per class in the space of the embeddings, for diagnostics, or None."""
+        return None
+
+    def begin_task(self, task: Task) -> None:
+        """Make room for the classes of ``task``."""
+
+    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
+        """Read the task's training images; the same images in the same order on every rank."""
+
+    def loss(self, embedded: Embedded, label_N: Tensor) -> Tensor | None:
+        """A term of the training loss of the global batch; None if no gradient trains it."""
+        return None
+
+    def end_task(self, task: Task) -> None:
+        """Compute what :meth:`logits` needs from the state; also called after a restore."""
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        """Scores ``logits_BC``; each image's scores depend on that image alone."""
+        raise NotImplementedError

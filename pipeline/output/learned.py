@@ -1,0 +1,120 @@
+"""The tensors that each task has learned, and a method restored from them after any task.
+
+``<output>/tasks/task-000.safetensors`` holds the tensors that the first task added or changed.
+Merged in order the files are the whole method, never the backbone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError
+from pipeline.methods import Method, MethodContext, build_method
+from pipeline.model.weights import load_clip
+from pipeline.output.results import RunResults, read_results
+from pipeline.rng import seed_torch
+from pipeline.tasks import Task
+
+
+def load_method(
+    output: str, stage: int | None = None, *, device: torch.device | None = None
+) -> Method:
+    """The method of a run as it was after ``stage`` tasks (1, 2, …), or after the last one.
+
+    ``output`` is the folder or URL of the run; the training data are not needed. Call
+    ``method.logits(method.encode(image_BCHW, features))`` for scores over the classes of
+    :func:`run_tasks`.
+
+    Raises:
+        ConfigError: the run has not learned so many tasks.
+        DataError: the output holds no run, or a file is not the one that the run wrote.
+        WeightsError: the backbone cannot be loaded.
+        StorageError: a file cannot be read.
+    """
+    results = read_results(output)
+    if results is None:
+        raise DataError(f"{storage.redact(output)}: holds no results.json; give a run's output")
+    stage = results.n_learned if stage is None else stage
+    if not 1 <= stage <= results.n_learned:
+        raise ConfigError(
+            f"{storage.redact(output)}: has learned {results.n_learned} tasks, and stage {stage} "
+            f"was asked for; choose 1 to {results.n_learned}"
+        )
+    config = Config.model_validate(results.manifest.config)
+    place = torch.device("cpu") if device is None else device
+    clip = load_clip(config.model.arch, config.model.weights, device=place)
+    if clip.sha256 != results.manifest.backbone_sha256:
+        raise DataError(
+            f"{storage.redact(output)}: was learned on a backbone with other weights than "
+            f"{clip.name}; give the weights of the run"
+        )
+    method = build_method(config.method, MethodContext.of(config, clip))
+    tasks = run_tasks(results)[:stage]
+    learned = (_learned_of(results, output, task.index) for task in tasks)
+    restore_method(method, tasks, learned, seed=config.seed)
+    return method.eval()
+
+
+def run_tasks(results: RunResults) -> list[Task]:
+    """The tasks of a run, from its results."""
+    tasks, first = [], 0
+    for index, names in enumerate(results.tasks):
+        labels = results.manifest.class_order[first : first + len(names)]
+        tasks.append(Task(index, first, tuple(labels), tuple(names)))
+        first += len(names)
+    return tasks
+
+
+def restore_method(
+    method: Method, tasks: Sequence[Task], learned: Iterable[Mapping[str, Tensor]], *, seed: int
+) -> None:
+    """Bring ``method`` to where it was after ``tasks``, given the tensors that each has learned.
+
+    Raises:
+        DataError: the method has no tensor of one of the names.
+    """
+    for task, tensors in zip(tasks, learned, strict=False):
+        seed_torch("task", seed, task.index)
+        method.restore_task(task, tensors)
+
+
+def _learned_of(results: RunResults, output: str, task: int) -> dict[str, Tensor]:
+    if results.learned_sha256 is not None:
+        sha256 = results.learned_sha256[task]
+        return {} if sha256 is None else read_learned(output, task, sha256)
+    # An older version of the program did not record the hashes.
+    exists = storage.exists(learned_url(output, task))
+    return read_learned(output, task, None) if exists else {}
+
+
+def learned_url(output: str, task: int) -> str:
+    """The file of the tensors that a finished task has learned."""
+    return storage.join(output, "tasks", f"task-{task:03d}.safetensors")
+
+
+def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of one task; ``sha256`` is the expected hash, None if it is not known.
+
+    Raises:
+        DataError: the file is not the one that the run wrote.
+        StorageError: it cannot be read.
+    """
+    url = learned_url(output, task)
+    data = storage.read_bytes(url)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(
+            f"{storage.redact(url)}: is not the file that the run wrote; restore it from a copy, "
+            "or remove the whole output to start again"
+        )
+    try:
+        return from_safetensors(data)
+    except SafetensorError as error:
+        raise DataError(f"{storage.redact(url)}: is not a safetensors file ({error})") from None

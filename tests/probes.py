@@ -1,0 +1,102 @@
+"""Two methods in the contract's own words, each short: they show that it carries other people's.
+
+They are named in configurations as any method outside the package: ``tests.probes:KeyPool``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.classifiers import (
+    Classifier,
+    ClassifierContext,
+    Embedded,
+    EmbeddedImages,
+    Moment,
+)
+from pipeline.methods.base import Inputs, Losses, Method
+from pipeline.model.anchors import FixedAnchors
+from pipeline.model.backbone import ImageFeatures
+from pipeline.model.losses import image_to_text
+from pipeline.model.prompts import unit
+from pipeline.rng import torch_stream
+from pipeline.tasks import Task
+
+
+class ClassMeans(Classifier):
+    """Cosine with the mean embedding of each class (SimpleCIL)."""
+
+    fits = frozenset({"end"})
+
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
+        super().__init__(context, options)
+        self.sums = nn.ParameterList()
+
+    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
+        for embedded, label_B in images:
+            one_hot_BC = nn.functional.one_hot(label_B - self.first, len(self.sums[-1]))
+            self.sums[-1] += one_hot_BC.T.double() @ embedded.embedding_BE.double()
+
+    def begin_task(self, task: Task) -> None:
+        self.first, shape = task.first, (len(task.labels), self.context.embedding_width)
+        self.sums.append(nn.Parameter(torch.zeros(shape).double(), requires_grad=False))
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        return embedded.embedding_BE.double() @ unit(torch.cat([*self.sums])).T
+
+
+class Ridge(ClassMeans):
+    """Ridge regression of the one-hot labels: its targets are the sums of class means."""
+
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
+        super().__init__(context, options)
+        width = context.embedding_width
+        self.register_buffer("gram_EE", torch.zeros(width, width, dtype=torch.float64))
+
+    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
+        super().fit(moment, images)
+        for embedded, _ in images:
+            self.gram_EE += embedded.embedding_BE.double().T @ embedded.embedding_BE.double()
+
+    def end_task(self, task: Task) -> None:
+        penalty_EE = torch.eye(len(self.gram_EE), dtype=torch.float64)
+        targets_EC = torch.cat([*self.sums]).T
+        self.weight_EC = torch.linalg.solve(self.gram_EE + penalty_EE, targets_EC)
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        return embedded.embedding_BE.double() @ self.weight_EC
+
+
+class KeyPool(Method):
+    """A pool of prompts; each image takes the one with the nearest key, which it pulls (L2P)."""
+
+    def build_adaptation(self) -> None:
+        width, layers = self.clip.vision_width, self.clip.vision_layers
+        stream = torch_stream("key pool", self.context.seed)
+        self.key_MV = nn.Parameter(torch.randn(4, width, generator=stream))
+        self.prompt_MDLV = nn.Parameter(torch.randn(4, layers, 2, width, generator=stream) * 0.02)
+
+    def build_anchors(self) -> FixedAnchors:
+        return FixedAnchors(self.clip, self.context.prompts_of)
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> Inputs:
+        return Inputs(images=True, features=True)
+
+    def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
+        cosine_B, chosen_B = (unit(features.pooled_BV) @ unit(self.key_MV).T).max(dim=1)
+        prompt_DBLV = self.prompt_MDLV[chosen_B].transpose(0, 1)
+        joint_BE = self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE
+        return Embedded(unit(joint_BE), terms={"key": 1 - cosine_B})
+
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        position_N = label_N - self.task.first
+        scale, anchor_CE = self.clip.logit_scale, self.anchors.current()
+        terms = {
+            "image_to_text": image_to_text(embedded.embedding_BE, anchor_CE, position_N, scale),
+            "key": 0.5 * embedded.terms["key"].mean(),
+        }
+        return Losses(sum(terms.values()), terms)
