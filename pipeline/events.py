@@ -1,8 +1,8 @@
 """The progress of a run, as lines of JSON for the program that launched it.
 
 The launcher names a file on the local disk in the variable ``TPPT_EVENTS``; without the variable
-nothing is written. Each line is one object with ``event`` and ``rank``. Rank 0 reports the progress,
-and every rank its own error:
+nothing is written. Rank 0 reports the progress, and every rank its own error. Each line is one
+object with ``event`` and ``rank``:
 
 ===========  ============================================================================
 ``resumed``  ``task``, ``step``: the run continues before this optimizer step, from 0
