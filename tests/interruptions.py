@@ -1,4 +1,4 @@
-"""Runs that are stopped or die at a chosen place, and the whole of what a run leaves behind."""
+"""Runs that are stopped or die at a chosen point, and the complete outcome of a run."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from pipeline.config import Config
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World, read_world
 from pipeline.errors import Preempted
-from pipeline.model.backbone import load_clip
+from pipeline.model.weights import load_clip
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.results import finished_results
 from pipeline.settings_file import parse_section
 from pipeline.training.engine import Engine
 from pipeline.training.run import check_run, execute
 
-_OF_THE_CLOCK = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
+_CLOCK_KEYS = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
 
 
 @pytest.fixture(scope="module")
 def one_clip() -> Iterator[None]:
-    """The frozen CLIP, which no run changes, is loaded once for all starts of this process."""
+    """Loads the frozen CLIP once for all starts of this process; no run changes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.training.run.load_clip", functools.cache(load_clip))
         yield
 
 
 class StopAt(StopRequest):
-    """Asks to stop when it is looked at for the ``count``-th time: before a step, or in a test."""
+    """A request to stop that comes at its ``count``-th check: before a step, or in a test."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class StopAt(StopRequest):
 
 
 class Died(BaseException):
-    """The process ended here, and nothing of it heard why."""
+    """The process ended here, without any handler."""
 
 
 @contextmanager
 def dying_before_step(task_steps: list[int], number: int) -> Iterator[None]:
-    """Within it a run dies before its optimizer step ``number``, counted over all tasks.
+    """A context in which a run dies before its optimizer step ``number``, counted over all tasks.
 
     ``task_steps`` are the steps of each task.
     """
@@ -75,12 +75,12 @@ def dying_before_step(task_steps: list[int], number: int) -> Iterator[None]:
 
 @contextmanager
 def dying_before_change(number: int) -> Iterator[None]:
-    """Within it a run dies before it writes or removes a file for the ``number + 1``-th time."""
+    """A context in which a run dies before its ``number + 1``-th write or removal of a file."""
     left = [number]
 
     def counted(change: Any) -> Any:
         def die_or_change(*arguments: Any, **options: Any) -> Any:
-            if not left[0]:  # for ever after: the dead write nothing
+            if not left[0]:  # and for every later change: a dead process writes nothing
                 raise Died
             left[0] -= 1
             return change(*arguments, **options)
@@ -94,7 +94,7 @@ def dying_before_change(number: int) -> Iterator[None]:
 
 
 def start(config: Config, stop: StopRequest | None = None, world: World | None = None) -> bool:
-    """Start or go on; whether the run is finished, rather than stopped or dead."""
+    """Start or resume a run; returns whether it has finished and was not stopped or killed."""
     world = world or read_world({})
     try:
         execute(check_run(config, world.world_size), world, stop)
@@ -104,7 +104,7 @@ def start(config: Config, stop: StopRequest | None = None, world: World | None =
 
 
 def changed(config: Config, **sections: Any) -> Config:
-    """A configuration with other settings in some sections."""
+    """A copy of a configuration with other settings in some sections."""
     tree = config.model_dump(mode="json")
     for name, value in sections.items():
         tree[name] = tree[name] | value if isinstance(tree[name], dict) else value
@@ -112,7 +112,7 @@ def changed(config: Config, **sections: Any) -> Config:
 
 
 def newest_snapshot(config: Config) -> str | None:
-    """The newest snapshot with a marker; names of few steps sort by age."""
+    """The name of the newest complete snapshot; these names sort by age."""
     files = storage.list_files(snapshot_folder(config))
     names = [url.split("/")[-2] for url in files if url.endswith("/state.json")]
     return max(names, default=None)
@@ -120,7 +120,7 @@ def newest_snapshot(config: Config) -> str | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished run found, without what depends on the clock or the machine."""
+    """The content of a finished run, without clock readings and properties of the machine."""
 
     results: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -137,19 +137,19 @@ class Outcome:
 
 
 def outcome(output: str) -> Outcome:
-    """What is in the output of a finished run."""
+    """The outcome of the finished run in ``output``."""
     results = finished_results(output).content()
     lines = storage.read_text(storage.join(output, "metrics.jsonl")).splitlines()
     files = storage.list_files(storage.join(output, "tasks"))
     return Outcome(
-        results=_timeless({key: value for key, value in results.items() if key != "manifest"}),
-        metrics=[_timeless(json.loads(line)) for line in lines],
+        results=_without_clock({key: value for key, value in results.items() if key != "manifest"}),
+        metrics=[_without_clock(json.loads(line)) for line in lines],
         learned=[from_safetensors(storage.read_bytes(file)) for file in files],
     )
 
 
 class Reference:
-    """A configuration, and what an undisturbed run of it finds."""
+    """A configuration and the outcome of its undisturbed run."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -157,12 +157,12 @@ class Reference:
         self.outcome = outcome(config.output)
 
     def assert_equals_run(self, config: Config) -> None:
-        """must hold for a finished run of the same science"""
+        """must hold for every finished run with the same identity"""
         outcome(config.output).assert_equals(self.outcome)
 
 
-def _timeless(value: Any) -> Any:
-    """A value without what the clock says anywhere in it."""
+def _without_clock(value: Any) -> Any:
+    """``value`` without seconds and rates, at any depth."""
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in _OF_THE_CLOCK}
-    return [_timeless(each) for each in value] if isinstance(value, list) else value
+        return {k: _without_clock(v) for k, v in value.items() if k not in _CLOCK_KEYS}
+    return [_without_clock(each) for each in value] if isinstance(value, list) else value
