@@ -56,7 +56,7 @@ class TakenOverAt(StopAt):
         super().__init__(count)
         self._output = output
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         self.count -= 1
         if self.count == 0:
             Ownership(self._output).take()

@@ -163,7 +163,7 @@ def test_index_that_was_learned_must_not_change(arrival, tiny_shards, late_shard
 
 def test_class_that_comes_twice_is_refused(arrival, tiny_shards):
     twice = changed(arrival.first, data={"index": [tiny_shards, tiny_shards]})
-    with pytest.raises(DataError, match="class 'bell' is in more than one index; an index that is"):
+    with pytest.raises(DataError, match="class 'bell' is in more than one index; an appended"):
         start(twice)
 
 
