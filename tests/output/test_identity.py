@@ -115,7 +115,7 @@ def test_other_pictures_are_another_run(index):
     """must find one picture that differs, in training or in test, or has another number"""
     wanted = identity(index)
     for key in ("ant/002", "ant/010"):  # one of training and of test, one of training only
-        other = store(OTHER, draw_samples(), damage={key: b"another picture"})
+        other = store(OTHER, draw_samples(), damaged={key: b"another picture"})
         problem = conflict(identity(other), wanted, begun=1)
         assert problem == "the pictures of task 1 are not those it was run with"
         assert conflict(identity(other), wanted, begun=0) is None
