@@ -170,7 +170,8 @@ class ShardSource:
         if self._budget < 0:
             remedy = "repair the data set, or set data.on_bad_sample to skip"
         elif len(self.skipped) > self._budget:
-            remedy = f"{len(self.skipped)} bad samples exceed data.bad_sample_budget"
+            spent = f"{len(self.skipped)} bad samples exceed data.bad_sample_budget"
+            remedy = f"{spent}; repair the data set, or raise the budget"
         else:
             return
         raise DataError(f"{place}: sample {key} {reason}; {remedy}")
