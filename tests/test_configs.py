@@ -1,4 +1,4 @@
-"""Every configuration that is shipped works as it stands, and says what it is."""
+"""Every shipped configuration works unchanged, and its header describes it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.config import Config, config_hash, dump_config, load_config
 from pipeline.data.index import format_index
 from pipeline.data.shard import Segment, Shard
 from pipeline.methods import METHODS, parse_options
-from pipeline.model.backbone import weights_problem
+from pipeline.model.weights import weights_problem
 from pipeline.train import parse_arguments
 from pipeline.training.engine import layout_problem
 from pipeline.training.run import check_run
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("tune_*.yaml")))
-# Classes and tasks of the data set that each is for.
+# Classes and tasks of the data set of each.
 SEQUENCES = {
     "demo": (20, 5),
     "miniclip_tinar": (100, 10),
@@ -39,12 +39,12 @@ pytestmark = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths in a configuration are meant from where its command is typed."""
+    """Relative paths in a configuration start at the root of the checkout."""
     monkeypatch.chdir(ROOT)
 
 
 def header(file: Path) -> dict[str, str]:
-    """The comment at the top of a file: what it is, and what stands behind each ``Name:``."""
+    """The comment at the top of a file: its description, and the text after each ``Name:``."""
     parts, name = {"": ""}, ""
     for line in file.read_text().splitlines():
         if not line.startswith("#"):
@@ -56,9 +56,9 @@ def header(file: Path) -> dict[str, str]:
     return parts
 
 
-def test_header_tells_command_cost_and_expectation(file):
+def test_header_gives_command_cost_and_expectation(file):
     parts = header(file)
-    assert len(parts[""]) > 20, "what this is"
+    assert len(parts[""]) > 20, "a description"
     assert parts.keys() == {"", "Data", "Run", "Cost", "Expect"}
     assert re.search(r"\d|not measured", parts["Cost"]), parts["Cost"]
     assert re.search(r"README|\d|not measured", parts["Expect"]), parts["Expect"]
@@ -73,7 +73,7 @@ def test_command_in_the_header_runs_this_file(file):
     parse_options(load_config(options.config, options.overrides).method)
 
 
-def test_settings_are_right_as_a_whole(file):
+def test_settings_agree_with_each_other(file):
     config = load_config(file)
     parse_options(config.method)
     assert config.name == file.stem
@@ -99,18 +99,18 @@ def test_dump_reads_back_to_the_same_value(file, tmp_path):
     assert load_config(tmp_path / "again.yaml") == config
 
 
-def test_backbone_is_one_that_can_be_had(file):
-    """must name weights of the right activation; a folder may be absent here, not misnamed"""
+def test_backbone_exists(file):
+    """must have weights of the right activation; a local folder may be absent here"""
     config = load_config(file)
     if config.model.arch.startswith("local-dir:../"):
         folder = ROOT / config.model.arch.removeprefix("local-dir:")
         if not folder.is_dir():
-            pytest.skip(f"{folder} is no part of the repository")
+            pytest.skip(f"{folder} is not part of the repository")
     assert weights_problem(config.model.arch, config.model.weights) is None
 
 
 def write_index(folder: Path, n_classes: int) -> str:
-    """An index of one picture per class and split, without the pictures."""
+    """An index with one image per class and split, without the images."""
     shards = [
         Shard(f"{split}.tar", split, n_classes, n_classes, "", "", segments)
         for split in ("train", "test")
@@ -121,30 +121,30 @@ def write_index(folder: Path, n_classes: int) -> str:
     return str(folder)
 
 
-def test_run_fits_a_data_set_of_that_many_classes(file, tmp_path, tiny_arch):
-    """must pass every check that comes before the ranks meet, on 1 and on 8 of them"""
+def test_run_fits_its_data_set(file, tmp_path, tiny_arch):
+    """must pass every check before the ranks meet, for 1 and for 8 ranks"""
     n_classes, n_tasks = SEQUENCES[file.stem]
     overrides = [f"data.index={write_index(tmp_path, n_classes)}"]
     if load_config(file).model.arch.startswith("local-dir:../"):
-        overrides.append(f"model.arch={tiny_arch}")  # where the real one may be absent
+        overrides.append(f"model.arch={tiny_arch}")  # the real one may be absent
     for world_size in (1, 8):
         run = check_run(load_config(file, overrides), world_size)
         assert [len(task.labels) for task in run.tasks] == [n_classes // n_tasks] * n_tasks
 
 
-def test_promises_of_the_specification(file):
-    """must hold what each file is for, in the words of the task it was written for"""
+def test_configuration_is_as_specified(file):
+    """must be the experiment for which the file was written"""
     config: Config = load_config(file)
-    promised = {
+    specified = {
         "vitl_inr": ("ViT-L-14-quickgelu", "openai", 20, "lamda"),
         "vitb16_cifar100": ("ViT-B-16-quickgelu", "openai", 10, "lamda"),
         "miniclip_tinar": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
         "miniclip_tinb": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
         "demo": ("local-dir:pipeline/demo/clip", None, 4, "lamda"),
     }
-    if file.stem not in promised:
-        pytest.skip("nothing was promised about it")
-    arch, weights, per_task, order = promised[file.stem]
+    if file.stem not in specified:
+        pytest.skip("not specified")
+    arch, weights, per_task, order = specified[file.stem]
     assert (config.model.arch, config.model.weights) == (arch, weights)
     assert (config.tasks.classes_per_task, config.tasks.class_order) == (per_task, order)
     assert config.tasks.order_seed == 1993 and config.tasks.limit is None
