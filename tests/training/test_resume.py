@@ -201,7 +201,7 @@ def test_output_and_snapshots_on_object_storage(reference, tiny_shards, bucket):
 def test_skipped_samples_are_remembered(tiny_arch, tmp_path):
     """must replace and report the same images as an undisturbed run, and count them once"""
     # ant/009 is a training image; cat/001 is one in each split
-    store(str(tmp_path / "shards"), draw_samples(), spoil={"ant/009": b"", "cat/001": b"torn"})
+    store(str(tmp_path / "shards"), draw_samples(), damaged={"ant/009": b"", "cat/001": b"torn"})
     data = {"on_bad_sample": "skip", "bad_sample_budget": 3}
     tasks = {"class_order": "natural", "classes_per_task": 2}
     reference = Reference(
