@@ -184,7 +184,9 @@ def test_finished_run_is_left_alone_and_another_one_refused(capsys, file):
 
     assert main([*command, "seed=2"]) == 2
     out, err = capsys.readouterr()
-    assert "holds another run: it was run with seed=1, and this is 2; choose another output=" in err
+    assert (
+        "holds another run: it was started with seed=1 instead of 2; choose another output=" in err
+    )
     assert out == "" and err.count("\n") == 1
     assert {f: f.stat().st_mtime_ns for f in (file.parent / "run").rglob("*")} == before
 

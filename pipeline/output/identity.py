@@ -1,8 +1,7 @@
-"""What makes two runs the same, so that one may go on where the other stopped.
+"""The identity of a run: a run continues only where a run of the same identity stopped.
 
-A run may be continued on other machines, with more tasks behind those it has, with more patience
-for what would have ended it, and in no other way: not with another method, backbone, batch or
-picture.
+A run may continue on other machines, with further tasks after its last one, and with other
+tolerances for errors. It may not continue with another method, backbone, batch or image.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pipeline.config import Config, decisive_settings
 from pipeline.data.index import ShardIndex
 from pipeline.tasks import Task
 
-# What a run bears decides whether it goes on, not where it has come to.
+# A tolerance decides whether a run ends at an error; it does not change the steps before.
 _TOLERANCES = {
     "data": ("on_bad_sample", "bad_sample_budget"),
     "optim": ("on_nonfinite_loss", "nonfinite_loss_budget"),
@@ -24,7 +23,7 @@ _TOLERANCES = {
 def identify(
     config: Config, index: ShardIndex, tasks: Sequence[Task], backbone_sha256: str
 ) -> dict[str, Any]:
-    """The identity of a run, of plain JSON types: its settings, its backbone, each task's data."""
+    """Settings, backbone and data of each task, in plain JSON types."""
     settings = decisive_settings(config)
     for section, names in _TOLERANCES.items():
         settings[section] = {k: v for k, v in settings[section].items() if k not in names}
@@ -37,25 +36,25 @@ def identify(
     }
 
 
-def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, begun: int) -> str | None:
-    """Why the run ``found`` cannot be continued as ``wanted``, or None if it can.
+def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: int) -> str | None:
+    """The reason why the run ``found`` cannot continue as ``wanted``, or None if it can.
 
-    The first ``begun`` tasks were at least begun and must be the same; later ones may differ.
+    The run has started the first ``started`` tasks, which must be equal; later tasks may differ.
     """
     before, now = _flat(found["settings"]), _flat(wanted["settings"])
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            return f"it was run with {key}={before.get(key)!r}, and this is {now.get(key)!r}"
+            return f"it was started with {key}={before.get(key)!r} instead of {now.get(key)!r}"
     if found["backbone_sha256"] != wanted["backbone_sha256"]:
-        return "its backbone had other weights"
-    if begun > len(wanted["tasks"]):
-        return f"it has begun {begun} tasks, and these settings make {len(wanted['tasks'])}"
-    pairs = zip(found["tasks"][:begun], wanted["tasks"], strict=False)
+        return "its backbone has other weights"
+    if started > len(wanted["tasks"]):
+        return f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}"
+    pairs = zip(found["tasks"][:started], wanted["tasks"], strict=False)
     for number, (old, new) in enumerate(pairs, start=1):
         if old["names"] != new["names"]:
             return f"the classes or their order differ in task {number}"
         if old["sha256"] != new["sha256"]:
-            return f"the pictures of task {number} are not those it was run with"
+            return f"the images of task {number} differ from those of the run"
     return None
 
 

@@ -1,7 +1,7 @@
-"""The tensors that each task has learned, and a method restored from them after any task.
+"""The learned tensors of each task, and a method restored from them after any task.
 
 ``<output>/tasks/task-000.safetensors`` holds the tensors that the first task added or changed.
-Merged in order the files are the whole method, never the backbone.
+Merged in order, the files are the complete method without the backbone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load_method(
 
     Raises:
         ConfigError: the run has not learned so many tasks.
-        DataError: the output holds no run, or a file is not the one that the run wrote.
+        DataError: the output holds no run, or a file was changed after the run wrote it.
         WeightsError: the backbone cannot be loaded.
         StorageError: a file cannot be read.
     """
@@ -76,7 +76,7 @@ def run_tasks(results: RunResults) -> list[Task]:
 def restore_method(
     method: Method, tasks: Sequence[Task], learned: Iterable[Mapping[str, Tensor]], *, seed: int
 ) -> None:
-    """Bring ``method`` to where it was after ``tasks``, given the tensors that each has learned.
+    """Restore ``method`` to its state after ``tasks``, from the learned tensors of each task.
 
     Raises:
         DataError: the method has no tensor of one of the names.
@@ -96,7 +96,7 @@ def _learned_of(results: RunResults, output: str, task: int) -> dict[str, Tensor
 
 
 def learned_url(output: str, task: int) -> str:
-    """The file of the tensors that a finished task has learned."""
+    """The file of the learned tensors of a task."""
     return storage.join(output, "tasks", f"task-{task:03d}.safetensors")
 
 
@@ -104,8 +104,8 @@ def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor
     """The tensors of one task; ``sha256`` is the expected hash, None if it is not known.
 
     Raises:
-        DataError: the file is not the one that the run wrote.
-        StorageError: it cannot be read.
+        DataError: the file was changed after the run wrote it.
+        StorageError: the file cannot be read.
     """
     url = learned_url(output, task)
     data = storage.read_bytes(url)

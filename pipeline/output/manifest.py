@@ -1,4 +1,4 @@
-"""Where a run came from: configuration, data, backbone, packages and commit."""
+"""The sources of a run: configuration, data, backbone, packages and commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_manifest(
     identity: Mapping[str, Any],
     ranks: int,
 ) -> dict[str, Any]:
-    """Everything that is needed to make the same results again."""
+    """Everything that is needed to reproduce the results, in plain JSON types."""
     return {
         "config": config.model_dump(mode="json"),
         "config_sha256": config_hash(config),

@@ -1,8 +1,7 @@
-"""Continual-learning figures from an accuracy matrix, or from the counts behind it.
+"""Continual-learning figures from an accuracy matrix, or from its counts.
 
 ``accuracy[t][k]`` is the accuracy on task ``k`` after learning task ``t``, a fraction; entries with
-``k > t`` are None and never read. ``correct[t][k]`` of ``images[t][k]`` are the counts behind it,
-``k ≤ t``.
+``k > t`` are None and never read. Its counts are ``correct[t][k]`` of ``images[t][k]``, ``k ≤ t``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def macro_accuracy(correct: Sequence[int], images: Sequence[int]) -> float:
 def forgetting(accuracy: Matrix) -> float | None:
     """Mean drop of each old task from its best earlier accuracy to its last, in [-1, 1].
 
-    Negative where old tasks gained. None before there are two tasks.
+    Negative if old tasks gained. None for fewer than two tasks.
 
     Source: the forgetting measure of arXiv 1801.10112.
     """
@@ -41,7 +40,7 @@ def forgetting(accuracy: Matrix) -> float | None:
 
 
 def backward_transfer(accuracy: Matrix) -> float | None:
-    """Mean change of each old task since it was learned, in [-1, 1]; None before two tasks.
+    """Mean change of each old task since it was learned, in [-1, 1]; None for fewer than two.
 
     Source: GEM, arXiv 1706.08840.
     """
@@ -52,11 +51,10 @@ def backward_transfer(accuracy: Matrix) -> float | None:
 
 
 def summarise(correct: Counts, images: Counts, *, exclude_tasks: int = 0) -> dict[str, Any]:
-    """The summary figures of a run; the first ``exclude_tasks`` tasks are in none of them.
+    """The summary figures of a run, without the images of its first ``exclude_tasks`` tasks.
 
-    A later stage counts the images of the other tasks only; a stage that has learned no other task
-    has no accuracy (None) and is in no average. They are learned all the same, so their classes
-    compete with the others for every image.
+    A stage that has learned only excluded tasks has no accuracy (None) and is in no average. The
+    classes of excluded tasks remain possible predictions for every image.
     """
     stages = [
         (right[exclude_tasks:], total[exclude_tasks:])

@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 
 
 class MetricsLog:
-    """Lines of ``metrics.jsonl``, kept together because object stores cannot append."""
+    """Lines of ``metrics.jsonl``, kept in memory because object stores cannot append."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -20,30 +20,30 @@ class MetricsLog:
         return len(self._lines)
 
     def restore(self, n_lines: int) -> None:
-        """Go on behind the first ``n_lines`` that an interrupted run has written.
+        """Continue after the first ``n_lines`` lines of the file of an interrupted run.
 
         Raises:
-            StorageError: they cannot be read.
-            DataError: there are not so many.
+            StorageError: the file cannot be read.
+            DataError: the file has fewer lines.
         """
         lines = storage.read_text(self._url).splitlines() if n_lines else []
         if len(lines) < n_lines:
             raise DataError(
-                f"{storage.redact(self._url)}: holds {len(lines)} lines, not the {n_lines} that it "
-                "held when the snapshot was taken; restore it from a copy, or remove the whole "
-                "output to begin again"
+                f"{storage.redact(self._url)}: has {len(lines)} lines, and had {n_lines} when the "
+                "snapshot was taken; restore it from a copy, or remove the whole output to start "
+                "again"
             )
         self._lines = lines[:n_lines]
 
     def add(self, **values: Any) -> None:
-        """Remember one line."""
+        """Add one line."""
         self._lines.append(json.dumps(values))
 
     def contents(self) -> dict[str, bytes]:
-        """The whole file as it is now: its URL and its content."""
+        """The content of the complete file, by its URL."""
         return {self._url: "".join(f"{line}\n" for line in self._lines).encode()}
 
     def flush(self) -> None:
-        """Write every line so far."""
+        """Write the complete file."""
         for url, data in self.contents().items():
             storage.write_atomically(url, data)

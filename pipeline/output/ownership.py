@@ -1,10 +1,10 @@
-"""Which start of a command may write to its output: the newest.
+"""The owner of an output: only the newest start of a command may write there.
 
-A job that is started again may meet its own last start, still busy on another machine, and a person
-may start a command twice. A lock would outlive a killed machine, and an object store has none. So
-every start writes its name into ``<output>/owner.json``, and whoever finds another's there stops.
-Between looking and writing lies a moment in which both may write, which is why everything that is
-written is whole, and the same whichever start of a run has written it.
+A restarted job may overlap with its previous start on another machine, and a person may start a
+command twice. A lock would survive a killed machine, and object stores have no locks. Each start
+therefore writes its name into ``<output>/owner.json``, and a start that finds another name stops.
+Two starts can still write at the same moment, between check and write. This does no harm: files
+are replaced atomically, and all starts of a run write the same content.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Ownership:
         self._start = uuid.uuid4().hex
 
     def take(self) -> None:
-        """From now on earlier starts find that they have lost it.
+        """Take the output over from all earlier starts.
 
         Raises:
             StorageError: the output cannot be written.
@@ -43,10 +43,10 @@ class Ownership:
         storage.write_atomically(self._url, f"{json.dumps(about, indent=2)}\n".encode())
 
     def raise_if_taken_over(self) -> None:
-        """Do nothing as long as no later start has taken it.
+        """Raise if a later start has taken the output over.
 
         Raises:
-            TakenOverError: one has.
+            TakenOverError: ``owner.json`` does not name this start.
             StorageError: the output cannot be read.
         """
         try:
@@ -55,10 +55,10 @@ class Ownership:
                 return
             by = f"process {found['process']} on {found['host']}, since {found['since']}"
         except (ValueError, KeyError, TypeError):
-            by = "something that has written another content there"
+            by = "unknown: the file has other content"
         raise TakenOverError(
             f"{storage.redact(self._url)}: another start of the command has taken over this output "
-            f"({by}); this one stops; give it another output= if both are wanted"
+            f"({by}); this one stops; set another output= to run both"
         )
 
     @property

@@ -29,12 +29,12 @@ class Recovered:
 
 
 def snapshot_folder(config: Config) -> str:
-    """Where the snapshots of a run lie."""
+    """The folder or URL of the snapshots of a run."""
     return config.snapshot.folder or storage.join(config.output, "snapshots")
 
 
 def is_finished(config: Config, identity: Mapping[str, Any]) -> bool:
-    """Whether the output already holds this run, with as many tasks.
+    """Whether the output holds this run with all its tasks learned.
 
     Raises:
         ConfigError: it holds another run.
@@ -43,9 +43,9 @@ def is_finished(config: Config, identity: Mapping[str, Any]) -> bool:
     if results is None:
         return False
     done = results.n_learned
-    # The backbone is not loaded only to find that the run is finished.
+    # The weights are not compared: loading the backbone would only slow down a finished run.
     found = {**results.manifest.identity, "backbone_sha256": identity["backbone_sha256"]}
-    _refuse(config, conflict(found, identity, begun=done))
+    _raise_conflict(config, conflict(found, identity, started=done))
     return done == len(identity["tasks"])
 
 
@@ -53,16 +53,16 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
     """The point to continue from, or None to start from the beginning.
 
     Raises:
-        ConfigError: the snapshots are of another run, or those of this run are missing.
+        ConfigError: the snapshots belong to another run, or the snapshots of this run are missing.
         DataError: a file of learned tensors is not the one that the run wrote.
         StorageError: a file cannot be read.
     """
     snapshot = read_latest(snapshot_folder(config))
     if snapshot is None:
-        _check_untrained(config)
+        _raise_if_learned(config)
         return None
     started = snapshot.task + (snapshot.step > 0)
-    _refuse(config, conflict(snapshot.state["identity"], identity, begun=started))
+    _raise_conflict(config, conflict(snapshot.state["identity"], identity, started=started))
     learned = [
         {} if sha256 is None else read_learned(config.output, task, sha256)
         for task, sha256 in enumerate(snapshot.state["learned_sha256"])
@@ -70,18 +70,18 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
     return Recovered(snapshot, learned)
 
 
-def _check_untrained(config: Config) -> None:
-    """Learned tensors are never overwritten because their snapshots were not found."""
+def _raise_if_learned(config: Config) -> None:
+    """Learned tensors must not be overwritten only because their snapshots were not found."""
     results = read_results(config.output)
     if results and storage.list_files(storage.join(config.output, "tasks")):
         raise ConfigError(
             f"output: {storage.redact(config.output)} holds {results.n_learned} "
             f"learned tasks, and no snapshot lies in {storage.redact(snapshot_folder(config))}; "
-            "set snapshot.folder to where they are, or choose another output="
+            "set snapshot.folder to the folder of the snapshots, or choose another output="
         )
 
 
-def _refuse(config: Config, problem: str | None) -> None:
+def _raise_conflict(config: Config, problem: str | None) -> None:
     if problem:
         raise ConfigError(
             f"output: {storage.redact(config.output)} holds another run: {problem}; "

@@ -1,7 +1,7 @@
-"""``results.json``: everything that a run measured, as a checked value.
+"""``results.json``: all measurements of a run, as a validated value.
 
 ``docs/results.schema.json`` is the JSON schema of :class:`RunResults`. A file of an older version
-of the program is read with the defaults of the fields that it lacks; fields of a newer one stay.
+of the program is read with defaults for the fields that it lacks; unknown fields are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Record(BaseModel):
 
 
 class Counts(_Record):
-    """Images of each seen task after each task: ``correct[t][k]`` of ``images[t][k]``."""
+    """Correct predictions ``correct[t][k]`` of ``images[t][k]`` images of task k, after task t."""
 
     correct: list[list[int]]
     images: list[list[int]]
@@ -42,7 +42,7 @@ class StageAccuracy(_Record):
 
 
 class StageDiagnostics(_Record):
-    """What was measured beside the accuracies after one task."""
+    """Measurements after one task, beside the accuracies."""
 
     task: int  # counted from 0
     anchor_cosine: float | None  # mean cosine between different anchors; None without anchors
@@ -61,7 +61,7 @@ class SkippedSample(_Record):
 
 
 class SkippedStep(_Record):
-    """An optimizer step that was left out because its loss was not finite."""
+    """An optimizer step that was skipped because its loss was not finite."""
 
     task: int
     step: int
@@ -70,7 +70,7 @@ class SkippedStep(_Record):
 
 
 class RunManifest(_Record):
-    """Everything that is needed to make the same results again."""
+    """Everything that is needed to reproduce the results."""
 
     config: dict[str, Any]
     config_sha256: str
@@ -87,7 +87,7 @@ class RunResults(_Record):
     """The content of ``results.json``; accuracies are fractions.
 
     ``accuracy_matrix[t][k]`` is the accuracy on task ``k`` after task ``t``, None for ``k > t``.
-    The matrix and the counts behind it are of every task; the summary figures leave out the first
+    The matrix and its counts cover every task. The summary figures exclude the first
     ``evaluation.exclude_tasks`` tasks, see :func:`pipeline.output.metrics.summarise`.
     """
 
@@ -114,12 +114,12 @@ class RunResults(_Record):
 
     @property
     def is_finished(self) -> bool:
-        """Whether every task was learned and tested."""
+        """Whether every task has been learned and tested."""
         return self.status == "finished"
 
     @property
     def n_learned(self) -> int:
-        """How many tasks were learned and tested."""
+        """The number of tasks that have been learned and tested."""
         return len(self.accuracy_matrix)
 
     def content(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class RunResults(_Record):
         return self.model_dump(mode="json", by_alias=True)
 
     def write(self, output: str) -> None:
-        """Replace ``results.json`` in the folder or URL ``output`` as a whole."""
+        """Replace ``results.json`` in the folder or URL ``output`` atomically."""
         text = json.dumps(self.content(), indent=2)
         storage.write_atomically(storage.join(output, NAME), f"{text}\n".encode())
 
@@ -136,7 +136,7 @@ def read_results(output: str) -> RunResults | None:
     """The results in the folder or URL ``output``, or None if there are none.
 
     Raises:
-        DataError: there is a ``results.json``, but no run of this program wrote it.
+        DataError: ``results.json`` does not hold results of this schema.
     """
     url = storage.join(output, NAME)
     if not storage.exists(url):
@@ -154,28 +154,31 @@ def finished_results(output: str) -> RunResults:
     """The results of the finished run in the folder or URL ``output``.
 
     Raises:
-        DataError: it holds no run, or one that is not finished.
+        DataError: there are no results, or the run is not finished.
     """
     results = read_results(output)
     if results is None or not results.is_finished:
         found = "no results.json" if results is None else f"a run that is {results.status}"
-        raise DataError(f"{storage.redact(output)}: holds {found}; a finished run is wanted")
+        raise DataError(
+            f"{storage.redact(output)}: holds {found}; a finished run is wanted; let it finish, "
+            "or give another output"
+        )
     return results
 
 
 def update_summary(config: Config) -> None:
-    """Bring the summary of finished results up to ``config``; no measurement changes.
+    """Update the summary of finished results to ``config``; no measurement changes.
 
-    The summary depends on the tasks that it leaves out and on where the settings came from. The
-    latter can be replaced but not removed.
+    The summary depends on the excluded tasks and on the source of the settings (``tuning``). The
+    source can be replaced but not removed.
     """
     results = read_results(config.output)
     assert results is not None, "only a finished run has a summary"
     changes = {"evaluation": config.evaluation, "tuning": config.tuning or results.tuning}
     if all(getattr(results, key) == value for key, value in changes.items()):
         return
-    said = {key: value and value.model_dump(mode="json") for key, value in changes.items()}
-    recorded = Config.model_validate({**results.manifest.config, **said})
+    sections = {key: value and value.model_dump(mode="json") for key, value in changes.items()}
+    recorded = Config.model_validate({**results.manifest.config, **sections})
     manifest = results.manifest.model_copy(
         update={
             "config": recorded.model_dump(mode="json"),

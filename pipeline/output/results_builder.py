@@ -1,4 +1,4 @@
-"""The results of a run while it goes on: one stage after each task."""
+"""The results of a run in progress: one stage per learned task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.tasks import Task
 
 @dataclass(frozen=True)
 class Stage:
-    """What was measured after one task: per seen task, in order."""
+    """Measurements after one task; the counts are per seen task, in order."""
 
     correct: tuple[int, ...]
     images: tuple[int, ...]
@@ -30,7 +30,7 @@ class Stage:
 
 @dataclass
 class ResultsBuilder:
-    """All stages so far and where they came from."""
+    """The stages of a run so far, with its method, tasks and manifest."""
 
     method: str
     tasks: Sequence[Task]
@@ -52,7 +52,7 @@ class ResultsBuilder:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the value of :meth:`state`; the source of the settings is kept."""
+        """Continue from a value of :meth:`state`; ``tuning`` is kept if it is set."""
         if self.tuning is None and state["tuning"]:
             self.tuning = TuningConfig.model_validate(state["tuning"])
         self.stages = [
@@ -70,14 +70,14 @@ class ResultsBuilder:
     def accuracy_after(self, stage: int) -> tuple[float, list[float]]:
         """After one stage: the accuracy over all images of all tasks, and of each task.
 
-        No task is left out here, whatever the summary figures leave out.
+        Tasks that the summary excludes are included here.
         """
         correct, images = self.stages[stage].correct, self.stages[stage].images
         by_task = [right / total for right, total in zip(correct, images, strict=True)]
         return micro_accuracy(correct, images), by_task
 
     def build(self) -> RunResults:
-        """The results as they stand now."""
+        """The results so far."""
         correct = [list(stage.correct) for stage in self.stages]
         images = [list(stage.images) for stage in self.stages]
         speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]

@@ -1,11 +1,11 @@
-"""Snapshots: all that a run needs to go on exactly where it was, a few MB each.
+"""Snapshots: the complete state of a run before an optimizer step, a few MB each.
 
-``<folder>/task-003-step-000200/tensors.safetensors``  what the task has learned, with its moments
+``<folder>/task-003-step-000200/tensors.safetensors``  learned tensors and optimizer state
 ``<folder>/task-003-step-000200/state.json``           everything else, with the hashes of both
 
-``state.json`` is written last: a snapshot without it, or that does not match its hashes, is never
-chosen. The snapshot before is deleted only once the next is whole. What earlier tasks have learned
-is not written again: their files are named by hash. Nothing here is tied to a number of ranks.
+``state.json`` is written last: a snapshot without it, or with another hash, is never read. An older
+snapshot is deleted only after the new one is complete. The learned tensors of earlier tasks are not
+written again: the state names their files by hash. A snapshot fits any number of ranks.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 _TENSORS, _MARKER = "tensors.safetensors", "state.json"
-_FILE = re.compile(r"/(task-\d+-step-\d+)/([^/]+)$")  # also what a killed writer left behind
+_FILE = re.compile(r"/(task-\d+-step-\d+)/([^/]+)$")  # also the partial files of a killed writer
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Where a run stood: before optimizer step ``step`` of task ``task``, both counted from 0."""
+    """The state of a run before optimizer step ``step`` of task ``task``, both counted from 0."""
 
     task: int
     step: int
@@ -46,10 +46,10 @@ class Snapshot:
     def take(
         cls, task: int, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
     ) -> Snapshot:
-        """A snapshot of everything as it is now; no later change reaches it.
+        """A copy of the tensors of each group and of ``state``, as they are now.
 
         Raises:
-            DivergenceError: one of them is not finite.
+            DivergenceError: a tensor is not finite.
         """
         tensors = {
             f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
@@ -64,9 +64,9 @@ class Snapshot:
                 )
         return cls(task, step, tensors, json.loads(json.dumps(state)))
 
-    def group(self, group: str) -> dict[str, Tensor]:
-        """The tensors of one group, as :meth:`take` was given them."""
-        prefix = f"{group}/"
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one group of :meth:`take`."""
+        prefix = f"{name}/"
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
     @property
@@ -78,80 +78,83 @@ class Snapshot:
 class SnapshotWriter:
     """Writes snapshots in a background thread, one at a time, and keeps the last two.
 
-    Before each of them ``before_write`` may raise why it must not be written.
+    ``before_write`` is called before each snapshot. If it raises, the snapshot is not written.
     """
 
     def __init__(self, folder: str, before_write: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
         self._before_write = before_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
-        self._running: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
-    def write(self, snapshot: Snapshot, *, beside: Mapping[str, bytes]) -> None:
-        """Begin to write; waits for the snapshot before.
+    def write(self, snapshot: Snapshot, *, files_first: Mapping[str, bytes]) -> None:
+        """Start to write a snapshot, once the previous one is written.
 
-        The files ``beside`` (content by URL) are whole before the snapshot is.
+        ``files_first``, content by URL, are complete before the snapshot.
 
         Raises:
-            PipelineError: the snapshot before could not, or must not, be written.
+            PipelineError: the previous snapshot was not written.
         """
         self.wait()
-        self._running = self._thread.submit(self._write, snapshot, dict(beside))
+        self._pending = self._thread.submit(self._write, snapshot, dict(files_first))
 
     def wait(self) -> None:
-        """Return once everything is written.
+        """Return once the last snapshot is written.
 
         Raises:
-            PipelineError: it could not, or must not, be.
+            PipelineError: it was not written.
         """
-        running, self._running = self._running, None
-        if running:
-            running.result()
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def close(self) -> None:
-        """End the thread once it has written what it was given, however that went."""
+        """End the thread after its last snapshot; raises no error of that snapshot."""
         self._thread.shutdown()
 
-    def _write(self, snapshot: Snapshot, beside: Mapping[str, bytes]) -> None:
+    def _write(self, snapshot: Snapshot, files_first: Mapping[str, bytes]) -> None:
         self._before_write()
-        _write(self._folder, snapshot, beside)
+        for url, data in files_first.items():
+            storage.write_atomically(url, data)
+        _write(self._folder, snapshot)
 
 
 def read_latest(folder: str) -> Snapshot | None:
-    """The newest whole snapshot in ``folder``, or None if there is none.
+    """The newest valid snapshot in ``folder``, or None if no snapshot was written.
 
     Raises:
         StorageError: the folder cannot be read.
-        DataError: there are snapshots, and none of them is whole.
+        DataError: every snapshot is damaged.
     """
-    names = _names(folder, marked=True)
+    names = _snapshot_names(folder, complete=True)
     for name in reversed(names):
         snapshot = _read(folder, name)
         if snapshot:
             return snapshot
         place = storage.redact(storage.join(folder, name))
-        log.warning("%s: is damaged; trying the one before", place)
+        log.warning("%s: is damaged; reading the previous snapshot", place)
     if names:
         raise DataError(
             f"{storage.redact(folder)}: every snapshot is damaged; restore the folder from a copy, "
-            "or remove the whole output to begin again"
+            "or remove the whole output to start again"
         )
     return None
 
 
-def _write(folder: str, snapshot: Snapshot, beside: Mapping[str, bytes]) -> None:
-    for url, data in beside.items():
-        storage.write_atomically(url, data)
-    before = _names(folder)
-    # A run that stops before its first step stands where it began. That snapshot may be the only
-    # one, so it is left alone; one that is damaged must not look whole while it is replaced.
+def _write(folder: str, snapshot: Snapshot) -> None:
+    """Write a snapshot, then delete all but the newest older one."""
+    before = _snapshot_names(folder)
+    # A run that stops again before its first step takes the snapshot from which it resumed. A valid
+    # one stays untouched, as it may be the only one. A damaged one loses its marker first, so that
+    # it never looks valid while it is replaced.
     if snapshot.name not in before or not _read(folder, snapshot.name):
         place = storage.join(folder, snapshot.name)
         storage.remove(storage.join(place, _MARKER))
         tensors = to_safetensors(snapshot.tensors)
         storage.write_atomically(storage.join(place, _TENSORS), tensors)
         storage.write_atomically(storage.join(place, _MARKER), _format(snapshot, tensors))
-    older = [name for name in _names(folder, marked=True) if _age(name) < _age(snapshot.name)]
+    complete = _snapshot_names(folder, complete=True)
+    older = [name for name in complete if _position(name) < _position(snapshot.name)]
     for name in before:
         if name not in (snapshot.name, *older[-1:]):
             _delete(storage.join(folder, name))
@@ -174,13 +177,13 @@ def _digest(state: dict[str, Any]) -> str:
 
 
 def _delete(place: str) -> None:
-    """Marker first: what is left of a half-deleted snapshot is not a snapshot."""
+    """Delete a snapshot, its marker first: an interrupted deletion leaves no valid snapshot."""
     storage.remove(storage.join(place, _MARKER))
     storage.remove_folder(place)
 
 
 def _read(folder: str, name: str) -> Snapshot | None:
-    """The snapshot called ``name`` if it is whole."""
+    """The snapshot called ``name``, or None if it is incomplete or damaged."""
     place = storage.join(folder, name)
     marker, tensors_url = storage.join(place, _MARKER), storage.join(place, _TENSORS)
     if not storage.exists(marker) or not storage.exists(tensors_url):
@@ -195,7 +198,7 @@ def _read(folder: str, name: str) -> Snapshot | None:
     if state["schema"] != SCHEMA:
         raise DataError(
             f"{storage.redact(place)}: has schema {state['schema']}, this version reads "
-            f"{SCHEMA}; finish the run with the version that began it"
+            f"{SCHEMA}; finish the run with the version that started it"
         )
     tensors = storage.read_bytes(tensors_url)
     if hashlib.sha256(tensors).hexdigest() != state["tensors_sha256"]:
@@ -203,13 +206,14 @@ def _read(folder: str, name: str) -> Snapshot | None:
     return Snapshot(state["task"], state["step"], from_safetensors(tensors), state)
 
 
-def _names(folder: str, *, marked: bool = False) -> list[str]:
-    """The snapshots in ``folder``, oldest first; only those with their marker if ``marked``."""
+def _snapshot_names(folder: str, *, complete: bool = False) -> list[str]:
+    """The snapshots in ``folder``, oldest first; ``complete`` excludes those without a marker."""
     found = filter(None, map(_FILE.search, storage.list_files(folder)))
-    return sorted({file[1] for file in found if file[2] == _MARKER or not marked}, key=_age)
+    names = {file[1] for file in found if file[2] == _MARKER or not complete}
+    return sorted(names, key=_position)
 
 
-def _age(name: str) -> tuple[int, int]:
-    """Task and step of a snapshot, by which snapshots sort."""
+def _position(name: str) -> tuple[int, int]:
+    """Task and step of a snapshot; snapshots sort by them."""
     _, task, _, step = name.split("-")
     return int(task), int(step)

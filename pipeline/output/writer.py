@@ -1,4 +1,4 @@
-"""Everything that a run writes: rank 0 writes for all, and only while the run owns its output."""
+"""The files of a run: rank 0 writes them, as long as the run owns its output."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ class OutputWriter:
         groups: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
     ) -> None:
-        """Start to write a snapshot in the background; it is taken before this returns.
+        """Take a snapshot now and write it in the background.
 
         Raises:
             DivergenceError: a tensor is not finite.
         """
         with raise_on_all_ranks():
             if self._world.is_main:
-                whole = {**state, "metrics_lines": len(self.metrics)}
-                snapshot = Snapshot.take(task, step, groups, whole)
-                self._snapshots.write(snapshot, beside=self.metrics.contents())
+                complete = {**state, "metrics_lines": len(self.metrics)}
+                snapshot = Snapshot.take(task, step, groups, complete)
+                self._snapshots.write(snapshot, files_first=self.metrics.contents())
 
     def write_results(self, results: RunResults) -> None:
-        """Write ``results.json`` and ``metrics.jsonl``, after the snapshot that they rest on."""
+        """Write ``results.json`` and ``metrics.jsonl``, after the last snapshot is written."""
         with raise_on_all_ranks():
             if self._world.is_main:
                 self._snapshots.wait()
@@ -78,7 +78,7 @@ class OutputWriter:
                 results.write(self._config.output)
 
     def restore_metrics(self, n_lines: int) -> None:
-        """Continue ``metrics.jsonl`` behind its first ``n_lines``."""
+        """Continue ``metrics.jsonl`` after its first ``n_lines`` lines."""
         with raise_on_all_ranks():
             if self._world.is_main:
                 self.metrics.restore(n_lines)

@@ -1,4 +1,4 @@
-"""Which runs are the same, so that one may go on where the other stopped, and which are not."""
+"""The settings and data that a run may change when it continues, and those that it may not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def index() -> ShardIndex:
 
 
 def identity(index: ShardIndex, backbone: str = "abc", **sections: Any) -> dict[str, Any]:
-    """The identity of a run of three tasks with these settings, as a snapshot gives it back."""
+    """The identity of a run of three tasks with these settings, as a snapshot returns it."""
     base: dict[str, Any] = {"tasks": {"class_order": "natural", "classes_per_task": 2}}
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
@@ -44,42 +44,43 @@ def identity(index: ShardIndex, backbone: str = "abc", **sections: Any) -> dict[
     return json.loads(json.dumps(identify(config, index, tasks, backbone)))
 
 
+SETTING = "it was started with"
 ORDER = "the classes or their order differ"
 
 
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"seed": 2}, "it was run with seed=1, and this is 2"),
-        ({"data": {"global_batch": 2}}, "it was run with data.global_batch=4, and this is 2"),
-        ({"data": {"train_transform": "squash"}}, "it was run with data.train_transform='clip', a"),
-        ({"data": {"tail": "drop"}}, "it was run with data.tail='wrap', and this is 'drop'"),
-        ({"method": {"name": "tppt_v"}}, "it was run with method.name='zeroshot', and this is 'tp"),
-        ({"optim": {"learning_rate": 0.5}}, "it was run with optim.learning_rate=0.01, and this i"),
-        ({"optim": {"epsilon": 1e-4}}, "it was run with optim.epsilon=1e-08, and this is 0.0001"),
-        ({"optim": {"epochs": 3}}, "it was run with optim.epochs=2, and this is 3"),
-        ({"text": {"templates": ["{}"]}}, "it was run with text.templates=['a photo of a {}.'], a"),
-        ({"model": {"weights": "x"}}, "it was run with model.weights=None, and this is 'x'"),
+        ({"seed": 2}, f"{SETTING} seed=1 instead of 2"),
+        ({"data": {"global_batch": 2}}, f"{SETTING} data.global_batch=4 instead of 2"),
+        ({"data": {"train_transform": "squash"}}, f"{SETTING} data.train_transform='clip' instead"),
+        ({"data": {"tail": "drop"}}, f"{SETTING} data.tail='wrap' instead of 'drop'"),
+        ({"method": {"name": "tppt_v"}}, f"{SETTING} method.name='zeroshot' instead of 'tppt_v'"),
+        ({"optim": {"learning_rate": 0.5}}, f"{SETTING} optim.learning_rate=0.01 instead of 0.5"),
+        ({"optim": {"epsilon": 1e-4}}, f"{SETTING} optim.epsilon=1e-08 instead of 0.0001"),
+        ({"optim": {"epochs": 3}}, f"{SETTING} optim.epochs=2 instead of 3"),
+        ({"text": {"templates": ["{}"]}}, f"{SETTING} text.templates=['a photo of a {{}}.'] inst"),
+        ({"model": {"weights": "x"}}, f"{SETTING} model.weights=None instead of 'x'"),
         ({"tasks": {"class_order": [1, 0, 2, 3, 4]}}, f"{ORDER} in task 1"),
         ({"tasks": {"class_order": [0, 1, 3, 2, 4]}}, f"{ORDER} in task 2"),
         ({"tasks": {"classes_per_task": 1}}, f"{ORDER} in task 1"),
         ({"tasks": {"initial_classes": 3}}, f"{ORDER} in task 1"),
-        ({"tasks": {"limit": 1}}, "it has begun 2 tasks, and these settings make 1"),
-        ({"backbone": "abd"}, "its backbone had other weights"),
+        ({"tasks": {"limit": 1}}, "it has started 2 tasks, and these settings give 1"),
+        ({"backbone": "abd"}, "its backbone has other weights"),
     ],
 )
-def test_other_science_is_another_run(index, sections, words):
-    """must say in a few words what differs, as it was and as it is"""
+def test_settings_that_change_figures_make_another_run(index, sections, words):
+    """must name the difference with its old and its new value"""
     backbone = sections.pop("backbone", "abc")
-    problem = conflict(identity(index), identity(index, backbone, **sections), begun=2)
+    problem = conflict(identity(index), identity(index, backbone, **sections), started=2)
     assert problem.startswith(words)
 
 
-def test_other_option_of_the_method_is_another_run(index):
+def test_other_method_option_makes_another_run(index):
     method = {"name": "finetune", "options": {"finetune": {"loss_classes": "seen"}}}
     found, wanted = (identity(index, method=m) for m in (method, {"name": "finetune"}))
-    words = "it was run with method.options.finetune.loss_classes='seen', and this is None"
-    assert conflict(found, wanted, begun=0) == words
+    words = f"{SETTING} method.options.finetune.loss_classes='seen' instead of None"
+    assert conflict(found, wanted, started=0) == words
 
 
 @pytest.mark.parametrize(
@@ -95,36 +96,36 @@ def test_other_option_of_the_method_is_another_run(index):
         {"data": {"on_bad_sample": "skip", "bad_sample_budget": 3}},
         {"optim": {"on_nonfinite_loss": "skip", "nonfinite_loss_budget": 3}},
         {"method": {"options": {"finetune": {"loss_classes": "seen"}}}},
-        {"tasks": {"order_seed": 7}},  # of a rule that is not used
+        {"tasks": {"order_seed": 7}},  # the given order does not use it
     ],
     ids=str,
 )
-def test_machine_and_patience_may_change(index, sections):
-    assert conflict(identity(index), identity(index, **sections), begun=3) is None
+def test_machine_settings_and_tolerances_may_change(index, sections):
+    assert conflict(identity(index), identity(index, **sections), started=3) is None
 
 
-def test_more_tasks_may_follow_and_what_was_not_begun_may_change(index):
+def test_tasks_may_be_added_and_unstarted_tasks_may_change(index):
     short = identity(index, tasks={"limit": 1})
-    assert conflict(short, identity(index), begun=1) is None
+    assert conflict(short, identity(index), started=1) is None
     reordered = identity(index, tasks={"class_order": [0, 1, 4, 3, 2]})
-    assert conflict(identity(index), reordered, begun=1) is None
-    assert conflict(identity(index), reordered, begun=2) is not None
+    assert conflict(identity(index), reordered, started=1) is None
+    assert conflict(identity(index), reordered, started=2) is not None
 
 
-def test_other_pictures_are_another_run(index):
-    """must find one picture that differs, in training or in test, or has another number"""
+def test_other_images_make_another_run(index):
+    """must find one different image, in training or in test, and one other sample number"""
     wanted = identity(index)
-    for key in ("ant/002", "ant/010"):  # one of training and of test, one of training only
-        other = store(OTHER, draw_samples(), damaged={key: b"another picture"})
-        problem = conflict(identity(other), wanted, begun=1)
-        assert problem == "the pictures of task 1 are not those it was run with"
-        assert conflict(identity(other), wanted, begun=0) is None
+    for key in ("ant/002", "ant/010"):  # the first key is in both splits, the second in train only
+        other = store(OTHER, draw_samples(), damaged={key: b"another image"})
+        problem = conflict(identity(other), wanted, started=1)
+        assert problem == "the images of task 1 differ from those of the run"
+        assert conflict(identity(other), wanted, started=0) is None
     fewer = store(OTHER, [s for s in draw_samples() if s.key != "ant/010"])
-    problem = conflict(identity(fewer), wanted, begun=3)  # all later samples have other numbers
-    assert problem == "the pictures of task 1 are not those it was run with"
+    problem = conflict(identity(fewer), wanted, started=3)  # all later samples have other numbers
+    assert problem == "the images of task 1 differ from those of the run"
 
 
-def test_copy_of_the_shards_is_the_same_and_so_are_shards_that_others_follow(index):
+def test_copied_shards_and_appended_shards_keep_the_identity(index):
     copy = store(OTHER, draw_samples())
     assert identity(copy) == identity(index)
     late = [s for s in draw_samples(data_seed=3) if s.label < 2]
@@ -132,7 +133,7 @@ def test_copy_of_the_shards_is_the_same_and_so_are_shards_that_others_follow(ind
     joined = join_indexes([read_index(INDEX), rename(read_index("memory://identity/late"))])
     longer = identity(joined)
     assert longer["tasks"][:3] == identity(index)["tasks"]
-    assert conflict(identity(index), longer, begun=3) is None
+    assert conflict(identity(index), longer, started=3) is None
 
 
 def rename(index: ShardIndex) -> ShardIndex:

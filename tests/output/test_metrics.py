@@ -1,4 +1,4 @@
-"""Continual-learning figures against values worked out by hand."""
+"""Continual-learning figures against values computed by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_backward_transfer_compares_with_the_stage_that_learned_the_task():
 
 
 @pytest.mark.parametrize("figure", [forgetting, backward_transfer])
-def test_nothing_can_be_forgotten_before_two_tasks(figure):
+def test_figures_over_old_tasks_are_none_before_the_second_task(figure):
     assert figure([]) is None
     assert figure(MATRIX[:1]) is None
 
@@ -63,16 +63,16 @@ def test_entries_above_the_diagonal_are_never_read(figure):
 CORRECT, IMAGES = [[4], [3, 6], [1, 5, 2], [2, 4, 1, 9]], [[5], [5, 10], [5, 10, 4], [5, 10, 4, 9]]
 
 
-def test_summary_of_all_tasks_is_made_of_the_figures_above():
-    whole = summarise(CORRECT, IMAGES)
+def test_summary_of_all_tasks_consists_of_the_figures_above():
+    summary = summarise(CORRECT, IMAGES)
     micro = [4 / 5, 9 / 15, 8 / 19, 16 / 28]
-    assert whole["stage_accuracy"]["micro"] == micro
-    assert whole["stage_accuracy"]["macro"][1] == pytest.approx((0.6 + 0.6) / 2)
-    assert whole["average_incremental_accuracy"] == pytest.approx(sum(micro) / 4)
-    assert whole["last_accuracy"] == 16 / 28
+    assert summary["stage_accuracy"]["micro"] == micro
+    assert summary["stage_accuracy"]["macro"][1] == pytest.approx((0.6 + 0.6) / 2)
+    assert summary["average_incremental_accuracy"] == pytest.approx(sum(micro) / 4)
+    assert summary["last_accuracy"] == 16 / 28
     matrix = [[0.8], [0.6, 0.6], [0.2, 0.5, 0.5], [0.4, 0.4, 0.25, 1.0]]
-    assert whole["forgetting"] == pytest.approx(forgetting(matrix))
-    assert whole["backward_transfer"] == pytest.approx(backward_transfer(matrix))
+    assert summary["forgetting"] == pytest.approx(forgetting(matrix))
+    assert summary["backward_transfer"] == pytest.approx(backward_transfer(matrix))
 
 
 def test_excluded_tasks_are_in_no_summary_figure():
@@ -93,7 +93,7 @@ def test_counts_of_excluded_tasks_are_never_read(exclude_tasks):
     assert found != summarise(CORRECT, IMAGES)
 
 
-def test_nothing_is_summed_up_before_a_task_counts():
+def test_summary_is_none_before_a_task_counts():
     for exclude_tasks in (1, 4):
         early = summarise(CORRECT[:1], IMAGES[:1], exclude_tasks=exclude_tasks)
         assert early["stage_accuracy"] == {"micro": [None], "macro": [None]}

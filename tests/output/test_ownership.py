@@ -1,4 +1,4 @@
-"""Of two starts that write to one output the later goes on, and the earlier stops."""
+"""If two starts write to one output, the earlier one stops and the later one continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def output(request, tmp_path) -> str:
     return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
-def test_the_newest_start_owns_the_output(output):
+def test_newest_start_owns_the_output(output):
     first, second = Ownership(output), Ownership(output)
     first.take()
     first.raise_if_taken_over()
@@ -32,17 +32,17 @@ def test_the_newest_start_owns_the_output(output):
         first.raise_if_taken_over()
     assert re.fullmatch(
         r".*owner\.json: another start of the command has taken over this output \(process \d+ on "
-        r"\S+, since \S+\); this one stops; give it another output= if both are wanted",
+        r"\S+, since \S+\); this one stops; set another output= to run both",
         str(caught.value),
     )
 
 
-def test_whoever_cannot_tell_that_it_owns_the_output_does_not(output):
+def test_start_that_cannot_read_its_name_does_not_own_the_output(output):
     owner = Ownership(output)
     owner.take()
     for content in (b"", b"[]", b'{"start": "mine"}'):
         storage.write_atomically(storage.join(output, "owner.json"), content)
-        with pytest.raises(TakenOverError, match="by something that|another content"):
+        with pytest.raises(TakenOverError, match=r"\(unknown: the file has other content\)"):
             owner.raise_if_taken_over()
     storage.remove(storage.join(output, "owner.json"))
     with pytest.raises(StorageError):
@@ -50,7 +50,7 @@ def test_whoever_cannot_tell_that_it_owns_the_output_does_not(output):
 
 
 class TakenOverAt(StopAt):
-    """Another start takes the output when the run looks for a request for the ``count``-th time."""
+    """Another start takes the output over at the ``count``-th check for a request to stop."""
 
     def __init__(self, output: str, count: int) -> None:
         super().__init__(count)
@@ -63,10 +63,10 @@ class TakenOverAt(StopAt):
 
 
 @pytest.mark.parametrize("count", [1, 9, 14, 22])
-def test_a_run_that_was_taken_over_stops_and_the_later_start_is_as_if_alone(
+def test_later_start_ends_as_if_undisturbed_and_the_earlier_one_stops(
     tiny_arch, tiny_shards, tmp_path, count
 ):
-    """must hold before the first step, in training, and in the tests between"""
+    """must hold before the first step, in training, and in the tests after each task"""
     reference = Reference(
         build_config(
             tiny_arch,

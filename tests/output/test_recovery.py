@@ -1,4 +1,4 @@
-"""An interrupted run is taken up as what it was, or refused with the reason; never overwritten."""
+"""An interrupted run continues unchanged or is refused with the reason, and never overwritten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pipeline.data.prepare.sharding import Recipe, write_shards
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, DataError
 from pipeline.output.recovery import snapshot_folder
-from pipeline.training.run import check_run, execute
+from pipeline.training.run import execute
+from pipeline.training.checked_run import check_run
 from tests.interruptions import Reference, StopAt, changed, newest_snapshot, start
 from tests.ranks import run_ranks
 from tests.tiny import build_config, write_clip
@@ -34,7 +35,7 @@ def reference(tiny_arch, tiny_shards, tmp_path_factory) -> Reference:
 
 @pytest.fixture(scope="module")
 def half_way(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run that was stopped in its second task; tests go on from copies of it."""
+    """A run that was stopped in its second task; each test continues a copy."""
     config = changed(reference.config, output=str(tmp_path_factory.mktemp("half") / "run"))
     assert not start(config, StopAt(24))
     assert newest_snapshot(config).startswith("task-001-step-")
@@ -43,13 +44,13 @@ def half_way(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def interrupted(half_way: Config, tmp_path: Path) -> Config:
-    """The same in a folder of its own: a run may also be moved before it goes on."""
+    """A copy of that run in another folder: a run may be moved before it continues."""
     shutil.copytree(half_way.output, tmp_path / "run")
     return changed(half_way, output=str(tmp_path / "run"))
 
 
 def assert_refused(config: Config, words: str) -> None:
-    """One sentence that says where, what, and what to do; not a byte of the output changes."""
+    """must raise one sentence with place, reason and remedy, and write nothing"""
     before = {f: f.stat().st_mtime_ns for f in Path(config.output).rglob("*")}
     with pytest.raises(ConfigError) as caught:
         start(config)
@@ -63,15 +64,16 @@ def assert_refused(config: Config, words: str) -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"seed": 2}, "it was run with seed=1, and this is 2"),
-        ({"data": {"global_batch": 2}}, "it was run with data.global_batch=4, and this is 2"),
+        ({"seed": 2}, "it was started with seed=1 instead of 2"),
+        ({"data": {"global_batch": 2}}, "it was started with data.global_batch=4 instead of 2"),
         (
             {"method": {"name": "finetune"}},
-            "it was run with method.name='tppt_vt', and this is 'finetune'",
+            "it was started with method.name='tppt_vt' instead of 'finetune'",
         ),
         (
             {"method": {"options": {"tppt_vt": OPTIONS | {"old_anchors": "reencoded"}}}},
-            "it was run with method.options.tppt_vt.old_anchors='frozen', and this is 'reencoded'",
+            "it was started with method.options.tppt_vt.old_anchors='frozen' "
+            "instead of 'reencoded'",
         ),
         (
             {"tasks": {"class_order": [4, 0, 6, 5, 2, 1, 3]}},
@@ -80,37 +82,37 @@ def assert_refused(config: Config, words: str) -> None:
     ],
     ids=["seed", "batch", "method", "option", "order"],
 )
-def test_other_science_is_refused(interrupted, sections, words):
+def test_settings_that_change_figures_are_refused(interrupted, sections, words):
     assert_refused(changed(interrupted, **sections), words)
 
 
 def test_other_weights_are_refused(interrupted, tiny_arch, tmp_path):
-    """must look at the weights themselves, since the setting stays as it was"""
+    """must compare the weights themselves, since the setting is unchanged"""
     same = shutil.copytree(tiny_arch.removeprefix("local-dir:"), tmp_path / "clip")
     config = changed(interrupted, model={"arch": f"local-dir:{same}"}, output=str(tmp_path / "b"))
     assert not start(config, StopAt(24))
     shutil.rmtree(same)
     write_clip(same, seed=2)
-    assert_refused(config, "its backbone had other weights")
+    assert_refused(config, "its backbone has other weights")
 
 
-def change_a_picture(folder: Path) -> None:
-    """A class of the second task gets another picture; the index is made anew."""
-    pictures, shards = folder / "pictures", folder / "shards"
-    file = next((pictures / "train" / "n7_grey_seal").iterdir())
-    file.write_bytes((pictures / "train" / "n2_lamp" / file.name).read_bytes())
+def change_an_image(folder: Path) -> None:
+    """Replace an image of a class of the second task, and write the shards and the index anew."""
+    images, shards = folder / "images", folder / "shards"
+    file = next((images / "train" / "n7_grey_seal").iterdir())
+    file.write_bytes((images / "train" / "n2_lamp" / file.name).read_bytes())
     shutil.rmtree(shards)
-    names = str(pictures / "names.json")
-    write_shards(str(pictures), str(shards), Recipe(shard_bytes=60_000), names_url=names)
+    names = str(images / "names.json")
+    write_shards(str(images), str(shards), Recipe(shard_bytes=60_000), names_url=names)
 
 
-def test_other_pictures_are_refused(interrupted, tiny_images, tiny_shards, tmp_path):
-    shutil.copytree(tiny_images, tmp_path / "pictures")
+def test_other_images_are_refused(interrupted, tiny_images, tiny_shards, tmp_path):
+    shutil.copytree(tiny_images, tmp_path / "images")
     shutil.copytree(tiny_shards, tmp_path / "shards")
     config = changed(interrupted, data={"index": str(tmp_path / "shards")})
-    assert not start(config, StopAt(1))  # copies are the same
-    change_a_picture(tmp_path)
-    assert_refused(config, "the pictures of task 2 are not those it was run with")
+    assert not start(config, StopAt(1))  # a copy of the shards is accepted
+    change_an_image(tmp_path)
+    assert_refused(config, "the images of task 2 differ from those of the run")
 
 
 @pytest.mark.parametrize(
@@ -133,14 +135,14 @@ def damage(folder: Path) -> None:
         file.write_bytes(file.read_bytes()[:-1])
 
 
-def test_run_without_a_whole_snapshot_is_refused(interrupted):
-    """must not begin again in silence: what lies there may be worth days"""
+def test_run_with_only_damaged_snapshots_is_refused(interrupted):
+    """must not silently start from the beginning, as the output may be worth days"""
     damage(Path(snapshot_folder(interrupted)))
     with pytest.raises(DataError, match="snapshots: every snapshot is damaged; restore the folder"):
         start(interrupted)
 
 
-def test_damaged_snapshot_costs_the_steps_since_the_one_before(reference, interrupted):
+def test_run_resumes_from_the_previous_snapshot_if_the_newest_is_damaged(reference, interrupted):
     newest = newest_snapshot(interrupted)
     damage(Path(snapshot_folder(interrupted)) / newest)
     assert start(interrupted)
@@ -154,7 +156,7 @@ def refusal(world: World, config: Config) -> str:
 
 
 def test_all_ranks_refuse_together(interrupted):
-    """must agree on what they found: one that went on alone would wait for the others"""
+    """must raise the same error: a rank that continued alone would wait for the others"""
     answers = run_ranks(refusal, 2, changed(interrupted, seed=2), collective_s=None)
     assert answers[0] == answers[1]
-    assert answers[0].startswith("rank 0: output: ") and "seed=1, and this is 2" in answers[0]
+    assert answers[0].startswith("rank 0: output: ") and "seed=1 instead of 2" in answers[0]

@@ -1,4 +1,4 @@
-"""``results.json`` holds every promised key, at every stage, and can be made again from itself."""
+"""``results.json`` holds every documented key at every stage, and its manifest is sufficient."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.output.results_builder import ResultsBuilder
 from tests.stages import build_results, stage
 from tests.tiny import build_config
 
-PROMISED = {
+KEYS = {
     "schema", "status", "method", "evaluation", "tuning", "tasks", "accuracy_matrix", "counts",
     "stage_accuracy",
     "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
     "diagnostics", "trainable_parameters", "images_per_second", "manifest",
 }  # fmt: skip
-MANIFEST = {
+MANIFEST_KEYS = {
     "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
     "git_commit", "world_size", "identity",
 }  # fmt: skip
@@ -29,16 +29,16 @@ MANIFEST = {
 
 @pytest.fixture
 def results() -> ResultsBuilder:
-    """Two of three tasks are learned."""
+    """The results of a run that has learned two of three tasks."""
     return build_results([stage([3], [4]), stage([1, 9], [4, 12], speed=300.0)])
 
 
-def test_every_promised_key_is_there_before_during_and_after(results):
+def test_every_documented_key_is_there_before_during_and_after_the_run(results):
     results.stages, stages = [], [*results.stages, stage([2, 6, 1], [4, 12, 2])]
     for number in range(4):
         results.stages = stages[:number]
         content = results.build().content()
-        assert content.keys() >= PROMISED and content["manifest"].keys() == MANIFEST
+        assert content.keys() >= KEYS and content["manifest"].keys() == MANIFEST_KEYS
         assert content["status"] == ("finished" if number == 3 else "running")
         assert len(content["accuracy_matrix"]) == len(content["diagnostics"]) == number
         json.dumps(content, allow_nan=False)
@@ -68,7 +68,7 @@ def test_method_that_trains_nothing_has_no_speed(results):
     assert results.build().content()["images_per_second"] is None
 
 
-def test_manifest_is_enough_to_make_the_run_again(results):
+def test_manifest_is_enough_to_repeat_the_run(results):
     config = build_config("local-dir:clip", "shards")
     manifest = results.build().content()["manifest"]
     assert build_config(**_sections(manifest["config"])) == config
@@ -85,7 +85,7 @@ def _sections(config: dict) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
-def test_results_are_read_back_as_written(results, tmp_path: Path, kind):
+def test_results_are_read_as_written(results, tmp_path: Path, kind):
     output = str(tmp_path / "run") if kind == "folder" else f"memory://{tmp_path.name}"
     assert read_results(output) is None
     results.build().write(output)
@@ -107,36 +107,36 @@ def test_file_that_holds_no_results_is_refused(tmp_path: Path, text):
 TUNING = TuningConfig(protocol="first_task", sweep="runs/sweep", trials=12, device_hours=3.5)
 
 
-def test_tasks_that_chose_the_settings_are_measured_and_not_summed_up(results):
-    whole = results.build().content()
+def test_excluded_tasks_are_measured_but_not_in_the_summary(results):
+    complete = results.build().content()
     results.evaluation = EvaluationConfig(exclude_tasks=1)
     rest = results.build().content()
     assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1}
     for key in ("accuracy_matrix", "counts", "diagnostics", "tasks"):
-        assert rest[key] == whole[key]
+        assert rest[key] == complete[key]
     assert rest["stage_accuracy"] == {"micro": [None, 9 / 12], "macro": [None, 9 / 12]}
     assert rest["average_incremental_accuracy"] == rest["last_accuracy"] == 9 / 12
     assert rest["forgetting"] is None and rest["backward_transfer"] is None
-    assert results.accuracy_after(1) == (10 / 16, [0.25, 0.75])  # what is shown while it runs
+    assert results.accuracy_after(1) == (10 / 16, [0.25, 0.75])  # the log shows all tasks
 
 
-def test_state_brings_everything_back(results):
-    """must not forget where the settings came from, though the configuration no longer says it"""
+def test_state_restores_all_results(results):
+    """must keep the source of the settings, even if the configuration no longer has it"""
     results.tuning = TUNING
     state = json.loads(json.dumps(results.state()))
     blank = ResultsBuilder(results.method, results.tasks, results.manifest)
     blank.restore(state)
     assert blank.build().content() == results.build().content()
     other = TuningConfig(protocol="transfer", sweep="runs/other")
-    told = ResultsBuilder(results.method, results.tasks, results.manifest, tuning=other)
-    told.restore(state)
-    assert told.tuning == other
+    newer = ResultsBuilder(results.method, results.tasks, results.manifest, tuning=other)
+    newer.restore(state)
+    assert newer.tuning == other
 
 
-def test_finished_results_are_restated_as_if_they_had_been_told_from_the_start(results, tmp_path):
+def test_updated_summary_equals_that_of_a_run_with_these_settings(results, tmp_path):
     output = str(tmp_path)
     plain = build_config("local-dir:clip", "shards", output=output)
-    told = build_config(
+    updated = build_config(
         "local-dir:clip", "shards", output=output, evaluation={"exclude_tasks": 1},
         tuning=TUNING.model_dump(),
     )  # fmt: skip
@@ -145,13 +145,13 @@ def test_finished_results_are_restated_as_if_they_had_been_told_from_the_start(r
     before = (tmp_path / "results.json").read_bytes()
     update_summary(plain)
     assert (tmp_path / "results.json").read_bytes() == before
-    update_summary(told)
-    results.evaluation, results.tuning = told.evaluation, TUNING
-    manifest = {"config": told.model_dump(mode="json"), "config_sha256": config_hash(told)}
+    update_summary(updated)
+    results.evaluation, results.tuning = updated.evaluation, TUNING
+    manifest = {"config": updated.model_dump(mode="json"), "config_sha256": config_hash(updated)}
     results.manifest |= manifest
     assert read_results(output) == results.build()
-    assert load_config(tmp_path / "config.yaml") == told
+    assert load_config(tmp_path / "config.yaml") == updated
     update_summary(plain)
     again = read_results(output).content()
     assert again["last_accuracy"] == 10 / 16 and again["evaluation"]["exclude_tasks"] == 0
-    assert again["tuning"] == TUNING.model_dump(), "where settings came from is not withdrawn"
+    assert again["tuning"] == TUNING.model_dump(), "the source of the settings cannot be removed"

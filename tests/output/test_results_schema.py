@@ -1,4 +1,4 @@
-"""The published schema of results.json is that of the program."""
+"""The published schema of results.json is that of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILE = Path(__file__).parents[2] / "docs" / "results.schema.json"
 
 
 def current_schema() -> str:
-    """The text that the published file must have."""
+    """The content that the published file must have."""
     return json.dumps(RunResults.model_json_schema(by_alias=True), indent=2) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""A snapshot is whole or it is none, wherever its writer was interrupted, and there is always one.
+"""A valid snapshot exists wherever the writer is interrupted, and a damaged one is never read.
 
-The files are damaged as disks, networks and killed processes damage them.
+The tests damage files as disks, networks and killed processes do.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pipeline.distributed.world import World
 from pipeline.errors import DataError, DivergenceError, StorageError, TakenOverError
 from pipeline.output.ownership import Ownership
 from pipeline.output.snapshots import Snapshot, SnapshotWriter, read_latest
-from pipeline.training.run import check_run, execute
+from pipeline.training.run import execute
+from pipeline.training.checked_run import check_run
 from tests.ranks import run_ranks
 from tests.services.object_store import Bucket
 from tests.tiny import build_config
 
 TENSORS = "tensors.safetensors"
-STATE = {"identity": {"settings": {"seed": 1}}, "seconds": 1 / 3, "spoilt": {7: "Grüße"}}
+STATE = {"identity": {"settings": {"seed": 1}}, "seconds": 1 / 3, "nested": {7: "Grüße"}}
 
 
 def draw(task: int, step: int) -> Snapshot:
-    """A snapshot whose tensors tell when it was taken, one of them of no dimension."""
+    """A snapshot with other tensors at each step; one of them is a scalar."""
     generator = torch.Generator().manual_seed(1000 * task + step)
     prompt = torch.randn(3, 5, generator=generator)
     moments = {"prompt.exp_avg": prompt * 1e-30, "step": torch.tensor(float(step))}
@@ -39,7 +40,7 @@ def draw(task: int, step: int) -> Snapshot:
 def write(folder: str, *snapshots: Snapshot) -> None:
     writer = SnapshotWriter(folder)
     for snapshot in snapshots:
-        writer.write(snapshot, beside={})
+        writer.write(snapshot, files_first={})
     writer.wait()
     writer.close()
 
@@ -50,7 +51,7 @@ def assert_same(found: Snapshot | None, wanted: Snapshot) -> None:
     assert found.tensors.keys() == wanted.tensors.keys()
     for name, tensor in wanted.tensors.items():
         assert found.tensors[name].dtype == tensor.dtype and found.tensors[name].equal(tensor), name
-    # JSON has no other keys than text
+    # JSON turns every key into text
     state = json.loads(json.dumps(wanted.state))
     assert {key: found.state[key] for key in state} == state
 
@@ -61,7 +62,7 @@ def files(folder: str) -> list[str]:
 
 
 def names(folder: str) -> set[str]:
-    """The snapshots of which there is anything in a folder."""
+    """The snapshots with at least one file in a folder."""
     return {file.partition("/")[0] for file in files(folder)}
 
 
@@ -76,7 +77,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{bucket.url}/snapshots"
 
 
-def test_what_is_written_is_read_to_the_bit(folder):
+def test_snapshot_is_read_as_written_to_the_bit(folder):
     assert read_latest(folder) is None
     write(folder, draw(0, 100))
     assert_same(read_latest(folder), draw(0, 100))
@@ -85,8 +86,8 @@ def test_what_is_written_is_read_to_the_bit(folder):
     assert found.group("moments").keys() == {"prompt.exp_avg", "step"}
 
 
-def test_the_last_two_are_kept_and_nothing_else(folder):
-    """must go by number where names go by letter: a task may have a million steps and more"""
+def test_only_the_last_two_snapshots_are_kept(folder):
+    """must sort by number, as names with a million steps or more do not sort as text"""
     taken = [draw(0, 0), draw(0, 999_999), draw(0, 1_000_000), draw(998, 3), draw(1000, 2)]
     for count, snapshot in enumerate(taken, start=1):
         write(folder, snapshot)
@@ -98,7 +99,7 @@ def test_the_last_two_are_kept_and_nothing_else(folder):
 
 
 def test_files_are_safetensors_and_json(tmp_path):
-    """must hold no pickle, which runs what it says"""
+    """must contain no pickle, which can run code when it is read"""
     folder = str(tmp_path / "snapshots")
     write(folder, draw(0, 1))
     assert files(folder) == [f"{draw(0, 1).name}/{name}" for name in ("state.json", TENSORS)]
@@ -109,15 +110,15 @@ def test_files_are_safetensors_and_json(tmp_path):
 
 
 def cut(data: bytes) -> list[bytes]:
-    """The content cut at its ends, in its middle and next to them, grown, and with a bit turned."""
+    """Damaged copies of a content: cut short, extended, zeroed, or with one flipped bit."""
     places = {0, 1, 7, 8, 9, len(data) // 3, len(data) // 2, len(data) - 9, len(data) - 1}
-    turned = (data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :] for at in sorted(places))
-    return [*(data[:place] for place in sorted(places)), data + b"\0", *turned, b"\0" * len(data)]
+    flipped = (data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :] for at in sorted(places))
+    return [*(data[:place] for place in sorted(places)), data + b"\0", *flipped, b"\0" * len(data)]
 
 
 @pytest.mark.parametrize("name", ["state.json", TENSORS])
-def test_damaged_snapshot_is_never_chosen(tmp_path, name):
-    """must fall back to the one before, and say so if that is damaged too"""
+def test_damaged_snapshot_is_never_read(tmp_path, name):
+    """must read the previous snapshot, and raise if that is damaged too"""
     folder = str(tmp_path / "snapshots")
     write(folder, draw(1, 10), draw(1, 20))
     file = tmp_path / "snapshots" / draw(1, 20).name / name
@@ -137,8 +138,8 @@ def test_damaged_snapshot_is_never_chosen(tmp_path, name):
 
 
 @pytest.mark.parametrize("key", ["task", "step", "seconds"])
-def test_state_that_was_changed_is_never_chosen(tmp_path, key):
-    """must notice a change that leaves the file valid"""
+def test_changed_state_is_never_read(tmp_path, key):
+    """must detect a change that leaves valid JSON"""
     write(str(tmp_path), draw(1, 10), draw(1, 20))
     file = tmp_path / draw(1, 20).name / "state.json"
     content = json.loads(file.read_text())
@@ -156,12 +157,12 @@ def test_snapshot_of_another_version_is_refused(tmp_path, monkeypatch):
 
 
 class Died(BaseException):
-    """The process ended here."""
+    """The process ended here, without any handler."""
 
 
 @pytest.fixture
 def dies_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """``dies_before(n)``: of all changes of files from now on, only the first ``n`` are made."""
+    """``dies_before(n)``: from now on the process dies before its ``n + 1``-th change of a file."""
     changes = {name: getattr(storage, name) for name in ("write_atomically", "remove")}
 
     def limit(count: int) -> None:
@@ -183,15 +184,15 @@ def dies_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 HISTORIES = {
-    "the first": ([], draw(0, 0)),
-    "the next": ([draw(0, 1), draw(0, 2)], draw(0, 3)),
-    "the same again": ([draw(0, 1)], draw(0, 1)),
+    "first": ([], draw(0, 0)),
+    "third": ([draw(0, 1), draw(0, 2)], draw(0, 3)),
+    "same again": ([draw(0, 1)], draw(0, 1)),
 }
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_writer_that_dies_anywhere_leaves_a_whole_snapshot(tmp_path, dies_before, history):
-    """must leave the newest that was whole, until the new one is"""
+def test_writer_that_dies_anywhere_leaves_a_valid_snapshot(tmp_path, dies_before, history):
+    """must leave the newest valid snapshot until the new one is complete"""
     before, new = HISTORIES[history]
     died = 0
     while died >= 0:
@@ -207,7 +208,7 @@ def test_writer_that_dies_anywhere_leaves_a_whole_snapshot(tmp_path, dies_before
             if before or found:
                 assert_same(found, new if found.name == new.name else before[-1])
         dies_before(1000)
-        write(folder, new)  # the next start takes it again
+        write(folder, new)  # the next start takes the snapshot again
         assert_same(read_latest(folder), new)
         assert len(names(folder)) <= 2
 
@@ -215,7 +216,7 @@ def test_writer_that_dies_anywhere_leaves_a_whole_snapshot(tmp_path, dies_before
 def test_marker_is_written_last(tmp_path, dies_before):
     for count, written in ((1, set()), (2, {TENSORS}), (3, {TENSORS, "state.json"})):
         folder = tmp_path / str(count)
-        dies_before(count)  # the first change removes a marker that is not there
+        dies_before(count)  # the first change removes the marker, which does not exist yet
         try:
             write(str(folder), draw(0, 1))
         except Died:
@@ -224,8 +225,8 @@ def test_marker_is_written_last(tmp_path, dies_before):
         assert (read_latest(str(folder)) is not None) == (count == 3)
 
 
-def test_damaged_snapshot_is_replaced_and_leaves_nothing(tmp_path):
-    """must also clear away what a killed writer left"""
+def test_damaged_snapshot_is_replaced_without_a_trace(tmp_path):
+    """must also delete the partial files of a killed writer"""
     folder = str(tmp_path)
     write(folder, draw(0, 1), draw(0, 2))
     (tmp_path / draw(0, 2).name / TENSORS).write_bytes(b"torn")
@@ -238,7 +239,7 @@ def test_damaged_snapshot_is_replaced_and_leaves_nothing(tmp_path):
 
 
 def test_later_changes_do_not_reach_a_snapshot(tmp_path):
-    """must hold although the file is written in the background, while training goes on"""
+    """must hold although the file is written in the background, while training continues"""
     prompt, hashes = torch.ones(3), ["a"]
     snapshot = Snapshot.take(0, 1, {"learned": {"prompt": prompt}}, {"hashes": hashes})
     prompt.zero_()
@@ -250,7 +251,7 @@ def test_later_changes_do_not_reach_a_snapshot(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_never_kept(value):
+def test_snapshot_of_values_that_are_not_finite_is_refused(value):
     prompt = torch.zeros(2, 3)
     prompt[1, 2] = value
     words = r"task 2, step 7: learned/prompt holds values that are not finite; no snapshot was"
@@ -258,37 +259,35 @@ def test_what_is_not_finite_is_never_kept(value):
         Snapshot.take(1, 7, {"learned": {"prompt": prompt}}, {})
 
 
-def test_files_beside_a_snapshot_are_whole_before_it_is(tmp_path, dies_before):
+def test_first_files_are_complete_before_the_snapshot(tmp_path, dies_before):
     writer, url = SnapshotWriter(str(tmp_path / "snapshots")), str(tmp_path / "metrics.jsonl")
     dies_before(1)
-    writer.write(draw(0, 1), beside={url: b"a line\n"})
+    writer.write(draw(0, 1), files_first={url: b"a line\n"})
     with pytest.raises(Died):
         writer.wait()
     assert storage.read_bytes(url) == b"a line\n"
     assert read_latest(str(tmp_path / "snapshots")) is None
 
 
-def test_failed_write_is_told_at_the_next_one(tmp_path):
-    (tmp_path / "file").write_text("this is no folder")
+def test_failed_write_is_raised_at_the_next_write(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
     writer = SnapshotWriter(str(tmp_path / "file" / "snapshots"))
-    writer.write(draw(0, 1), beside={})
+    writer.write(draw(0, 1), files_first={})
     with pytest.raises(StorageError, match="cannot write .*file/snapshots"):
-        writer.write(draw(0, 2), beside={})
-    writer.wait()  # told once
+        writer.write(draw(0, 2), files_first={})
+    writer.wait()  # an error is raised once
     writer.close()
 
 
-def test_nothing_is_written_that_must_not_be(tmp_path):
-    owner = Ownership(str(tmp_path))
+def test_start_that_was_taken_over_writes_no_snapshot(tmp_path):
+    """must write neither the snapshot nor the files before it"""
+    owner, url = Ownership(str(tmp_path)), str(tmp_path / "metrics.jsonl")
     owner.take()
-    writer, url = (
-        SnapshotWriter(str(tmp_path), owner.raise_if_taken_over),
-        str(tmp_path / "metrics.jsonl"),
-    )
-    writer.write(draw(0, 1), beside={})
+    writer = SnapshotWriter(str(tmp_path), owner.raise_if_taken_over)
+    writer.write(draw(0, 1), files_first={})
     writer.wait()
     Ownership(str(tmp_path)).take()
-    writer.write(draw(0, 2), beside={url: b"a line\n"})
+    writer.write(draw(0, 2), files_first={url: b"a line\n"})
     with pytest.raises(TakenOverError):
         writer.wait()
     writer.close()
@@ -297,7 +296,7 @@ def test_nothing_is_written_that_must_not_be(tmp_path):
 
 
 def error_of(world: World, arch: str, index: str, folder: Path, every_steps: int) -> str:
-    """What a rank says of a run whose snapshots cannot be written."""
+    """The error of a rank in a run whose snapshots cannot be written."""
     snapshot = {"folder": str(folder / "file" / "snapshots"), "every_steps": every_steps}
     config = build_config(
         arch, index, output=str(folder / "run"), method={"name": "finetune"}, snapshot=snapshot
@@ -309,8 +308,8 @@ def error_of(world: World, arch: str, index: str, folder: Path, every_steps: int
 
 @pytest.mark.parametrize("every_steps", [2, 1000], ids=["in training", "at the end of a task"])
 def test_failed_write_ends_every_rank(tiny_arch, tiny_shards, tmp_path, every_steps):
-    """must not leave the other ranks waiting for the one that writes"""
-    (tmp_path / "file").write_text("this is no folder")
+    """must not leave the other ranks waiting for the rank that writes"""
+    (tmp_path / "file").write_text("not a folder")
     answers = run_ranks(
         error_of, 2, tiny_arch, tiny_shards, tmp_path, every_steps, collective_s=None
     )
@@ -318,7 +317,7 @@ def test_failed_write_ends_every_rank(tiny_arch, tiny_shards, tmp_path, every_st
     assert "rank 0: cannot write" in answers[0] and "file/snapshots" in answers[0]
 
 
-def test_tensors_keep_their_kind(tmp_path):
+def test_tensors_keep_their_type_and_shape(tmp_path):
     tensors: dict[str, Tensor] = {
         "half": torch.ones(2, dtype=torch.bfloat16),
         "double": torch.full((2, 2), 1 / 3, dtype=torch.float64),

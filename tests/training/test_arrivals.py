@@ -1,4 +1,4 @@
-"""A finished run is given more classes and goes on from its last task: the stream never ends."""
+"""A finished run learns further classes from its last task on, as if known from the start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VT = VARIANTS["anchors kept as learned"].model_dump()
 
 @pytest.fixture(autouse=True)
 def quiet_again() -> Iterator[None]:
-    """The command sets up the log of its process, which here is the tests'."""
+    """Restores the log: the command configures that of its process, here the test process."""
     package = logging.getLogger("pipeline")
     before = package.handlers[:], package.propagate, package.level
     yield
@@ -35,160 +35,162 @@ def quiet_again() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A run over the first three tasks, finished, and the one that has all five."""
+class Extension:
+    """A finished run over the first three tasks, and its extension to five tasks."""
 
     first: Config
-    both: Config
+    extended: Config
 
     def task_files(self) -> dict[str, bytes]:
-        """What each task of the run has learned."""
+        """The file of the learned tensors of each task."""
         folder = Path(self.first.output) / "tasks"
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
 def late_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Five further classes, prepared by themselves."""
+    """A second data set with five further classes."""
     folder = tmp_path_factory.mktemp("late")
     store(str(folder), draw_samples())
     return str(folder)
 
 
 @pytest.fixture
-def arrival(tiny_arch: str, tiny_shards: str, late_shards: str, tmp_path: Path) -> Arrival:
+def extension(tiny_arch: str, tiny_shards: str, late_shards: str, tmp_path: Path) -> Extension:
     first = build_config(
         tiny_arch, tiny_shards, output=str(tmp_path / "run"), method=VT,
         tasks={"class_order": "lamda"}, optim={"epochs": 1},
     )  # fmt: skip
     assert start(first)
-    return Arrival(first, changed(first, data={"index": [tiny_shards, late_shards]}))
+    return Extension(first, changed(first, data={"index": [tiny_shards, late_shards]}))
 
 
-def test_classes_that_arrive_later_are_learned_as_if_known_from_the_start(arrival):
-    """must touch nothing that was learned, and equal in all the run that had them from the start"""
-    before = arrival.task_files()
+def test_classes_that_arrive_later_are_learned_as_if_known_from_the_start(extension):
+    """must change no learned tensor, and equal a run over all tasks in every figure"""
+    before = extension.task_files()
     assert len(before) == 3
-    first_rows = read_results(arrival.first.output).content()["accuracy_matrix"]
+    first_rows = read_results(extension.first.output).content()["accuracy_matrix"]
 
-    with dying_before_step([5, 5, 2], 3):  # no step of a finished task is taken again
-        assert start(arrival.both)
-    after = arrival.task_files()
+    with dying_before_step([5, 5, 2], 3):  # finished tasks are not trained again
+        assert start(extension.extended)
+    after = extension.task_files()
     assert [*after] == [f"task-{task:03d}.safetensors" for task in range(5)]
     assert {name: after[name] for name in before} == before
 
-    results = read_results(arrival.both.output).content()
+    results = read_results(extension.extended.output).content()
     assert results["status"] == "finished"
     assert [row[:3] for row in results["accuracy_matrix"][:3]] == first_rows
     assert {name for names in results["tasks"][3:] for name in names} == {*CLASSES}
-    at_once = changed(arrival.both, output=f"{arrival.both.output}-at-once")
+    at_once = changed(extension.extended, output=f"{extension.extended.output}-at-once")
     assert start(at_once)
-    outcome(arrival.both.output).assert_equals(outcome(at_once.output))
+    outcome(extension.extended.output).assert_equals(outcome(at_once.output))
 
 
-def test_prompts_that_are_tuned_on_go_on_from_where_they_were(
+def test_prompts_shared_by_all_tasks_continue_from_their_last_values(
     tiny_arch, tiny_shards, late_shards, tmp_path
 ):
-    """must hold where one tensor is learned by all tasks: each task's file keeps its own version"""
+    """must hold if all tasks train the same tensor: the file of each task keeps its version"""
     first = build_config(
         tiny_arch, tiny_shards, output=str(tmp_path / "run"),
         method=VARIANTS["shared and tuned"].model_dump(), optim={"epochs": 1},
         tasks={"class_order": "natural"},
     )  # fmt: skip
     assert start(first)
-    both = changed(first, data={"index": [tiny_shards, late_shards]})
-    assert start(both)
-    at_once = changed(both, output=str(tmp_path / "at-once"))
+    extended = changed(first, data={"index": [tiny_shards, late_shards]})
+    assert start(extended)
+    at_once = changed(extended, output=str(tmp_path / "at-once"))
     assert start(at_once)
-    outcome(both.output).assert_equals(outcome(at_once.output))
+    outcome(extended.output).assert_equals(outcome(at_once.output))
 
 
-def test_later_tasks_can_be_interrupted_like_any(arrival):
-    before = arrival.task_files()
-    assert not start(arrival.both, StopAt(5))  # in the frozen features or before the first step
-    assert not start(arrival.both, StopAt(9))
-    assert start(arrival.both)
-    assert {name: arrival.task_files()[name] for name in before} == before
-    at_once = changed(arrival.both, output=f"{arrival.both.output}-at-once")
+def test_added_tasks_can_be_interrupted_too(extension):
+    before = extension.task_files()
+    assert not start(
+        extension.extended, StopAt(5)
+    )  # while frozen features are computed, or before the first step
+    assert not start(extension.extended, StopAt(9))
+    assert start(extension.extended)
+    assert {name: extension.task_files()[name] for name in before} == before
+    at_once = changed(extension.extended, output=f"{extension.extended.output}-at-once")
     assert start(at_once)
-    outcome(arrival.both.output).assert_equals(outcome(at_once.output))
+    outcome(extension.extended.output).assert_equals(outcome(at_once.output))
 
 
-def test_higher_limit_goes_on_too(tiny_arch, tiny_shards, tmp_path):
+def test_higher_limit_of_tasks_continues_too(tiny_arch, tiny_shards, tmp_path):
     sections = {"method": VT, "optim": {"epochs": 1}}
-    whole = build_config(tiny_arch, tiny_shards, output=str(tmp_path / "whole"), **sections)
-    assert start(whole)
+    unlimited = build_config(tiny_arch, tiny_shards, output=str(tmp_path / "all"), **sections)
+    assert start(unlimited)
     for limit in (1, 2, None):
-        config = changed(whole, output=str(tmp_path / "run"), tasks={"limit": limit})
+        config = changed(unlimited, output=str(tmp_path / "run"), tasks={"limit": limit})
         assert start(config)
         assert len(read_results(config.output).content()["accuracy_matrix"]) == (limit or 3)
-    outcome(config.output).assert_equals(outcome(whole.output))
+    outcome(config.output).assert_equals(outcome(unlimited.output))
 
 
-def test_command_goes_on_and_then_says_that_all_is_done(arrival, capsys, tmp_path):
-    """must need nothing but the longer list in the same configuration"""
+def test_command_continues_and_then_reports_that_the_run_is_finished(extension, capsys, tmp_path):
+    """must need no change of the configuration but the longer list of indexes"""
     file = tmp_path / "config.yaml"
-    file.write_text(dump_config(arrival.first))
-    index = "data.index=[{}, {}]".format(*arrival.both.data.index)
-    done = f"{arrival.first.output} is finished already: nothing to do\n"
+    file.write_text(dump_config(extension.first))
+    index = "data.index=[{}, {}]".format(*extension.extended.data.index)
+    done = f"{extension.first.output} is finished already: nothing to do\n"
 
     assert main(["--config", str(file)]) == 0 and capsys.readouterr().out == done
     assert main(["--config", str(file), index]) == 0 and capsys.readouterr().out == ""
-    assert len(read_results(arrival.first.output).content()["tasks"]) == 5
-    before = {f: f.stat().st_mtime_ns for f in Path(arrival.first.output).rglob("*")}
+    assert len(read_results(extension.first.output).content()["tasks"]) == 5
+    before = {f: f.stat().st_mtime_ns for f in Path(extension.first.output).rglob("*")}
     assert main(["--config", str(file), index]) == 0 and capsys.readouterr().out == done
-    assert {f: f.stat().st_mtime_ns for f in Path(arrival.first.output).rglob("*")} == before
+    assert {f: f.stat().st_mtime_ns for f in Path(extension.first.output).rglob("*")} == before
 
-    assert main(["--config", str(file)]) == 2  # what was learned is not forgotten again
-    assert "it has begun 5 tasks, and these settings make 3" in capsys.readouterr().err
+    assert main(["--config", str(file)]) == 2  # learned tasks cannot be removed
+    assert "it has started 5 tasks, and these settings give 3" in capsys.readouterr().err
 
 
-def test_index_that_was_learned_must_not_change(arrival, tiny_shards, late_shards, tmp_path):
-    """must refuse another picture in an old class, and indexes in another order"""
-    swapped = changed(arrival.both, data={"index": [late_shards, tiny_shards]})
+def test_index_of_learned_tasks_must_not_change(extension, tiny_shards, late_shards, tmp_path):
+    """must refuse other images in an old class, and the indexes in another order"""
+    swapped = changed(extension.extended, data={"index": [late_shards, tiny_shards]})
     with pytest.raises(ConfigError, match="another run: the classes or their order differ in"):
         start(swapped)
 
     old = tmp_path / "old"
     store(str(old), draw_samples())
     config = changed(
-        arrival.first, output=str(tmp_path / "old-run"), data={"index": str(old)},
+        extension.first, output=str(tmp_path / "old-run"), data={"index": str(old)},
         tasks={"class_order": "natural"},
     )  # fmt: skip
     assert start(config)
-    store(str(old), draw_samples(data_seed=1))  # the same names and numbers of other pictures
-    with pytest.raises(ConfigError, match="the pictures of task 1 are not those it was run with"):
+    store(str(old), draw_samples(data_seed=1))  # the same keys and counts, other images
+    with pytest.raises(ConfigError, match="the images of task 1 differ from those of the run"):
         start(changed(config, data={"index": [str(old), tiny_shards]}))
 
 
-def test_class_that_comes_twice_is_refused(arrival, tiny_shards):
-    twice = changed(arrival.first, data={"index": [tiny_shards, tiny_shards]})
+def test_class_in_two_indexes_is_refused(extension, tiny_shards):
+    twice = changed(extension.first, data={"index": [tiny_shards, tiny_shards]})
     with pytest.raises(DataError, match="class 'bell' is in more than one index; an appended"):
         start(twice)
 
 
-def test_what_was_learned_is_needed_as_it_was(arrival):
-    """must refuse a tensor file that was changed or is missing, not learn on from something else"""
-    file = Path(arrival.first.output) / "tasks" / "task-001.safetensors"
-    whole = file.read_bytes()
-    overwrite_byte(str(file), len(whole) - 3)
+def test_changed_or_missing_file_of_a_learned_task_is_refused(extension):
+    """must hold for learned tensors and for the metrics, as the run would not be the same"""
+    file = Path(extension.first.output) / "tasks" / "task-001.safetensors"
+    content = file.read_bytes()
+    overwrite_byte(str(file), len(content) - 3)
     with pytest.raises(DataError, match="task-001.safetensors: is not the file that the run wrote"):
-        start(arrival.both)
+        start(extension.extended)
     file.unlink()
     with pytest.raises(StorageError, match="task-001.safetensors: there is no such file"):
-        start(arrival.both)
-    file.write_bytes(whole)
-    metrics = Path(arrival.first.output) / "metrics.jsonl"
+        start(extension.extended)
+    file.write_bytes(content)
+    metrics = Path(extension.first.output) / "metrics.jsonl"
     metrics.write_text("".join(f"{line}\n" for line in metrics.read_text().splitlines()[:-2]))
-    with pytest.raises(DataError, match=r"metrics.jsonl: holds \d+ lines, not the \d+ that it"):
-        start(arrival.both)
+    with pytest.raises(DataError, match=r"metrics.jsonl: has \d+ lines, and had \d+ when the"):
+        start(extension.extended)
 
 
-def test_learned_tasks_are_not_overwritten_because_snapshots_are_missing(arrival, tmp_path):
-    """must refuse to begin again where something was learned"""
-    elsewhere = changed(arrival.both, snapshot={"folder": str(tmp_path / "elsewhere")})
+def test_learned_tasks_are_not_overwritten_because_snapshots_are_missing(extension, tmp_path):
+    """must refuse to start from the beginning in an output with learned tasks"""
+    elsewhere = changed(extension.extended, snapshot={"folder": str(tmp_path / "elsewhere")})
     words = "run holds 3 learned tasks, and no snapshot lies in .*elsewhere; set snapshot.folder to"
     with pytest.raises(ConfigError, match=words):
         start(elsewhere)
-    Path(snapshot_folder(arrival.first)).rename(tmp_path / "elsewhere")
+    Path(snapshot_folder(extension.first)).rename(tmp_path / "elsewhere")
     assert start(elsewhere)
