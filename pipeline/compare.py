@@ -1,9 +1,9 @@
-"""Put finished runs side by side: ``python -m pipeline.compare runs/tinar/*``.
+"""Compare finished runs: ``python -m pipeline.compare runs/tinar/*``.
 
-Runs of one method are taken together: mean ± standard deviation over them, in per cent. Below the
-table stands how the settings were found, if a sweep has found them.
-Exit status: 0, or 2 if an output is missing or unfinished, or if it was tested on other tasks or
-another split than the rest, or leaves other tasks out of its summary.
+A column gives all runs of one method: mean ± standard deviation, in per cent. The lines below the
+table give the source of the settings, if a sweep has chosen them.
+Exit status: 0, or 2 if an output is missing or unfinished, or if the runs differ in their number of
+tasks, in the split of the test, or in the tasks that the summary excludes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.output.results import RunResults, finished_results
 from pipeline.text import format_percent
 
-MARK = "†"  # of a column whose reader must know how its settings were found
+MARK = "†"  # of a method whose settings were chosen on the evaluated images; the line below says so
 _FIGURES = (
     ("average", "average_incremental_accuracy"),
     ("last", "last_accuracy"),
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def comparison(outputs: Sequence[str]) -> Group:
-    """A table of the runs in ``outputs``: a row per stage and per summary, a column per method.
+    """A table of the runs in ``outputs``: a row per stage and summary figure, a column per method.
 
-    A dash stands for what is not known or left out of the summary.
+    A dash stands for a figure that is unknown or excluded from the summary.
 
     Raises:
-        DataError: an output holds no finished run, or their figures mean different things.
+        DataError: an output holds no finished run, or the figures of the runs are not comparable.
     """
     by_method: dict[str, list[RunResults]] = {}
     for output in outputs:
@@ -58,7 +58,7 @@ def comparison(outputs: Sequence[str]) -> Group:
     n_stages = _common({run.n_learned for run in every}, "have {} tasks")
     split = _common({run.evaluation.split for run in every}, "were tested on {} images")
     excluded = _common(
-        {run.evaluation.exclude_tasks for run in every}, "leave {} first tasks out of the summary"
+        {run.evaluation.exclude_tasks for run in every}, "exclude {} first tasks from the summary"
     )
     table = Table()
     table.add_column("after task", justify="right")
@@ -73,27 +73,27 @@ def comparison(outputs: Sequence[str]) -> Group:
     for title, key in _FIGURES:
         cells = ([getattr(run, key) for run in runs] for runs in by_method.values())
         table.add_row(title, *map(format_percent, cells))
-    # not as the table's own title and caption, which would be as narrow as the table
-    return Group(Text(_title(split, excluded)), table, *map(Text, _origins(by_method)))
+    # rich would wrap a title or caption of the table at the width of the table.
+    return Group(Text(_title(split, excluded)), table, *map(Text, _sources(by_method)))
 
 
 def _common(found: set[Any], words: str) -> Any:
-    """The one value that all runs share."""
+    """The value that all runs share; ``words`` describe different ones."""
     if len(found) > 1:
         differing = words.format(" and ".join(map(str, sorted(found))))
-        raise DataError(f"the runs {differing}; compare those of one sequence and one kind")
+        raise DataError(f"the runs {differing}; compare runs with the same tasks and evaluation")
     return next(iter(found))
 
 
 def _title(split: str, excluded: int) -> str:
-    seen = "all classes seen so far"
+    classes = "all classes seen so far"
     if excluded:
-        seen += f" but those of the first {excluded} task(s), which chose the settings"
-    return f"accuracy over {seen} (%{'' if split == 'test' else f' of {split} images'})"
+        classes += f" except those of the first {excluded} task(s), which chose the settings"
+    return f"accuracy over {classes} (%{'' if split == 'test' else f' of {split} images'})"
 
 
-def _origins(by_method: Mapping[str, Sequence[RunResults]]) -> Iterator[str]:
-    """For each method the source of its settings; marked where a reader must know of it."""
+def _sources(by_method: Mapping[str, Sequence[RunResults]]) -> Iterator[str]:
+    """A line for each source of the settings of each method, with the mark if it has a note."""
     for method, runs in by_method.items():
         for tuning in dict.fromkeys(run.tuning for run in runs if run.tuning):
             yield f"{f'{MARK} ' if tuning.note else ''}{method}: {tuning.summary}"

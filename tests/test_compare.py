@@ -1,4 +1,4 @@
-"""Finished runs side by side: the figures by hand, and what cannot be compared is refused."""
+"""The table of finished runs against figures computed by hand; other runs are refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.stages import build_results, stage
 
 
 def write_run(
-    output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3, **said: Any
+    output: str, method: str, *correct: tuple[int, ...], n_tasks: int = 3, **fields: Any
 ) -> str:
-    """A run whose tasks have ten images each; every stage with so many right answers per task."""
+    """A run with ten images per task and, for each stage, the correct predictions per task."""
     stages = [stage(row, (10,) * len(row)) for row in correct]
-    build_results(stages, method=method, n_tasks=n_tasks, **said).build().write(output)
+    build_results(stages, method=method, n_tasks=n_tasks, **fields).build().write(output)
     return output
 
 
@@ -43,7 +43,7 @@ def test_columns_are_methods_and_rows_are_stages_and_figures(capsys):
     assert table["forgetting"] == ["20.0 ± 0.0", "0.0"]
 
 
-def test_what_is_not_known_is_a_dash(capsys):
+def test_unknown_figure_is_a_dash(capsys):
     assert main([write_run("memory://compare/one", "finetune", (8,), n_tasks=1)]) == 0
     assert cells(capsys.readouterr().out)["forgetting"] == ["–"]
 
@@ -52,14 +52,14 @@ def test_what_is_not_known_is_a_dash(capsys):
     ("outputs", "words"),
     [
         (["memory://compare/nowhere"], "memory://compare/nowhere: holds no results.json"),
-        (["memory://compare/half"], "holds a run that is running; only finished runs can be com"),
+        (["memory://compare/half"], "holds a run that is running; a finished run is wanted; let"),
         (
             ["memory://compare/one", "memory://compare/three"],
             "the runs have 1 and 3 tasks; compare",
         ),
         (
             ["memory://compare/three", "memory://compare/rest"],
-            "the runs leave 0 and 2 first tasks out of the summary; compare",
+            "the runs exclude 0 and 2 first tasks from the summary; compare",
         ),
         (
             ["memory://compare/three", "memory://compare/held-out"],
@@ -67,7 +67,7 @@ def test_what_is_not_known_is_a_dash(capsys):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(capsys, outputs, words):
+def test_runs_that_are_not_comparable_are_refused(capsys, outputs, words):
     write_run("memory://compare/half", "finetune", (8,))
     write_run("memory://compare/one", "finetune", (8,), n_tasks=1)
     stages = ((8,), (8, 8), (8, 8, 8))
@@ -80,7 +80,7 @@ def test_what_cannot_be_compared_is_refused(capsys, outputs, words):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-def test_stages_that_chose_the_settings_are_dashes_and_the_title_says_so(capsys):
+def test_stages_that_chose_the_settings_are_dashes_and_the_title_explains_it(capsys):
     outputs = [
         write_run(
             f"memory://compare/rest-{method}", method, (8,), (6, 8), (5, 7, 9),
@@ -91,14 +91,14 @@ def test_stages_that_chose_the_settings_are_dashes_and_the_title_says_so(capsys)
     assert main(outputs) == 0
     text = capsys.readouterr().out
     title = " ".join(text.split("┏")[0].split())
-    assert title.endswith("but those of the first 1 task(s), which chose the settings (%)")
+    assert title.endswith("except those of the first 1 task(s), which chose the settings (%)")
     table = cells(text)
     assert table["1"] == ["–", "–"] and table["2"] == ["80.0", "80.0"]
     assert table["3"] == table["last"] == ["80.0", "80.0"]
     assert table["forgetting"] == ["10.0", "10.0"]
 
 
-def test_table_tells_how_settings_were_found_and_marks_those_chosen_on_its_own_images(capsys):
+def test_lines_give_the_source_of_settings_and_mark_those_chosen_on_the_evaluated_images(capsys):
     note = "tuned on the evaluation sequence"
     oracle = TuningConfig(protocol="oracle_sequence", sweep="runs/o", trials=9, note=note)
     honest = TuningConfig(protocol="transfer", sweep="runs/[t]", trials=12, device_hours=3.5)

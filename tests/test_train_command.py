@@ -1,4 +1,4 @@
-"""The command: its exit status, its one sentence, its plan; it writes only when it runs."""
+"""The train command: exit status, one-line errors and plan; it writes files only if it trains."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def quiet_again() -> Iterator[None]:
-    """The command sets up the log and the signals of its process, which here is the tests'."""
+    """Restores log and signals: the command configures its process, here the test process."""
     package = logging.getLogger("pipeline")
     before = package.handlers[:], package.propagate, package.level
-    heard = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
-    for number, handler in heard.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
     package.handlers[:], package.propagate = before[:2]
     package.setLevel(before[2])
@@ -37,7 +37,7 @@ def quiet_again() -> Iterator[None]:
 
 @pytest.fixture
 def file(tmp_path: Path, tiny_arch: str, tiny_shards: str) -> Path:
-    """A configuration that works; its run would write beside it."""
+    """A valid configuration; its run writes into the folder of the file."""
     config = build_config(tiny_arch, tiny_shards, output=str(tmp_path / "run"))
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
@@ -45,7 +45,7 @@ def file(tmp_path: Path, tiny_arch: str, tiny_shards: str) -> Path:
 
 
 def assert_refused(capsys: pytest.CaptureFixture[str], status: int, words: str, file: Path) -> None:
-    """Status 2, one sentence of these words and nothing else, nothing written."""
+    """must end with status 2, print one line with ``words`` to stderr, and write nothing"""
     out, err = capsys.readouterr()
     assert status == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
@@ -76,11 +76,11 @@ def assert_refused(capsys: pytest.CaptureFixture[str], status: int, words: str, 
     ],
 )
 @pytest.mark.parametrize("mode", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_setting_that_cannot_work_is_refused_in_one_sentence(capsys, file, override, words, mode):
+def test_invalid_setting_is_refused_in_one_line(capsys, file, override, words, mode):
     assert_refused(capsys, main(["--config", str(file), override, *mode]), words, file)
 
 
-def test_file_that_cannot_be_read_is_refused_in_one_sentence(capsys, file):
+def test_unreadable_file_is_refused_in_one_line(capsys, file):
     nowhere = str(file.parent / "nowhere.yaml")
     assert_refused(capsys, main(["--config", nowhere]), "no such configuration file", file)
     file.write_text("data: [")
@@ -89,28 +89,28 @@ def test_file_that_cannot_be_read_is_refused_in_one_sentence(capsys, file):
     assert_refused(capsys, main(["--config", str(file)]), "data is missing; it must be given", file)
 
 
-def test_batch_that_the_ranks_cannot_share_is_refused_before_they_meet(capsys, file, monkeypatch):
+def test_batch_that_ranks_cannot_share_is_refused_before_they_connect(capsys, file, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     words = "data.global_batch: 4 images cannot be shared equally by 3 ranks"
     assert_refused(capsys, main(["--config", str(file)]), words, file)
 
 
-def test_other_ranks_leave_the_sentence_to_the_first(capsys, file, monkeypatch):
+def test_only_the_first_rank_prints_the_error(capsys, file, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main(["--config", str(file)]) == 2
     assert capsys.readouterr() == ("", "")
 
 
-def test_half_a_launcher_is_refused(capsys, file, monkeypatch):
+def test_environment_of_half_a_launcher_is_refused(capsys, file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     words = "set only one of RANK and WORLD_SIZE"
     assert_refused(capsys, main(["--config", str(file)]), words, file)
 
 
-def test_weights_that_turn_out_bad_are_refused_in_one_sentence(capsys, file, tiny_arch, tmp_path):
-    """must hold for a fault that only loading can find"""
+def test_damaged_weights_are_refused_in_one_line(capsys, file, tiny_arch, tmp_path):
+    """must hold for an error that appears only while the weights are loaded"""
     source, broken = Path(tiny_arch.removeprefix("local-dir:")), tmp_path / "clips" / "broken"
     broken.mkdir(parents=True)
     (broken / "open_clip_config.json").write_bytes((source / "open_clip_config.json").read_bytes())
@@ -122,7 +122,7 @@ def test_weights_that_turn_out_bad_are_refused_in_one_sentence(capsys, file, tin
 
 
 @pytest.mark.parametrize("override", ["seed=5", "method.options.tppt_v.anchor_residuals=true"])
-def test_printed_configuration_reads_back_to_itself(capsys, file, override):
+def test_printed_configuration_reads_back_unchanged(capsys, file, override):
     assert main(["--config", str(file), "--print-config", override, "name=again"]) == 0
     printed = capsys.readouterr().out
     again = file.with_name("again.yaml")
@@ -145,7 +145,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, file):
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
 
-def test_dry_run_counts_what_will_be_learned(capsys, file):
+def test_dry_run_counts_the_trainable_parameters_of_the_run(capsys, file):
     assert main(["--config", str(file), "--dry-run", "method.name=tppt_vt"]) == 0
     planned = [
         int(line.split()[5].replace(",", ""))
@@ -165,7 +165,7 @@ def test_help_shows_an_example(capsys):
     assert "--dry-run" in out and "--print-config" in out and "key=value" in out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--config"], ["--config", "x", "--unheard-of"]])
+@pytest.mark.parametrize("arguments", [[], ["--config"], ["--config", "x", "--unknown"]])
 def test_wrong_arguments_exit_with_two(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -173,13 +173,13 @@ def test_wrong_arguments_exit_with_two(capsys, arguments):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_finished_run_is_left_alone_and_another_one_refused(capsys, file):
+def test_finished_run_is_unchanged_and_another_run_is_refused(capsys, file):
     command = ["--config", str(file)]
     assert main(command) == 0
     before = {f: f.stat().st_mtime_ns for f in (file.parent / "run").rglob("*")}
     capsys.readouterr()
 
-    assert main([*command, "data.workers=1", "log_every=7"]) == 0  # the same science
+    assert main([*command, "data.workers=1", "log_every=7"]) == 0  # the same identity
     assert capsys.readouterr().out == f"{file.parent}/run is finished already: nothing to do\n"
 
     assert main([*command, "seed=2"]) == 2
@@ -191,7 +191,7 @@ def test_finished_run_is_left_alone_and_another_one_refused(capsys, file):
     assert {f: f.stat().st_mtime_ns for f in (file.parent / "run").rglob("*")} == before
 
 
-def test_output_that_holds_something_else_is_refused(capsys, file):
+def test_output_with_a_foreign_results_file_is_refused(capsys, file):
     (file.parent / "run").mkdir()
     (file.parent / "run" / "results.json").write_text("{}")
     assert main(["--config", str(file)]) == 2
@@ -199,7 +199,7 @@ def test_output_that_holds_something_else_is_refused(capsys, file):
 
 
 def as_user(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command typed in a folder that is not the repository."""
+    """Run a command as a user does in a folder outside the repository."""
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "PYTHONPATH")}
     environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -207,7 +207,7 @@ def as_user(command: list[str], folder: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_script_runs_from_any_folder_and_tells_its_status(file):
+def test_script_runs_from_any_folder_and_returns_its_status(file):
     command = [sys.executable, str(ROOT / "pipeline/train.py"), "--config", "config.yaml"]
     process = as_user([*command, "seed=x"], file.parent)
     assert process.returncode == 2
@@ -215,14 +215,14 @@ def test_script_runs_from_any_folder_and_tells_its_status(file):
     assert process.stderr.count("\n") == 1 and process.stdout == ""
 
 
-def test_launcher_passes_the_status_on_and_one_rank_speaks(file):
+def test_launcher_returns_the_status_and_one_rank_prints_the_error(file):
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     port = ["--master_port", str(free_ports(1)[0])]
     command = [launcher, "--num_accelerators", "2", *port, str(ROOT / "pipeline/train.py")]
     process = as_user([*command, "--config", "config.yaml", "data.global_batch=5"], file.parent)
     assert process.returncode == 2
-    said = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert said == [
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
         "error: data.global_batch: 5 images cannot be shared equally by 2 ranks; use a multiple of "
         "2 or another number of ranks"
     ]

@@ -1,4 +1,4 @@
-"""Anchors: one textual prototype per class seen so far.
+"""Anchors: one text embedding per class seen so far.
 
 Axes: C classes · E joint width.
 """
@@ -19,13 +19,13 @@ OldAnchors = Literal["reencoded", "frozen"]
 
 
 class Anchors(Protocol):
-    """One unit vector per class seen so far; ``FixedAnchors`` or ``LearnedAnchors``."""
+    """One unit vector per class seen so far."""
 
     def begin_task(self, task: Task) -> None:
         """Add the classes of ``task``."""
 
     def end_task(self, task: Task) -> None:
-        """Consolidate ``task``."""
+        """Finish ``task``: its anchors become those of an earlier task."""
 
     def current(self) -> Tensor:
         """``anchor_CE`` of the newest task's classes, as training sees them."""
@@ -34,16 +34,17 @@ class Anchors(Protocol):
         """``anchor_CE`` of the classes of earlier tasks, without gradient."""
 
     def unprompted(self) -> Tensor:
-        """``anchor_CE`` of every class so far without anything learned."""
+        """``anchor_CE`` of every class so far without learned tensors."""
 
     def for_evaluation(self) -> Tensor:
-        """``anchor_CE`` of every class so far, as predictions use them."""
+        """``anchor_CE`` of every class so far, as evaluation uses them."""
 
 
 class FixedAnchors(nn.Module):
-    """Anchors straight from the frozen text tower, each encoded once.
+    """Anchors from the frozen text tower, each encoded once.
 
-    Training uses the first template; ``ensemble`` tests with the mean over all.
+    Training uses the first template. Evaluation uses it too, or with ``ensemble`` the mean over all
+    templates.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class FixedAnchors(nn.Module):
         self._clip = clip
         self._prompts_of = prompts_of
         self._ensemble = ensemble
-        self._first: list[Tensor] = []  # per task, C×E
-        self._mean: list[Tensor] = []  # per task, C×E
+        self._of_first_template: list[Tensor] = []  # per task, C×E
+        self._over_templates: list[Tensor] = []  # per task, C×E
 
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:
@@ -69,41 +70,40 @@ class FixedAnchors(nn.Module):
             unit(self._clip.encode_text(self._clip.tokenize([p[index] for p in prompts])))
             for index in range(n_templates)
         ]
-        self._first.append(by_template[0])
-        self._mean.append(unit(torch.stack(by_template).mean(dim=0)))
+        self._of_first_template.append(by_template[0])
+        self._over_templates.append(unit(torch.stack(by_template).mean(dim=0)))
 
     def end_task(self, task: Task) -> None:
-        """Fixed anchors have nothing to keep."""
+        """Do nothing: fixed anchors do not change."""
 
     def of_task(self, index: int) -> Tensor:
-        """``anchor_CE`` of the classes that task ``index`` brought, as training sees them."""
-        return self._first[index]
+        """``anchor_CE`` of the classes of task ``index``, as training sees them."""
+        return self._of_first_template[index]
 
     def current(self) -> Tensor:
         """``anchor_CE`` of the newest task's classes, as training sees them."""
-        return self._first[-1]
+        return self._of_first_template[-1]
 
     def old(self) -> Tensor:
         """``anchor_CE`` of the classes of earlier tasks, as training sees them."""
-        return torch.cat([self._first[0][:0], *self._first[:-1]])
+        return torch.cat([self._of_first_template[0][:0], *self._of_first_template[:-1]])
 
     def unprompted(self) -> Tensor:
-        """``anchor_CE`` of every class so far without anything learned."""
-        return torch.cat(self._first)
+        """``anchor_CE`` of every class so far without learned tensors."""
+        return torch.cat(self._of_first_template)
 
     def for_evaluation(self) -> Tensor:
-        """``anchor_CE`` of every class so far, as prediction uses them."""
-        return torch.cat(self._mean)
+        """``anchor_CE`` of every class so far, as evaluation uses them."""
+        return torch.cat(self._over_templates)
 
 
 class LearnedAnchors(nn.Module):
-    """Anchors that move: learned context tokens in the text tower, residuals, or both.
+    """Trainable anchors: learned context tokens in the text tower, residuals, or both.
 
     ``w_c = unit(unit(g(T, name_c)) + δ_c)``. The residual δ_c of a class starts at zero, is
-    trained in the task that brings the class, and frozen after it. The anchors of earlier tasks
-    carry no gradient; ``old`` says whether they follow the context as it is tuned on
-    (``reencoded``, at the start of each task and for testing) or stay as they were learned
-    (``frozen``).
+    trained in the task of the class, and is frozen after it. The anchors of earlier tasks have no
+    gradient. ``old`` is their rule: ``reencoded`` with the current context, at the start of each
+    task and for evaluation, or ``frozen`` as they were at the end of their task.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class LearnedAnchors(nn.Module):
             )
 
     def begin_task(self, task: Task) -> None:
-        """Fix the anchors of earlier tasks and add what the classes of ``task`` may learn."""
-        self._old_CE = self._encode_first(len(self._names))
+        """Freeze the anchors of earlier tasks and add trainable tensors for ``task``."""
+        self._old_CE = self._encode_tasks(len(self._names))
         self.fixed.begin_task(task)
         self._names.append(self._clip.tokenize([f"{name}." for name in task.names]))
         if self.prompts is not None:
@@ -147,14 +147,14 @@ class LearnedAnchors(nn.Module):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Keep this task's anchors as they are now, if they are to stay so."""
+        """Store the anchors of this task if the rule is ``frozen``."""
         if self._old_rule == "frozen":
             self.kept.append(nn.Parameter(self.current().clone(), requires_grad=False))
 
     def current(self) -> Tensor:
-        """``anchor_CE`` of the newest task's classes, the only ones with a gradient.
+        """``anchor_CE`` of the newest task's classes, the only anchors with a gradient.
 
-        Each call runs them through the text tower.
+        Each call runs the text tower on these classes.
         """
         return self._encode(len(self._names) - 1)
 
@@ -163,17 +163,17 @@ class LearnedAnchors(nn.Module):
         return self._old_CE
 
     def unprompted(self) -> Tensor:
-        """``anchor_CE`` of every class so far without anything learned."""
+        """``anchor_CE`` of every class so far without learned tensors."""
         return self.fixed.unprompted()
 
     @torch.no_grad()
     def for_evaluation(self) -> Tensor:
-        """``anchor_CE`` of every class so far, as prediction uses them."""
-        return torch.cat([self._encode_first(len(self._names) - 1), self.current()])
+        """``anchor_CE`` of every class so far, as evaluation uses them."""
+        return torch.cat([self._encode_tasks(len(self._names) - 1), self.current()])
 
     @torch.no_grad()
-    def _encode_first(self, n_tasks: int) -> Tensor:
-        """Anchors of the classes that the first ``n_tasks`` tasks brought."""
+    def _encode_tasks(self, n_tasks: int) -> Tensor:
+        """Anchors of the classes of the first ``n_tasks`` tasks."""
         if self._old_rule == "frozen":
             old = [anchor_CE.detach() for anchor_CE in self.kept[:n_tasks]]
         else:
@@ -181,7 +181,7 @@ class LearnedAnchors(nn.Module):
         return torch.cat([torch.empty(0, self._clip.joint_width, device=self._clip.device), *old])
 
     def _encode(self, index: int) -> Tensor:
-        """Anchors of the classes that task ``index`` brought, with the tensors as they are."""
+        """Anchors of the classes of task ``index``, from the current tensors."""
         if self.prompts is None:
             anchor_CE = self.fixed.of_task(index)
         else:

@@ -1,6 +1,6 @@
 """The losses of TPPT as pure functions.
 
-Axes: N images of the global batch · C classes, hence anchors · E joint width.
+Axes: N images of the global batch · C classes, one anchor each · E joint width.
 Embeddings and anchors have unit norm. Source: arXiv 2505.20680.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def image_to_text(embedding_NE: Tensor, anchor_CE: Tensor, label_N: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of each image over the anchors, mean over images.
+    """Cross-entropy of each image over the anchors, averaged over images.
 
     ``label_N`` are positions in ``anchor_CE``; ``scale`` multiplies the cosines.
     """
@@ -29,14 +29,13 @@ def text_to_image(
     *,
     normalisation: str = "sum",
 ) -> Tensor:
-    """Textual prototypical contrastive loss: each anchor picks its images out of the batch.
+    """Textual prototypical contrastive loss: each anchor against the images of the batch.
 
     ``-1/C Σ_c Σ_i 1[label_i = c] log softmax_i(scale · w_c·z_i)[i]``. An anchor without an image
     in the batch gives no loss and no gradient.
 
-    ``normalisation`` says how the images of one anchor are put together: ``sum`` as above (the
-    authors' sister code), ``mean`` over an anchor's own images, ``batch`` with the further 1/N of
-    the paper's transcription.
+    ``normalisation`` is the weight of the images of an anchor: ``sum`` 1 as above (the authors'
+    sister code), ``mean`` 1 / images of the anchor, ``batch`` 1/N (the paper's transcription).
     """
     log_share_CN = F.log_softmax(scale * anchor_CE @ embedding_NE.T, dim=1)
     member_CN = torch.arange(len(anchor_CE), device=label_N.device)[:, None] == label_N[None]
@@ -49,7 +48,7 @@ def text_to_image(
 
 
 def dispersion(anchor_CE: Tensor, temperature: float) -> Tensor:
-    """Mean log of each anchor's mean closeness to the others; low when anchors spread out.
+    """Mean log of each anchor's mean similarity to the others; low for anchors that spread out.
 
     Source: the dispersion loss of CIDER, arXiv 2203.04450.
     """
@@ -63,7 +62,7 @@ def dispersion(anchor_CE: Tensor, temperature: float) -> Tensor:
 
 
 def relation_matching(anchor_CE: Tensor, reference_CE: Tensor) -> Tensor:
-    """Mean squared change of the cosines between anchors against ``reference_CE``."""
+    """Mean squared difference of the cosines between anchors and those of ``reference_CE``."""
     n_classes = len(anchor_CE)
     if n_classes < 2:
         return anchor_CE.sum() * 0.0

@@ -19,26 +19,26 @@ _INITIAL_STD = 0.02
 
 
 class VisualPromptOptions(Section):
-    """What the visual prompts are made of."""
+    """Size and form of the visual prompts."""
 
-    generator: Literal["weighted", "shared"] = "weighted"  # per image, or one set for all images
-    growth: Literal["chunk", "tuned"] = "chunk"  # a new chunk per task, or one tuned on
-    components: int = Field(10, gt=0)  # M of one chunk; 'shared' has one
+    generator: Literal["weighted", "shared"] = "weighted"  # tokens per image, or for all images
+    growth: Literal["chunk", "tuned"] = "chunk"  # a new chunk per task, or one for all tasks
+    components: int = Field(10, gt=0)  # M, per chunk; 'shared' always has one
     length: int = Field(8, gt=0)  # L, tokens in each prompted layer
-    depth: int | None = Field(None, gt=0)  # first layers that get prompts; None = all
+    depth: int | None = Field(None, gt=0)  # number of prompted layers, from the first; None: all
 
 
 class TextualPromptOptions(Section):
-    """What the textual prompts are made of."""
+    """Size and form of the textual prompts."""
 
     length: int = Field(4, gt=0)  # L, learned context tokens before the class name
-    initial_words: str = "a photo of a"  # their embeddings are the first values
-    depth: int = Field(1, gt=0)  # first text layers that get context tokens of their own
-    growth: Literal["tuned", "per_task"] = "tuned"  # one context for ever, or one for each task
+    initial_words: str = "a photo of a"  # their word embeddings are the initial values
+    depth: int = Field(1, gt=0)  # number of text layers with context tokens, from the first
+    growth: Literal["tuned", "per_task"] = "tuned"  # one context for all tasks, or one per task
 
 
 class PromptChunk(nn.Module):
-    """The components that one task learns."""
+    """The components that are learned in one task, or in all tasks."""
 
     def __init__(self, prompt_DMLV: Tensor, key_MV: Tensor | None, attention_MV: Tensor | None):
         super().__init__()
@@ -48,13 +48,13 @@ class PromptChunk(nn.Module):
 
 
 class VisualPrompts(nn.Module):
-    """Deep visual prompts, grown by a chunk of components per task.
+    """Deep visual prompts: each task may add a chunk of components.
 
     ``P̃_l(x) = Σ_m a_m(x) P_l^m`` with ``a_m(x) = cos(q(x) ⊙ A_m, K_m)``: every image has its own
-    tokens. The ``shared`` generator is the case of one component per chunk with weight 1. Later
-    chunks start at zero, so that a task begins where the one before it ended.
+    tokens. The ``shared`` generator has one component per chunk, with weight 1. Later chunks start
+    at zero, so that a new task starts with the prompts of the previous task.
 
-    Source: the form of CODA-Prompt, arXiv 2211.13218, as METHOD of TPPT (arXiv 2505.20680) uses it.
+    Source: CODA-Prompt, arXiv 2211.13218, in the form of TPPT (arXiv 2505.20680, section METHOD).
     """
 
     def __init__(self, options: VisualPromptOptions, *, width: int, layers: int, seed: int):
@@ -71,14 +71,14 @@ class VisualPrompts(nn.Module):
         return self._options.generator == "weighted"
 
     def begin_task(self) -> None:
-        """Freeze what earlier tasks learned and add what this one may learn."""
+        """Freeze the chunks of earlier tasks and add a chunk; ``tuned`` only adds the first."""
         if self.chunks and self._options.growth == "tuned":
             return
         self.chunks.requires_grad_(False)
         self.chunks.append(self._new_chunk(len(self.chunks)))
 
     def forward(self, query_BV: Tensor | None, n_images: int) -> Tensor:
-        """Tokens ``prompt_DBLV`` of each image; ``query_BV`` is read by 'weighted' only."""
+        """Tokens ``prompt_DBLV`` of each image; only 'weighted' reads ``query_BV``."""
         prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in self.chunks], dim=1)
         if query_BV is None:
             return prompt_DMLV.sum(dim=1, keepdim=True).expand(-1, n_images, -1, -1)
@@ -112,7 +112,7 @@ def component_weights(query_BV: Tensor, attention_MV: Tensor, key_MV: Tensor) ->
 
 
 class TextualPrompts(nn.Module):
-    """A learned context in front of every class name, optionally in deeper layers too."""
+    """Learned context tokens before every class name, optionally in deeper layers too."""
 
     def __init__(
         self, options: TextualPromptOptions, word_LW: Tensor, *, layers: int, seed: int
@@ -125,14 +125,14 @@ class TextualPrompts(nn.Module):
         self.contexts = nn.ParameterList()
 
     def begin_task(self) -> None:
-        """Freeze the contexts of earlier tasks and add one, where each task has its own."""
+        """Freeze the contexts of earlier tasks and add a context; ``tuned`` only adds the first."""
         if len(self.contexts) and self._options.growth == "tuned":
             return
         self.contexts.requires_grad_(False)
         self.contexts.append(nn.Parameter(self._new_context(len(self.contexts))))
 
     def context(self, task_index: int) -> Tensor:
-        """The tokens ``context_DLW`` in front of the names that ``task_index`` brought."""
+        """The tokens ``context_DLW`` before the class names of task ``task_index``."""
         return self.contexts[min(task_index, len(self.contexts) - 1)]
 
     def _new_context(self, index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Finding and loading the frozen CLIP that a configuration names."""
+"""The frozen CLIP that a configuration names: its checks and its loading."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     """The CLIP that ``arch`` and ``weights`` name, frozen, on ``device``.
 
     ``arch`` is any open_clip model name or ``local-dir:FOLDER`` (open_clip's own folder layout);
-    ``weights`` any pretrained tag of it, a file, ``random`` (seeded, for benchmarks), or None for a
-    ``local-dir:`` folder, which brings its own.
+    ``weights`` is a pretrained tag of the model, a file, ``random`` (seeded, for benchmarks), or
+    None for the weights in a ``local-dir:`` folder.
 
     Raises:
-        WeightsError: no such architecture, tag or file, one that cannot be fetched or read, or an
-            activation that does not fit.
+        WeightsError: the architecture, tag or file is unknown or cannot be read, or the activation
+            of the model is not that of the weights.
     """
     clip, tokenizer = _create(arch, weights, seed)
     name = arch if weights is None else f"{arch}/{weights}"
-    # Hashed before the cast to the device's type: the same name on every kind of device.
+    # Hashed before the cast to the type of the device, so that the hash is equal on all devices.
     return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
 
 
@@ -53,16 +53,16 @@ def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, objec
         with _quiet_open_clip():
             clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
             return clip, open_clip.get_tokenizer(arch)
-    except Exception as error:  # whatever a download, a file or an absent package makes of it
+    except Exception as error:  # a download, a file or an absent package can raise anything
         reason = " ".join(str(error).split())[:300]
-        what = "its own weights" if weights is None else repr(weights)
+        source = "its own weights" if weights is None else repr(weights)
         raise WeightsError(
-            f"model.weights: {what} cannot be loaded into {arch}: {reason}"
+            f"model.weights: {source} cannot be loaded into {arch}: {reason}; give other weights"
         ) from error
 
 
 def weights_problem(arch: str, weights: str | None) -> str | None:
-    """Why this backbone cannot be loaded, as far as that is known without loading it, or None."""
+    """The reason why this backbone cannot be loaded, or None; checks names without loading."""
     if arch.startswith(_LOCAL):
         return _local_problem(Path(arch.removeprefix(_LOCAL)), weights)
     if arch not in open_clip.list_models():
@@ -81,7 +81,7 @@ def weights_problem(arch: str, weights: str | None) -> str | None:
 
 
 def _activation_problem(arch: str, tag: str) -> str | None:
-    """OpenAI's weights were trained with QuickGELU; open_clip only warns about a mismatch."""
+    """Some weights, such as OpenAI's, need QuickGELU; open_clip only warns about a mismatch."""
     wanted = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
     found = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
     if wanted == found:
@@ -97,16 +97,16 @@ def _local_problem(folder: Path, weights: str | None) -> str | None:
     if not folder.is_dir():
         return f"model.arch: there is no folder {folder}; give one in open_clip's layout"
     if not (folder / "open_clip_config.json").is_file():
-        return f"model.arch: {folder} has no open_clip_config.json; it is not an open_clip folder"
+        return f"model.arch: {folder} has no open_clip_config.json; give an open_clip folder"
     if weights not in (None, "random"):
         return f"model.weights: {_LOCAL} brings its own weights; remove {weights!r}"
     if weights is None and not list(folder.glob("open_clip_*model*.safetensors")):
-        return f"model.arch: {folder} has no open_clip_model.safetensors"
+        return f"model.arch: {folder} has no open_clip_model.safetensors; add it"
     return None
 
 
 def _hash_weights(clip: nn.Module) -> str:
-    """Hash of every tensor by name, independent of the file it came from."""
+    """Hash over names, shapes, types and values of all tensors, independent of their file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -121,7 +121,7 @@ def _nearest(arch: str) -> str:
 
 @contextlib.contextmanager
 def _quiet_open_clip() -> Iterator[None]:
-    """Hide open_clip's advice about random weights; what matters is checked before loading."""
+    """Silence open_clip's warnings; this module checks names and activation before loading."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -105,9 +105,8 @@ def test_prompts_shared_by_all_tasks_continue_from_their_last_values(
 
 def test_added_tasks_can_be_interrupted_too(extension):
     before = extension.task_files()
-    assert not start(
-        extension.extended, StopAt(5)
-    )  # while frozen features are computed, or before the first step
+    # While frozen features are computed, or before the first step.
+    assert not start(extension.extended, StopAt(5))
     assert not start(extension.extended, StopAt(9))
     assert start(extension.extended)
     assert {name: extension.task_files()[name] for name in before} == before
@@ -170,7 +169,7 @@ def test_class_in_two_indexes_is_refused(extension, tiny_shards):
 
 
 def test_changed_or_missing_file_of_a_learned_task_is_refused(extension):
-    """must hold for learned tensors and for the metrics, as the run would not be the same"""
+    """must hold for learned tensors and for the metrics"""
     file = Path(extension.first.output) / "tasks" / "task-001.safetensors"
     content = file.read_bytes()
     overwrite_byte(str(file), len(content) - 3)
