@@ -26,18 +26,26 @@ def build_parser(program: str, description: str, epilog: str = "") -> argparse.A
 
 
 def run_command(
-    work: Callable[[], int], *, speaks: Callable[[PipelineError], bool] = lambda error: True
+    work: Callable[[], int],
+    *,
+    on_error: Callable[[Exception, int], None] = lambda error, status: None,
+    speaks: Callable[[PipelineError], bool] = lambda error: True,
 ) -> int:
     """The exit status of ``work()``; a :class:`PipelineError` becomes one line on stderr.
 
-    With several ranks, only a rank with ``speaks(error)`` writes the line.
+    ``on_error`` gets every error, also one that keeps its traceback, with the exit status. With
+    several ranks, only a rank with ``speaks(error)`` writes the line.
     """
     try:
         return work()
     except PipelineError as error:
+        on_error(error, error.exit_status)
         if speaks(error):
             sys.stderr.write(f"error: {error}\n")
         return error.exit_status
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted; start the same command again to continue\n")
         return INTERRUPTED
+    except Exception as error:
+        on_error(error, 1)
+        raise

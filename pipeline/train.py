@@ -6,11 +6,11 @@ Examples:
   python -m pipeline.train --config configs/vitl_inr.yaml --dry-run
   srun --nodes 2 --ntasks-per-node 8 python -m pipeline.train --config configs/vitl_inr.yaml
 
-Started again, the same command goes on from its last snapshot. SIGTERM and SIGUSR2 stop it after
+Started again, the same command continues from its last snapshot. SIGTERM and SIGUSR2 stop it after
 the present step, with a snapshot.
 
-Exit status: 0 finished (or was already), 2 something that you can mend, 75 stopped by a signal and
-to be started again, 1 a rank was lost or a fault of the program.
+Exit status: 0 finished now or before, 2 an error that you can correct, 75 stopped by a signal
+(start the same command again), 1 a lost rank or a fault of the program.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from pipeline.distributed.preemption import StopRequest
+from typing import NoReturn
 
 if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
     _here = Path(__file__).resolve().parent
@@ -31,7 +28,7 @@ if not __package__:  # run as a file, as `deepspeed` does: import from the check
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """What the command line says."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         prog="pipeline/train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -47,35 +44,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
-    # Heavy imports only after the arguments are right.
+    from pipeline.cli import run_command  # further imports only after the arguments are right
+
+    return run_command(lambda: learn(options), on_error=_report_end, speaks=_speaks)
+
+
+def learn(options: argparse.Namespace) -> int:
+    """Learn the sequence, or print its plan or its settings; returns the exit status.
+
+    Raises:
+        PipelineError: the run cannot be started or finished.
+    """
     from pipeline.distributed.preemption import StopRequest
     from pipeline.distributed.slurm import adopt_step
-    from pipeline.errors import LostRankError, PipelineError
-    from pipeline.events import EventLog
 
     stop = StopRequest()
     if not (options.dry_run or options.print_config):
         stop.listen()  # at once: a signal that comes while the rest is imported is not lost
-    try:
-        adopt_step(os.environ)
-        return _train(options, stop)
-    except PipelineError as error:
-        EventLog(os.environ).add_end(error, error.exit_status)
-        # Of a lost rank each of the others knows something else, and rank 0 may be the lost one.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError):
-            sys.stderr.write(f"error: {error}\n")
-        return error.exit_status
-    except Exception as error:
-        EventLog(os.environ).add_end(error, 1)
-        raise
+    adopt_step(os.environ)
 
-
-def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.config import dump_config, load_config
     from pipeline.distributed.world import read_world
     from pipeline.log import setup_logging
+    from pipeline.training.checked_run import check_run
     from pipeline.training.dry_run import format_plan
-    from pipeline.training.run import check_run, execute
+    from pipeline.training.run import open_trainer
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -88,15 +81,35 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         if world.is_main:
             sys.stdout.write(format_plan(run) + "\n")
         return 0
-    if not execute(run, world, stop) and world.is_main:
+    with open_trainer(run, world, stop) as trainer:
+        if trainer:
+            trainer.run()
+    if trainer is None and world.is_main:
         sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
     return 0
+
+
+def _report_end(error: Exception, status: int) -> None:
+    """Report the end of this rank to the program that has launched it."""
+    from pipeline.events import EventLog
+
+    EventLog(os.environ).add_end(error, status)
+
+
+def _speaks(error: Exception) -> bool:
+    """Whether this rank prints ``error``: rank 0, and each rank that lost another one.
+
+    Each of those knows another part, and rank 0 may be the lost one.
+    """
+    from pipeline.errors import LostRankError
+
+    return os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError)
 
 
 def leave(status: int) -> NoReturn:
     """End the process with its exit ``status``, whatever signal comes meanwhile.
 
-    The interpreter is not taken down: the threads of its process groups would, very rarely, abort
+    The interpreter is not shut down: the threads of its process groups could, very rarely, abort
     a rank that has done all its work.
     """
     from pipeline.distributed.preemption import ignore_stop_signals

@@ -22,8 +22,9 @@ from pipeline.model.weights import load_clip
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.results import finished_results
 from pipeline.settings_file import parse_section
+from pipeline.training.checked_run import check_run
 from pipeline.training.engine import Engine
-from pipeline.training.run import check_run, execute
+from pipeline.training.run import execute
 
 _CLOCK_KEYS = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
 

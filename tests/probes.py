@@ -1,6 +1,6 @@
-"""Two methods in the contract's own words, each short: they show that it carries other people's.
+"""Methods and classifiers that the package does not have: the contract can express each briefly.
 
-They are named in configurations as any method outside the package: ``tests.probes:KeyPool``.
+Configurations name them as any class outside the package: ``tests.probes:KeyPool``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.classifiers import (
     Moment,
 )
 from pipeline.methods.base import Inputs, Losses, Method
+from pipeline.methods.finetune import Finetune
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
@@ -68,6 +69,32 @@ class Ridge(ClassMeans):
 
     def logits(self, embedded: Embedded) -> Tensor:
         return embedded.embedding_BE.double() @ self.weight_EC
+
+
+class Linear(Classifier):
+    """A linear layer on the embeddings, trained by cross-entropy over the task's own classes."""
+
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
+        super().__init__(context, options)
+        self.weights = nn.ParameterList()
+
+    def begin_task(self, task: Task) -> None:
+        self.first, shape = task.first, (len(task.labels), self.context.embedding_width)
+        self.weights.requires_grad_(False)
+        self.weights.append(nn.Parameter(torch.zeros(shape)))
+
+    def loss(self, embedded: Embedded, label_N: Tensor) -> Tensor:
+        logits_NC = embedded.embedding_BE.detach() @ self.weights[-1].T
+        return nn.functional.cross_entropy(logits_NC, label_N - self.first)
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        return embedded.embedding_BE @ torch.cat([*self.weights]).T
+
+
+class Joint(Finetune):
+    """Prompts trained on the images of all tasks so far: an upper bound."""
+
+    training_images = "seen"
 
 
 class KeyPool(Method):

@@ -14,8 +14,8 @@ from pipeline.data.shard import Segment, Shard
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.weights import weights_problem
 from pipeline.train import parse_arguments
+from pipeline.training.checked_run import check_run
 from pipeline.training.engine import layout_problem
-from pipeline.training.run import check_run
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("tune_*.yaml")))

@@ -56,9 +56,14 @@ _add(
     visual_prompts=_SMALL,
     classifier={"name": "tests.probes:Ridge"},
 )
+_add("linear layer", "zeroshot", classifier={"name": "tests.probes:Linear"})
 _add("keys of a pool", "tests.probes:KeyPool")
 
-LEARNING = [label for label, method in VARIANTS.items() if method.name != "zeroshot"]
+LEARNING = [
+    label
+    for label, method in VARIANTS.items()
+    if method.name != "zeroshot" or label == "linear layer"
+]
 
 
 def build_variant(label: str, clip, *, seed: int = 1, ensemble: bool = False) -> Method:

@@ -5,7 +5,7 @@ In each task the trainer calls, in this order:
 1. ``begin_task``: the method adds parameters; those that require a gradient are trained.
 2. ``fit("start", images)``, if ``"start" in method.fits``.
 3. per optimizer step, if anything is trained: ``embed`` for each part of the batch on each rank,
-   then ``total_losses`` on the gathered embeddings of the global batch.
+   then ``losses`` and the classifier's ``loss`` on the gathered embeddings of the global batch.
 4. ``fit("end", images)``, if ``"end" in method.fits``.
 5. ``end_task``; from then on ``logits`` scores all classes seen so far.
 
@@ -44,6 +44,12 @@ class Losses(NamedTuple):
 
     total: Tensor
     terms: dict[str, Tensor]
+
+    def plus(self, name: str, term: Tensor | None) -> Losses:
+        """The losses with one more term, or the same ones if it is None."""
+        if term is None:
+            return self
+        return Losses(self.total + term, {**self.terms, name: term})
 
 
 class Inputs(NamedTuple):
@@ -182,20 +188,13 @@ class Method(nn.Module):
         """
         return Losses(embedded.embedding_BE.new_zeros(()), {})
 
-    def total_losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
-        """The losses of the method and of its classifier."""
-        losses = self.losses(embedded, label_N)
-        classifier_loss = self.classifier.loss(embedded, label_N)
-        if classifier_loss is None:
-            return losses
-        terms = {**losses.terms, "classifier": classifier_loss}
-        return Losses(losses.total + classifier_loss, terms)
-
     def forward(
         self, image_BCHW: Tensor | None, label_B: Tensor, features: ImageFeatures | None = None
     ) -> Losses:
         """The training loss of one batch in one graph; the engine computes the same in parts."""
-        return self.total_losses(self.embed(image_BCHW, features), label_B)
+        embedded = self.embed(image_BCHW, features)
+        losses = self.losses(embedded, label_B)
+        return losses.plus("classifier", self.classifier.loss(embedded, label_B))
 
     def end_task(self, task: Task) -> None:
         """Consolidate ``task`` and prepare predictions; also called when a task is restored."""

@@ -9,7 +9,7 @@ prompt tokens can enter between them. Without prompts the features are bit-equal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +42,18 @@ class ImageFeatures(NamedTuple):
 
     pooled_BV: Tensor  # the pooled token before the projection
     joint_BE: Tensor  # the feature that is compared with text
+
+
+class Prefix(NamedTuple):
+    """Further keys and values of one attention, beside those of the tokens.
+
+    They enter where the normalised tokens do, before the projections to keys and values.
+
+    Source: prefix tuning as in DualPrompt, arXiv 2204.04799.
+    """
+
+    key_BLV: Tensor
+    value_BLV: Tensor
 
 
 class FrozenClip:
@@ -126,33 +138,46 @@ class FrozenClip:
         pixel_BCHW = image_BCHW.to(self.device, non_blocking=True).float().div(255)
         return pixel_BCHW.sub(self._mean_111).div_(self._std_111).to(self.dtype)
 
-    def encode_image(self, image_BCHW: Tensor, prompt_DBLV: Tensor | None = None) -> ImageFeatures:
+    def encode_image(
+        self,
+        image_BCHW: Tensor,
+        prompt_DBLV: Tensor | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+    ) -> ImageFeatures:
         """Features of pixels ``image_BCHW``, uint8.
 
         ``prompt_DBLV[l]`` are the tokens that follow CLS in block ``l``; each prompted block
-        replaces those of the block before, and the last ones stay until the end.
+        replaces those of the block before, and the last ones stay until the end. ``prefixes[l]``
+        are further keys and values of the attention in block ``l``, from 0.
         """
         visual = self._visual
         token_BSV = visual._embeds(self.normalise(image_BCHW))
-        if prompt_DBLV is None:
+        if prompt_DBLV is None and not prefixes:
             token_BSV = visual.transformer(token_BSV)
         else:
-            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV.to(self.dtype))
+            prompt_DBLV = None if prompt_DBLV is None else prompt_DBLV.to(self.dtype)
+            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV, prefixes or {})
         pooled_BV, _ = visual._pool(token_BSV)
         feature_BE = pooled_BV if visual.proj is None else pooled_BV @ visual.proj
         return ImageFeatures(pooled_BV.float(), feature_BE.float())
 
-    def _prompted_blocks(self, token_BSV: Tensor, prompt_DBLV: Tensor) -> Tensor:
+    def _prompted_blocks(
+        self, token_BSV: Tensor, prompt_DBLV: Tensor | None, prefixes: Mapping[int, Prefix]
+    ) -> Tensor:
         """The image tokens after all blocks, prompts removed; CLS alone if only CLS is pooled."""
-        depth, length = prompt_DBLV.shape[0], prompt_DBLV.shape[2]
+        depth, length = (0, 0) if prompt_DBLV is None else prompt_DBLV.shape[0:3:2]
         blocks = self._visual.transformer.resblocks
         for layer, block in enumerate(blocks):
-            if layer < depth:
+            if prompt_DBLV is not None and layer < depth:
                 image_BSV = token_BSV[:, 1 + (length if layer else 0) :]
                 token_BSV = torch.cat([token_BSV[:, :1], prompt_DBLV[layer], image_BSV], dim=1)
-            if layer == len(blocks) - 1 and self._pools_cls:
-                return _last_block_of_cls(block, token_BSV)
-            token_BSV = block(token_BSV)
+            is_last = layer == len(blocks) - 1 and self._pools_cls
+            if is_last or layer in prefixes:
+                token_BSV = _run_block(block, token_BSV, prefixes.get(layer), cls_only=is_last)
+            else:
+                token_BSV = block(token_BSV)
+        if self._pools_cls:
+            return token_BSV
         return torch.cat([token_BSV[:, :1], token_BSV[:, 1 + length :]], dim=1)
 
     def tokenize(self, texts: Sequence[str]) -> PromptTokens:
@@ -270,9 +295,19 @@ def _project(pooled_CW: Tensor, projection: nn.Module | Tensor | None) -> Tensor
     return projection(pooled_CW) if isinstance(projection, nn.Module) else pooled_CW @ projection
 
 
-def _last_block_of_cls(block: ResidualAttentionBlock, token_BSV: Tensor) -> Tensor:
-    """CLS after the last block: no other token is read, so no other is computed (exact)."""
-    cls_B1V, normed_BSV = token_BSV[:, :1], block.ln_1(token_BSV)
-    attended_B1V = block.attention(normed_BSV[:, :1], normed_BSV, normed_BSV)
-    cls_B1V = cls_B1V + block.ls_1(attended_B1V)
-    return cls_B1V + block.ls_2(block.mlp(block.ln_2(cls_B1V)))
+def _run_block(
+    block: ResidualAttentionBlock, token_BSV: Tensor, prefix: Prefix | None, *, cls_only: bool
+) -> Tensor:
+    """The tokens after a block whose attention has further keys and values.
+
+    With ``cls_only`` CLS alone, for a last block of which no other token is read (exact).
+    """
+    normed_BSV = block.ln_1(token_BSV)
+    key_BSV = value_BSV = normed_BSV
+    if prefix is not None:
+        key_BSV = torch.cat([prefix.key_BLV.to(normed_BSV.dtype), normed_BSV], dim=1)
+        value_BSV = torch.cat([prefix.value_BLV.to(normed_BSV.dtype), normed_BSV], dim=1)
+    n_read = 1 if cls_only else token_BSV.shape[1]
+    attended_BSV = block.attention(normed_BSV[:, :n_read], key_BSV, value_BSV)
+    token_BSV = token_BSV[:, :n_read] + block.ls_1(attended_BSV)
+    return token_BSV + block.ls_2(block.mlp(block.ln_2(token_BSV)))

@@ -26,7 +26,7 @@ from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.searcher import Proposer
 from pipeline.sweep.trial_table import read_records
 from pipeline.tasks import Task
-from pipeline.training.run import Run, check_run
+from pipeline.training.checked_run import Run, check_run
 from pipeline.training.task_data import TaskData
 
 _TIMED_IMAGES = 16

@@ -19,7 +19,7 @@ from pipeline.settings_file import parse_section
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.space import Parameters, Space, format_parameters, parse_space, with_settings
 from pipeline.sweep.trial_table import TrialRecord, trial_folder
-from pipeline.training.run import Run, check_run
+from pipeline.training.checked_run import Run, check_run
 
 BEST = "best.yaml"
 

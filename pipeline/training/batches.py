@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from pipeline.config import Config
 from pipeline.data.batch import Batch
 from pipeline.data.index import Selection
 from pipeline.data.plan import Layout
@@ -20,31 +19,30 @@ from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World
 from pipeline.errors import DataError
 from pipeline.tasks import Task
-from pipeline.training.task_data import TaskData
+from pipeline.training.checked_run import Run
 
 
 class TaskBatches:
-    """Streams the selections of ``data`` to this rank."""
+    """Streams the selections of a run to this rank."""
 
     def __init__(
         self,
-        config: Config,
+        run: Run,
         world: World,
-        data: TaskData,
         source: ShardSource,
         *,
         image_size: int,
         stop: StopRequest,
     ) -> None:
-        self._config = config
+        self._config = run.config.data
         self._world = world
-        self._data = data
+        self._data = run.data
         self._source = source
         self._stop = stop
-        self._class_of_label = data.class_of_label()
-        self._layout = Layout(world.rank, world.world_size, config.data.workers)
-        self.train_transform = build_transform(config.data.train_transform, image_size)
-        self.eval_transform = build_transform(config.data.eval_transform, image_size)
+        self._class_of_label = run.data.class_of_label()
+        self._layout = Layout(world.rank, world.world_size, self._config.workers)
+        self.train_transform = build_transform(self._config.train_transform, image_size)
+        self.eval_transform = build_transform(self._config.eval_transform, image_size)
 
     def train(
         self, task: Task, epoch: int, *, start_step: int = 0, images: bool = True
@@ -75,7 +73,7 @@ class TaskBatches:
             self._source,
             selection,
             transform,
-            batch_size=self._config.data.eval_batch,
+            batch_size=self._config.eval_batch,
             layout=self._layout,
         )
         for batch in batches:
@@ -94,7 +92,7 @@ class TaskBatches:
         """
         shares = gather_objects(self._source.skipped)
         skipped = dict(sorted(entry for share in shares for entry in share.items()))
-        budget = self._config.data.bad_sample_budget
+        budget = self._config.bad_sample_budget
         if len(skipped) > budget:
             last = [*skipped.values()][-1]
             raise DataError(

@@ -13,7 +13,7 @@ from pipeline.model.backbone import FrozenClip
 from pipeline.model.weights import blank_clip
 from pipeline.tasks import Task
 from pipeline.text import format_bytes
-from pipeline.training.run import Run
+from pipeline.training.checked_run import Run
 
 _MOMENTS_BYTES = 16  # of a trained scalar: value, gradient and two moments in float32
 _ACTIVATIONS = 10  # tensors per block and token that the backward pass keeps, measured on ViT-L

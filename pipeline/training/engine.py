@@ -120,7 +120,9 @@ class Engine:
             embedded = [embed(part) for part in range(len(parts))]
         gathered = _gather(embedded)
         seed_torch("loss", *stream)
-        losses = self._method.total_losses(gathered, gather(label_B))
+        label_N = gather(label_B)
+        classifier_loss = self._method.classifier.loss(gathered, label_N)
+        losses = self._method.losses(gathered, label_N).plus("classifier", classifier_loss)
         total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
         if not total.isfinite():
             return losses._replace(total=total)

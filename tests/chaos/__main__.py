@@ -35,7 +35,7 @@ from pipeline.cli import build_parser, run_command
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.text import shows_live_display
-from pipeline.training.run import check_run
+from pipeline.training.checked_run import check_run
 from tests.chaos import report
 from tests.chaos.faults import KINDS, STORAGE, draw_faults
 from tests.chaos.outcome import Outcome

@@ -10,7 +10,8 @@ import torch
 
 from pipeline.config import load_config
 from pipeline.distributed.world import World
-from pipeline.training.run import check_run, execute
+from pipeline.training.checked_run import check_run
+from pipeline.training.run import execute
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.data.transforms import build_transform
 from pipeline.errors import WeightsError
-from pipeline.model.backbone import FrozenClip, PromptTokens
+from pipeline.model.backbone import FrozenClip, Prefix, PromptTokens
 from pipeline.model.weights import blank_clip, load_clip, weights_problem
 from tests.tiny import (
     CONTEXT_LENGTH,
@@ -60,13 +60,13 @@ def test_image_features_are_bit_equal_to_open_clip(clip):
     assert torch.equal(pooled_BV @ clip.clip.visual.proj, joint_BE)
 
 
-def test_picture_is_normalised_as_open_clip_does(tiny_arch, tiny_clip):
+def test_image_is_normalised_as_open_clip_does(tiny_arch, tiny_clip):
     """must give the model what open_clip's own evaluation transform gives it, bit for bit"""
     _, _, preprocess = open_clip.create_model_and_transforms(tiny_arch)
     pixels = torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).numpy()
-    picture = Image.fromarray(pixels)
-    ours_CHW = tiny_clip.normalise(build_transform("clip", IMAGE_SIZE)(picture)[None])[0]
-    torch.testing.assert_close(ours_CHW, preprocess(picture), rtol=0, atol=3e-7)
+    image = Image.fromarray(pixels)
+    ours_CHW = tiny_clip.normalise(build_transform("clip", IMAGE_SIZE)(image)[None])[0]
+    torch.testing.assert_close(ours_CHW, preprocess(image), rtol=0, atol=3e-7)
 
 
 def test_full_length_text_is_bit_equal_to_open_clip(clip, tiny_arch):
@@ -137,6 +137,77 @@ def test_image_tower_pooling_all_tokens_leaves_the_prompts_out(tmp_path):
     visual.ln_post.register_forward_hook(lambda module, given, out: tokens.append(out.shape[1]))
     clip.encode_image(image_BCHW, draw(2, 3, 5, VISION_WIDTH))
     assert tokens == [10]
+
+
+def attend(block: nn.Module, normed_SV: Tensor, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The attention of one image, head by head, with the weights of ``block``."""
+    attention, width = block.attn, normed_SV.shape[-1]
+    key_SV = value_SV = normed_SV
+    if prefix is not None:
+        key_SV, value_SV = (torch.cat([rows_LV, normed_SV]) for rows_LV in prefix)
+    weights = attention.in_proj_weight.split(width)
+    biases = attention.in_proj_bias.split(width)
+    query, key, value = (
+        rows @ weight.T + bias
+        for rows, weight, bias in zip((normed_SV, key_SV, value_SV), weights, biases, strict=True)
+    )
+    size = width // attention.num_heads
+    heads = [
+        (q @ k.T / size**0.5).softmax(dim=1) @ v
+        for q, k, v in zip(*(each.split(size, dim=1) for each in (query, key, value)), strict=True)
+    ]  # fmt: skip
+    return attention.out_proj(torch.cat(heads, dim=1))
+
+
+def prefixed_image(
+    clip: FrozenClip, image_BCHW: Tensor, prefixes: dict[int, Prefix], prompt_DBLV: Tensor
+) -> Tensor:
+    """The joint feature by a loop over images and heads."""
+    visual, rows = clip.clip.visual, []
+    for number, token_SV in enumerate(visual._embeds(clip.normalise(image_BCHW))):
+        n_image = len(token_SV) - 1
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if layer < len(prompt_DBLV):
+                prompt_LV = prompt_DBLV[layer, number]
+                token_SV = torch.cat([token_SV[:1], prompt_LV, token_SV[-n_image:]])
+            prefix = prefixes.get(layer)
+            own = prefix and (prefix.key_BLV[number], prefix.value_BLV[number])
+            token_SV = token_SV + attend(block, block.ln_1(token_SV), own)
+            token_SV = token_SV + block.mlp(block.ln_2(token_SV))
+        rows.append(visual.ln_post(token_SV[0]) @ visual.proj)
+    return torch.stack(rows)
+
+
+def draw_prefixes(*layers: int) -> dict[int, Prefix]:
+    """Prefixes of another length in each of ``layers``."""
+    return {
+        layer: Prefix(
+            draw(3, 2 + layer, VISION_WIDTH, seed=layer),
+            draw(3, 2 + layer, VISION_WIDTH, seed=9 + layer),
+        )
+        for layer in layers
+    }
+
+
+@pytest.mark.parametrize("layers", [(0,), (1, VISION_LAYERS - 1), tuple(range(VISION_LAYERS))])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_prefixes_equal_a_naive_loop_with_gradients(clip, layers, depth):
+    """must hold in any blocks, also in the last one, where CLS alone is computed"""
+    image_BCHW, prefixes = draw_images(3), draw_prefixes(*layers)
+    prompt_DBLV = draw(depth, 3, 5, VISION_WIDTH) if depth else None
+    leaves = [rows.requires_grad_() for prefix in prefixes.values() for rows in prefix]
+    found_BE = clip.encode_image(image_BCHW, prompt_DBLV, prefixes).joint_BE
+    naive = torch.empty(0, 3, 5, VISION_WIDTH) if prompt_DBLV is None else prompt_DBLV
+    expected_BE = prefixed_image(clip, image_BCHW, prefixes, naive)
+    torch.testing.assert_close(found_BE, expected_BE, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found_BE, clip.encode_image(image_BCHW, prompt_DBLV).joint_BE)
+    direction_BE = draw(3, JOINT_WIDTH, seed=1)
+    found, expected = (
+        torch.autograd.grad((value_BE * direction_BE).sum(), leaves)
+        for value_BE in (found_BE, expected_BE)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def prompted_text(clip: FrozenClip, texts: list[str], context_DLW: Tensor, arch: str) -> Tensor:

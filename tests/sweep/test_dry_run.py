@@ -12,7 +12,7 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.dry_run import count_images, describe_sweep
 from pipeline.sweep.plan import SweepPlan, load_plan
 from pipeline.sweep.trial_table import TrialRecord, write_record
-from pipeline.training.run import check_run
+from pipeline.training.checked_run import check_run
 from tests.tiny import TEST_IMAGES, TRAIN_IMAGES, build_config
 
 EPOCHS, BATCH = 2, 4

@@ -244,7 +244,7 @@ def test_a_sweep_whose_processes_are_killed_ends_like_an_undisturbed_one(
     # The log of a launch whose trial was killed stays on its node, unless another launch follows.
     left = Path(tempfile.gettempdir(), f"tppt-launching-{os.getuid()}").glob("*/config.yaml")
     logs = [log, *(f.with_name("node-0.log") for f in left if sweep.output in f.read_text())]
-    assert any("going on at task" in each.read_text() for each in logs)
+    assert any("continuing at task" in each.read_text() for each in logs)
 
 
 def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
@@ -375,4 +375,4 @@ def test_trials_of_a_lost_node_resume_elsewhere(ray_nodes, undisturbed, write_sw
     wanted = undisturbed.science()[0]
     for number, found in sweep.science().items():
         assert found == wanted | {"number": number}
-    assert lost and "going on at task" in lost[0].with_suffix(".log").read_text()
+    assert lost and "continuing at task" in lost[0].with_suffix(".log").read_text()

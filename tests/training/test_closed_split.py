@@ -26,8 +26,9 @@ from pipeline.output.results import read_results
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import load_plan
 from pipeline.train import main
+from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
-from pipeline.training.run import check_run, execute
+from pipeline.training.run import execute
 from tests.shards import draw_samples, store
 from tests.tiny import build_config
 from tests.training.test_run import write_index

@@ -19,8 +19,8 @@ from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.snapshots import read_latest
+from pipeline.training.checked_run import check_run
 from pipeline.training.engine import Engine
-from pipeline.training.run import check_run
 from tests.interruptions import Reference, StopAt, changed, start
 from tests.tiny import build_config, build_context, draw_batch, tiny_tasks
 

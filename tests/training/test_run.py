@@ -15,8 +15,9 @@ from pipeline.distributed.world import read_world
 from pipeline.errors import ConfigError
 from pipeline.methods.base import class_prompts
 from pipeline.output.results import read_results
+from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
-from pipeline.training.run import check_run, execute
+from pipeline.training.run import execute
 from tests.tiny import CLASSES, build_config
 
 ORDER = [4, 0, 6, 2, 5, 1, 3]

@@ -30,7 +30,8 @@ from pipeline.model.prompts import unit
 from pipeline.output.learned import load_method
 from pipeline.output.results import read_results
 from pipeline.tasks import Task
-from pipeline.training.run import check_run, execute
+from pipeline.training.checked_run import check_run
+from pipeline.training.run import execute
 from tests.ranks import run_ranks
 from tests.services.object_store import free_ports
 from tests.tiny import CLASSES, TEST_IMAGES, build_config, tiny_tasks
@@ -75,7 +76,7 @@ def finished(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> tuple[Config
 # The metrics of a run that learns nothing are those of CLIP itself.
 
 
-def read_pictures(folder: Path, split: str, name: str) -> Tensor:
+def read_images(folder: Path, split: str, name: str) -> Tensor:
     """``image_BCHW`` of one class, through open_clip's own transform up to normalisation."""
     from torchvision.transforms import v2
 
@@ -94,7 +95,7 @@ def curve_of(scores: Any, tasks: tuple[Task, ...], folder: Path) -> list[list[fl
         for tested in tasks[: stage + 1]:
             right = total = 0
             for name in tested.names:
-                choice_B = scores(read_pictures(folder, "test", name), names).argmax(dim=1)
+                choice_B = scores(read_images(folder, "test", name), names).argmax(dim=1)
                 right += int((choice_B == names.index(name)).sum())
                 total += len(choice_B)
             row.append(right / total)

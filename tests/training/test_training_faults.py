@@ -29,7 +29,8 @@ from pipeline.launching.command import (
 )
 from pipeline.launching.ports import reserved_port
 from pipeline.output.results import read_results
-from pipeline.training.run import check_run, execute
+from pipeline.training.checked_run import check_run
+from pipeline.training.run import execute
 from tests.processes import left_after
 from tests.ranks import run_ranks
 from tests.services.fault_proxy import Exchange, Fault, Schedule, at_random
