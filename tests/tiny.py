@@ -1,6 +1,6 @@
-"""Tiny CLIPs with random weights and tiny pictures: every law can be shown in milliseconds.
+"""Tiny CLIPs with random weights and tiny images, for tests that take milliseconds.
 
-The widths of the two towers and of their joint space differ, so that a swapped one cannot pass.
+The widths of the two towers and of their joint space differ, so that no test passes with a swap.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens
 VISION_WIDTH, TEXT_WIDTH, JOINT_WIDTH = 26, 22, 19
 VISION_LAYERS, TEXT_LAYERS = 3, 2
 CONTEXT_LENGTH = 24
-MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]  # of the pixels, by colour
+MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]  # of the pixels, by colour channel
 
-# Names in the order of the index; their folders sort otherwise, and one holds an underscore.
+# Names in the order of the index; their folders sort in another order.
 CLASSES = {
     "red fox": "n3_red_fox",
     "oak": "n1_oak",
@@ -42,12 +42,12 @@ CLASSES = {
     "sea urchin": "n5_sea_urchin",
     "bell": "n4_bell",
 }
-TRAIN_IMAGES = (7, 5, 6, 8, 5, 7, 6)  # of each class, uneven on purpose
+TRAIN_IMAGES = (7, 5, 6, 8, 5, 7, 6)  # of each class, unequal on purpose
 TEST_IMAGES = (3, 4, 2, 5, 3, 4, 2)
 
 
 def model_config() -> dict[str, Any]:
-    """A tiny ViT CLIP as open_clip describes one."""
+    """The configuration of a tiny ViT CLIP, as open_clip writes it."""
     return {
         "embed_dim": JOINT_WIDTH,
         "vision_cfg": {
@@ -68,15 +68,15 @@ def model_config() -> dict[str, Any]:
 
 
 def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str:
-    """A ViT CLIP with random weights in open_clip's folder layout, as ``model.arch`` names it.
+    """Write a ViT CLIP with random weights as an open_clip folder; returns its ``model.arch``.
 
-    ``custom_text`` gives the other of open_clip's two layouts, whose text tower is a module.
+    ``custom_text`` selects open_clip's layout with the text tower in a module of its own.
     """
     model = model_config()
     torch.manual_seed(seed)
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     clip = kind(model["embed_dim"], model["vision_cfg"], model["text_cfg"])
-    with torch.no_grad():  # open_clip starts some tensors at zero or one: they must count too
+    with torch.no_grad():  # open_clip starts some tensors at zero or one, which would hide errors
         for parameter in clip.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
         clip.logit_scale.fill_(float(np.log(17.0)))
@@ -89,9 +89,9 @@ def write_clip(folder: Path, *, custom_text: bool = False, seed: int = 1) -> str
 
 
 def write_images(folder: Path) -> Path:
-    """An ImageFolder of noisy pictures, each class around a colour of its own; returns the names.
+    """Write an ImageFolder of noise around one colour per class; returns the file of the names.
 
-    The pictures are not square, so that cropping matters.
+    The images are not square, so that cropping matters.
     """
     draw = np.random.default_rng(5)
     colour_C3 = draw.integers(40, 216, size=(len(CLASSES), 3))
@@ -108,7 +108,7 @@ def write_images(folder: Path) -> Path:
 
 
 def build_config(arch: str, index: str, **sections: Any) -> Config:
-    """Three tasks of 3, 3 and 1 classes in two epochs; ``sections`` are laid over that."""
+    """A run of two epochs on tasks of 3, 3 and 1 classes; ``sections`` override its settings."""
     tree: dict[str, Any] = {
         "output": "memory://unused",
         "data": {"index": index, "global_batch": 4, "eval_batch": 5, "workers": 0},
@@ -125,7 +125,7 @@ def build_config(arch: str, index: str, **sections: Any) -> Config:
 
 
 def build_context(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) -> MethodContext:
-    """What a method may know, with two templates."""
+    """The context of a method, with two templates."""
     templates = ("a photo of a {}.", "art of the {}.")
     return MethodContext(clip, lambda name: [t.format(name) for t in templates], ensemble, seed)
 
@@ -139,7 +139,7 @@ def tiny_tasks() -> tuple[Task, ...]:
 def draw_batch(
     clip: FrozenClip, task: Task, n_images: int, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, ImageFeatures]:
-    """Random ``image_BCHW``, ``label_B`` of the task's classes in turn, and frozen features."""
+    """Random ``image_BCHW``, ``label_B`` over the task's classes in turn, and frozen features."""
     image_BCHW = draw_images(n_images, seed)
     label_B = task.first + torch.arange(n_images) % len(task.labels)
     return image_BCHW, label_B, clip.encode_image(image_BCHW)
@@ -154,39 +154,39 @@ def draw_images(n_images: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def tiny_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny CLIP's ``model.arch``."""
+    """The ``model.arch`` of a tiny CLIP."""
     return write_clip(tmp_path_factory.mktemp("clip") / "plain")
 
 
 @pytest.fixture(scope="session")
 def tiny_custom_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same in open_clip's other layout."""
+    """The ``model.arch`` of a tiny CLIP in open_clip's other layout."""
     return write_clip(tmp_path_factory.mktemp("clip") / "custom", custom_text=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_clip(tiny_arch: str) -> FrozenClip:
-    """A tiny CLIP, loaded."""
+    """The tiny CLIP."""
     return load_clip(tiny_arch, None, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def tiny_custom_clip(tiny_custom_arch: str) -> FrozenClip:
-    """The one of the other layout, loaded."""
+    """The tiny CLIP in the other layout."""
     return load_clip(tiny_custom_arch, None, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny pictures and their ``names.json``."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """A folder of tiny images and their ``names.json``."""
+    folder = tmp_path_factory.mktemp("images")
     write_images(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same pictures as shards, several to a split; a path of them."""
+    """A folder with these images in several shards per split."""
     from pipeline.data.prepare.sharding import Recipe, write_shards
 
     out = str(tmp_path_factory.mktemp("shards"))
@@ -198,7 +198,7 @@ def tiny_shards(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def alone() -> Iterator[World]:
-    """A process group of one rank, which methods need for their gathers."""
+    """A process group of one rank, which the gathers of methods need."""
     world = read_world({})
     local_rank = os.environ.get("LOCAL_RANK")
     with process_group(world, timeout_s=60):

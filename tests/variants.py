@@ -1,4 +1,4 @@
-"""The methods, and what of their options changes how they compute; tests run over all of them."""
+"""The methods with the options that change their computation; tests run over all variants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tiny import build_context
 
 _SMALL = {"components": 3, "length": 5}
 
-# A method that is added to METHODS is tested with its own defaults, without a line here.
+# A new method in METHODS is tested with its defaults without a line here.
 VARIANTS: dict[str, MethodConfig] = {name: MethodConfig(name=name) for name in METHODS}
 
 

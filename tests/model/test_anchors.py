@@ -1,4 +1,4 @@
-"""Anchors: which are encoded, which move, which stay, and which carry a gradient."""
+"""Which anchors are encoded, which change in training, and which have a gradient."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def learned(clip: FrozenClip, **options) -> LearnedAnchors:
     return LearnedAnchors(clip, fixed(clip), seed=1, **options)
 
 
-def moved(anchors: LearnedAnchors, seed: int = 0) -> None:
-    """What training does: every tensor that may move does."""
+def change(anchors: LearnedAnchors, seed: int = 0) -> None:
+    """Change every trainable tensor, as training does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in anchors.parameters():
@@ -71,26 +71,26 @@ def test_ensemble_normalises_averages_and_normalises_again(tiny_clip, tasks):
         torch.testing.assert_close(anchor_E, expected_E, rtol=1e-5, atol=1e-6)
 
 
-def test_without_ensemble_the_test_sees_what_training_saw(tiny_clip, tasks):
+def test_without_ensemble_evaluation_and_training_use_the_same_anchors(tiny_clip, tasks):
     anchors = fixed(tiny_clip)
     anchors.begin_task(tasks[0])
     torch.testing.assert_close(anchors.for_evaluation(), seen(anchors), rtol=1e-6, atol=1e-7)
 
 
-def test_residuals_start_at_zero_and_move_the_anchor(tiny_clip, tasks):
+def test_residuals_start_at_zero_and_change_the_anchor(tiny_clip, tasks):
     anchors = learned(tiny_clip, residuals=True)
     anchors.begin_task(tasks[0])
     torch.testing.assert_close(anchors.current(), anchors.unprompted(), rtol=1e-6, atol=1e-7)
-    moved(anchors)
+    change(anchors)
     expected_CE = unit(anchors.unprompted() + anchors.residuals[0])
     torch.testing.assert_close(anchors.current(), expected_CE)
 
 
-def test_residuals_of_earlier_tasks_are_frozen_and_still_count(tiny_clip, tasks):
+def test_residuals_of_earlier_tasks_are_frozen_and_still_added(tiny_clip, tasks):
     anchors = learned(tiny_clip, residuals=True)
     for task in tasks[:2]:
         anchors.begin_task(task)
-        moved(anchors, seed=task.index)
+        change(anchors, seed=task.index)
         anchors.end_task(task)
     old, new = anchors.residuals
     assert not old.requires_grad and new.requires_grad
@@ -100,12 +100,12 @@ def test_residuals_of_earlier_tasks_are_frozen_and_still_count(tiny_clip, tasks)
 
 
 def learn_two_tasks(clip: FrozenClip, tasks: tuple[Task, ...], **options) -> list[Tensor]:
-    """The tested anchors after the first and the second task, whose context moved."""
+    """The anchors for evaluation after each of two tasks, both of which change the context."""
     anchors = learned(clip, textual_prompts=TextualPromptOptions(length=2), **options)
     stages = []
     for task in tasks[:2]:
         anchors.begin_task(task)
-        moved(anchors, seed=task.index)
+        change(anchors, seed=task.index)
         anchors.end_task(task)
         stages.append(anchors.for_evaluation())
     return stages
@@ -129,39 +129,39 @@ def test_context_of_each_task_keeps_its_anchors(tiny_clip, tasks):
     stages = []
     for task in tasks[:2]:
         anchors.begin_task(task)
-        moved(anchors, seed=task.index)
+        change(anchors, seed=task.index)
         anchors.end_task(task)
         stages.append(anchors.for_evaluation())
     assert torch.equal(stages[1][:3], stages[0])
 
 
 @pytest.mark.parametrize("old", ["reencoded", "frozen"])
-def test_only_the_newest_anchors_carry_a_gradient(tiny_clip, tasks, old):
-    """must leave old classes out of the graph: their text is not run through the tower again"""
+def test_only_the_newest_anchors_have_a_gradient(tiny_clip, tasks, old):
+    """must keep old classes out of the graph, so that the text tower does not run on them"""
     options = TextualPromptOptions(length=2)
     anchors = learned(tiny_clip, textual_prompts=options, residuals=True, old=old)
     for task in tasks[:2]:
         anchors.begin_task(task)
-        moved(anchors, seed=task.index)
+        change(anchors, seed=task.index)
         if task.index == 0:
             anchors.end_task(task)
     seen_CE = seen(anchors)
-    active = [parameter for parameter in anchors.parameters() if parameter.requires_grad]
-    old_slopes = torch.autograd.grad(seen_CE[:3].square().sum(), active, retain_graph=True)
-    assert all(float(slope.abs().max()) == 0.0 for slope in old_slopes)
-    new_slopes = torch.autograd.grad((seen_CE[3:] * torch.arange(JOINT_WIDTH)).sum(), active)
-    assert all(float(slope.abs().max()) > 0.0 for slope in new_slopes)
+    trainable = [parameter for parameter in anchors.parameters() if parameter.requires_grad]
+    old_gradients = torch.autograd.grad(seen_CE[:3].square().sum(), trainable, retain_graph=True)
+    assert all(float(gradient.abs().max()) == 0.0 for gradient in old_gradients)
+    new_gradients = torch.autograd.grad((seen_CE[3:] * torch.arange(JOINT_WIDTH)).sum(), trainable)
+    assert all(float(gradient.abs().max()) > 0.0 for gradient in new_gradients)
 
 
 @pytest.mark.parametrize("old", ["reencoded", "frozen"])
 def test_old_anchors_in_training_are_those_at_the_start_of_the_task(tiny_clip, tasks, old):
     anchors = learned(tiny_clip, textual_prompts=TextualPromptOptions(length=2), old=old)
     anchors.begin_task(tasks[0])
-    moved(anchors)
+    change(anchors)
     anchors.end_task(tasks[0])
     at_end_CE = anchors.for_evaluation()
     anchors.begin_task(tasks[1])
-    moved(anchors, seed=1)
+    change(anchors, seed=1)
     assert torch.equal(anchors.old(), at_end_CE)
 
 
@@ -173,7 +173,7 @@ def test_every_anchor_has_length_one(tiny_clip, tasks):
         for task in tasks[:2]:
             anchors.begin_task(task)
             if isinstance(anchors, LearnedAnchors):
-                moved(anchors)
+                change(anchors)
             anchors.end_task(task)
         for anchor_CE in (seen(anchors), anchors.for_evaluation(), anchors.unprompted()):
             torch.testing.assert_close(anchor_CE.norm(dim=1), torch.ones(6))

@@ -72,8 +72,8 @@ def test_text_to_image_is_the_formula_with_its_gradients(embeddings, rule):
     found = text_to_image(*pair, label_N, SCALE, normalisation=rule)
     expected = naive_text_to_image(*pair, label_N, rule)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    slopes = torch.autograd.grad(found, pair), torch.autograd.grad(expected, pair)
-    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-14)
+    gradient_pairs = torch.autograd.grad(found, pair), torch.autograd.grad(expected, pair)
+    torch.testing.assert_close(*gradient_pairs, rtol=1e-10, atol=1e-14)
 
 
 def test_text_to_image_passes_gradcheck(embeddings):
@@ -96,34 +96,34 @@ def test_float32_gradient_agrees_with_float64(embeddings):
 
 
 def test_anchor_without_an_image_has_no_loss_and_no_gradient(embeddings):
-    """must only rescale by 1/C: taking the empty anchor out changes nothing else"""
+    """must only change the factor 1/C: removing the empty anchor has no other effect"""
     embedding_NE, anchor_CE, label_N = embeddings
     anchor_CE.requires_grad_()
     embedding_NE.requires_grad_()
     loss = text_to_image(embedding_NE, anchor_CE, label_N, SCALE)
-    image_slope, anchor_slope = torch.autograd.grad(loss, (embedding_NE, anchor_CE))
-    assert torch.equal(anchor_slope[EMPTY], torch.zeros(7, dtype=torch.float64))
+    image_gradient, anchor_gradient = torch.autograd.grad(loss, (embedding_NE, anchor_CE))
+    assert torch.equal(anchor_gradient[EMPTY], torch.zeros(7, dtype=torch.float64))
 
     kept = [c for c in range(5) if c != EMPTY]
     position_N = torch.tensor([kept.index(int(label)) for label in label_N])
     without = text_to_image(embedding_NE, anchor_CE[kept], position_N, SCALE) * 4 / 5
-    slope, *_ = torch.autograd.grad(without, embedding_NE)
+    gradient, *_ = torch.autograd.grad(without, embedding_NE)
     torch.testing.assert_close(without, loss, rtol=1e-14, atol=0)
-    torch.testing.assert_close(slope, image_slope, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(gradient, image_gradient, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("rule", ["sum", "mean", "batch"])
-def test_all_images_of_one_class_leave_the_other_anchors_alone(embeddings, rule):
+def test_batch_of_one_class_gives_no_gradient_to_other_anchors(embeddings, rule):
     embedding_NE, anchor_CE, _ = embeddings
     anchor_CE.requires_grad_()
     label_N = torch.full((11,), 3)
     loss = text_to_image(embedding_NE, anchor_CE, label_N, SCALE, normalisation=rule)
-    (slope,) = torch.autograd.grad(loss, anchor_CE)
-    assert slope[3].abs().sum() > 0 and slope[[0, 1, 2, 4]].abs().sum() == 0
+    (gradient,) = torch.autograd.grad(loss, anchor_CE)
+    assert gradient[3].abs().sum() > 0 and gradient[[0, 1, 2, 4]].abs().sum() == 0
 
 
 def test_losses_stay_finite_at_clips_largest_scale():
-    """must not overflow where an exponential would: cosines of 1 at a scale of 100"""
+    """must not overflow as a plain exponential would, for cosines of 1 at a scale of 100"""
     embedding_NE = F.normalize(torch.randn(4, 7), dim=1)
     for loss in (image_to_text, text_to_image):
         value = loss(embedding_NE, embedding_NE[:2].clone(), torch.tensor([0, 1, 1, 0]), 100.0)
@@ -150,8 +150,8 @@ def test_relation_matching_is_the_formula(embeddings):
     )
     found = float(relation_matching(anchor_CE, other_CE))
     assert found == pytest.approx(expected / (5 * 4), 1e-12)
-    turned_CE = anchor_CE.roll(1, dims=1)  # a common turn keeps every relation
-    assert float(relation_matching(anchor_CE, turned_CE)) == pytest.approx(0.0, abs=1e-28)
+    rotated_CE = anchor_CE.roll(1, dims=1)  # a common rotation keeps every cosine
+    assert float(relation_matching(anchor_CE, rotated_CE)) == pytest.approx(0.0, abs=1e-28)
 
 
 def test_decorrelation_is_the_formula(embeddings):
@@ -163,8 +163,8 @@ def test_decorrelation_is_the_formula(embeddings):
     assert float(decorrelation(torch.ones(3, 1))) == 1.0
 
 
-def test_diversity_pushes_collapsed_anchors_apart():
-    """must grow as anchors fall together: that is what it is for"""
+def test_diversity_losses_are_larger_for_collapsed_anchors():
+    """must push similar anchors apart"""
     generator = torch.Generator().manual_seed(5)
     spread_CE = F.normalize(torch.randn(6, 7, generator=generator), dim=1)
     near_CE = F.normalize(spread_CE + 2.0, dim=1)
@@ -178,8 +178,8 @@ def test_diversity_pushes_collapsed_anchors_apart():
     [lambda w: dispersion(w, 0.1), lambda w: relation_matching(w, w.detach()), decorrelation],
     ids=["dispersion", "relation_matching", "decorrelation"],
 )
-def test_lone_anchor_has_nothing_to_be_kept_apart_from(loss):
+def test_diversity_of_a_single_anchor_is_zero(loss):
     anchor_CE = torch.ones(1, 3, requires_grad=True)
     value = loss(anchor_CE)
-    (slope,) = torch.autograd.grad(value, anchor_CE)
-    assert value.item() == 0.0 and torch.equal(slope, torch.zeros(1, 3))
+    (gradient,) = torch.autograd.grad(value, anchor_CE)
+    assert value.item() == 0.0 and torch.equal(gradient, torch.zeros(1, 3))

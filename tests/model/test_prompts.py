@@ -1,4 +1,4 @@
-"""Prompt tokens against naive loops, and what each task adds to them.
+"""Prompt tokens against naive loops, and the tensors that each task adds.
 
 B = 3 images, D = 2 prompted layers, M = 5 components of a chunk, L = 4 tokens, V = 7.
 """
@@ -24,7 +24,7 @@ SHARED = VisualPromptOptions(generator="shared", length=L, depth=D)
 
 
 def build(options: VisualPromptOptions, n_tasks: int, seed: int = 1) -> VisualPrompts:
-    """Prompts in the midst of task ``n_tasks - 1``, every chunk filled with numbers."""
+    """Prompts in task ``n_tasks - 1``, with random numbers in every chunk."""
     prompts = VisualPrompts(options, width=V, layers=3, seed=seed)
     for _ in range(n_tasks):
         prompts.begin_task()
@@ -48,7 +48,7 @@ def test_component_weights_are_cosines_of_the_attended_query():
             torch.testing.assert_close(found_BM[b, m], attended_V @ key_MV[m] / norms)
 
 
-def test_component_weights_do_not_depend_on_the_size_of_query_or_key():
+def test_component_weights_do_not_depend_on_the_norm_of_query_or_key():
     query_BV, attention_MV, key_MV = draw(B, V, seed=1), draw(M, V, seed=2), draw(M, V, seed=3)
     expected_BM = component_weights(query_BV, attention_MV, key_MV)
     torch.testing.assert_close(
@@ -57,17 +57,17 @@ def test_component_weights_do_not_depend_on_the_size_of_query_or_key():
 
 
 @pytest.mark.parametrize("degenerate", ["query", "attention", "key"])
-def test_component_weights_of_nothing_are_finite_with_finite_gradients(degenerate):
+def test_component_weights_of_zero_vectors_are_finite_with_finite_gradients(degenerate):
     tensors = {"query": draw(B, V), "attention": draw(M, V), "key": draw(M, V)}
     tensors[degenerate] = torch.zeros_like(tensors[degenerate])
     leaves = [tensor.requires_grad_() for tensor in tensors.values()]
     weight_BM = component_weights(*leaves)
-    slopes = torch.autograd.grad(weight_BM.sum(), leaves)
-    assert all(torch.isfinite(value).all() for value in (weight_BM, *slopes))
+    gradients = torch.autograd.grad(weight_BM.sum(), leaves)
+    assert all(torch.isfinite(value).all() for value in (weight_BM, *gradients))
 
 
 def test_weighted_prompts_are_the_formula_over_all_chunks():
-    """must hold with old chunks in the sum: P_l(x) = Σ_m a_m(x) P_l^m"""
+    """must sum over old chunks too: P_l(x) = Σ_m a_m(x) P_l^m"""
     prompts, query_BV = build(WEIGHTED, 2), draw(B, V, seed=9)
     found_DBLV = prompts(query_BV, B)
     expected_DBLV = torch.zeros(D, B, L, V)
@@ -108,20 +108,20 @@ def test_chunks_of_earlier_tasks_are_frozen(options):
 
 
 @pytest.mark.parametrize("options", [WEIGHTED, SHARED], ids=["weighted", "shared"])
-def test_tuned_prompts_are_one_chunk_for_ever(options):
+def test_tuned_prompts_are_one_chunk_for_all_tasks(options):
     prompts = build(options.model_copy(update={"growth": "tuned"}), 3)
     assert len(prompts.chunks) == 1
     assert all(parameter.requires_grad for parameter in prompts.parameters())
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(None, 3), (1, 1), (3, 3), (99, 3)])
-def test_depth_ends_at_the_last_layer(depth, expected):
+def test_depth_is_limited_by_the_number_of_layers(depth, expected):
     prompts = VisualPrompts(VisualPromptOptions(depth=depth), width=V, layers=3, seed=1)
     prompts.begin_task()
     assert prompts(draw(B, V), B).shape == (expected, B, 8, V)
 
 
-def test_initial_values_come_from_the_seed_and_the_chunk():
+def test_initial_values_depend_on_the_seed_and_the_chunk_only():
     def state(seed: int) -> dict[str, Tensor]:
         prompts = VisualPrompts(WEIGHTED, width=V, layers=3, seed=seed)
         prompts.begin_task()
@@ -145,7 +145,7 @@ def textual(options: TextualPromptOptions, n_words: int = 3) -> TextualPrompts:
 
 
 @pytest.mark.parametrize(("length", "n_words"), [(3, 3), (5, 3), (2, 3), (4, 0)])
-def test_context_starts_at_the_words_it_was_given(length, n_words):
+def test_context_starts_at_the_initial_words(length, n_words):
     context_DLW = textual(TextualPromptOptions(length=length), n_words).context(0)
     assert context_DLW.shape == (1, length, V)
     kept = min(length, n_words)
@@ -153,13 +153,13 @@ def test_context_starts_at_the_words_it_was_given(length, n_words):
     assert torch.all(context_DLW[0, kept:].abs() < 0.2)
 
 
-def test_deeper_layers_have_contexts_of_their_own():
+def test_each_layer_has_its_own_context():
     context_DLW = textual(TextualPromptOptions(length=2, depth=9)).context(0)
     assert context_DLW.shape == (3, 2, V)
     assert not torch.equal(context_DLW[1], context_DLW[2])
 
 
-def test_one_context_serves_all_tasks_or_each_its_own():
+def test_context_is_shared_by_all_tasks_or_one_per_task():
     tuned = textual(TextualPromptOptions(growth="tuned"))
     each = textual(TextualPromptOptions(growth="per_task"))
     for prompts in (tuned, each):

@@ -12,8 +12,8 @@ from pipeline.data.prepare.sharding import Recipe, write_shards
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, DataError
 from pipeline.output.recovery import snapshot_folder
-from pipeline.training.run import execute
 from pipeline.training.checked_run import check_run
+from pipeline.training.run import execute
 from tests.interruptions import Reference, StopAt, changed, newest_snapshot, start
 from tests.ranks import run_ranks
 from tests.tiny import build_config, write_clip

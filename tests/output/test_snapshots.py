@@ -19,8 +19,8 @@ from pipeline.distributed.world import World
 from pipeline.errors import DataError, DivergenceError, StorageError, TakenOverError
 from pipeline.output.ownership import Ownership
 from pipeline.output.snapshots import Snapshot, SnapshotWriter, read_latest
-from pipeline.training.run import execute
 from pipeline.training.checked_run import check_run
+from pipeline.training.run import execute
 from tests.ranks import run_ranks
 from tests.services.object_store import Bucket
 from tests.tiny import build_config

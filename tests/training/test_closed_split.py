@@ -1,4 +1,4 @@
-"""A run that tests on validation images cannot open a test image, whichever way it tries."""
+"""A run that is evaluated on validation images can open no test image in any way."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def read_from(folder: Path | str) -> ShardIndex:
 
 
 def delete(url: str) -> None:
-    """Leave nothing of a file."""
+    """Delete a file."""
     Path(url).unlink()
 
 
 def poison(url: str) -> None:
-    """Leave a file that no reader accepts."""
+    """Replace a file by content that no reader accepts."""
     Path(url).write_bytes(b"poison" * 50)
 
 
 @pytest.fixture(params=[delete, poison], ids=["deleted", "poisoned"])
 def without_test(request: pytest.FixtureRequest, tiny_shards: str, tmp_path: Path) -> str:
-    """The tiny shards, of whose test split only the index still tells."""
+    """The tiny shards with an unreadable test split; the index still lists it."""
     folder = shutil.copytree(tiny_shards, tmp_path / "shards")
-    spoil: Callable[[str], None] = request.param
+    damage: Callable[[str], None] = request.param
     for shard in read_from(folder).shards:
         if shard.split == "test":
-            spoil(shard.url)
-            spoil(shard.table_url)
+            damage(shard.url)
+            damage(shard.table_url)
     return str(folder)
 
 
@@ -83,32 +83,30 @@ def accuracy(config: Config) -> list[list[float | None]]:
         ("tppt_v", {"workers": 1, "train_transform": "random_crop"}),
     ],
 )
-def test_validation_run_finds_the_same_where_the_test_split_is_gone(
+def test_validation_run_gives_the_same_figures_without_the_test_split(
     tiny_arch, tiny_shards, without_test, tmp_path, variant, data
 ):
-    """must hold with features kept for other runs, and with loader workers"""
+    """must hold with a feature cache and with loader workers"""
     method = VARIANTS[variant].model_dump()
     data = {k: str(tmp_path / v) if k == "feature_cache" else v for k, v in data.items()}
-    spoilt, whole = (
+    without, complete = (
         accuracy(
             validation_config(tiny_arch, index, str(tmp_path / name), method=method, data=data)
         )
-        for name, index in (("spoilt", without_test), ("whole", tiny_shards))
+        for name, index in (("without", without_test), ("complete", tiny_shards))
     )
-    assert spoilt == whole
+    assert without == complete
 
 
-def test_test_run_does_fail_where_the_test_split_is_gone(tiny_arch, without_test, tmp_path):
-    """must fail, or the law above would say nothing"""
+def test_test_run_fails_without_the_test_split(tiny_arch, without_test, tmp_path):
+    """must fail, as otherwise the test above would prove nothing"""
     output = str(tmp_path / "run")
     config = validation_config(tiny_arch, without_test, output, evaluation={"split": "test"})
     with pytest.raises((DataError, StorageError), match="test-"):
         accuracy(config)
 
 
-def test_plan_of_a_validation_run_is_made_where_the_test_split_is_gone(
-    tiny_arch, without_test, tmp_path, capsys
-):
+def test_plan_of_a_validation_run_needs_no_test_split(tiny_arch, without_test, tmp_path, capsys):
     config = validation_config(tiny_arch, without_test, str(tmp_path / "run"))
     assert "steps" in format_plan(check_run(config, 1))
     file = tmp_path / "run.yaml"
@@ -120,9 +118,7 @@ def test_plan_of_a_validation_run_is_made_where_the_test_split_is_gone(
     assert main(["--config", str(file), "--dry-run"]) == 0, capsys.readouterr().err
 
 
-def test_class_without_a_training_image_is_still_told_and_one_without_a_test_image_is_not(
-    tiny_arch, tmp_path
-):
+def test_validation_run_needs_training_images_of_each_class_but_no_test_images(tiny_arch, tmp_path):
     tasks = {"class_order": "natural", "classes_per_task": 1}
     for name, train, test in (("a", [3, 0], [1, 1]), ("b", [3, 3], [1, 0])):
         (tmp_path / name).mkdir()
@@ -137,18 +133,18 @@ def index() -> ShardIndex:
     return store(f"memory://{uuid.uuid4().hex}", draw_samples())
 
 
-def test_closed_index_refuses_what_it_would_have_to_open(index):
+def test_closed_index_refuses_selections_and_tables_of_the_closed_split(index):
     closed = index.with_closed("test")
     with pytest.raises(DataError, match=f"{INDEX_NAME}: {CLOSED}"):
         closed.select("test", [0])
     for number, shard in enumerate(index.shards):
-        index.table(number)  # what the open index has read must not be seen through the closed one
+        index.table(number)  # the closed index must not reuse a table of the open one
         if shard.split == "test":
             with pytest.raises(DataError, match=f"{shard.table_name}: {CLOSED}"):
                 closed.table(number)
 
 
-def test_closed_index_tells_and_gives_the_rest_as_before(index):
+def test_closed_index_equals_the_open_one_in_everything_else(index):
     closed = index.with_closed("test")
     assert closed.count("test") == index.count("test")
     assert closed.digest(range(5)) == index.digest(range(5)) and closed.sha256 == index.sha256
@@ -160,8 +156,8 @@ def test_closed_index_tells_and_gives_the_rest_as_before(index):
     assert closed.with_closed("train").closed_splits == {"train", "test"}
 
 
-def test_reader_of_a_closed_index_refuses_samples_that_were_selected_elsewhere(index):
-    """must hold in a loader worker too, to which the reader comes as a pickle"""
+def test_reader_of_a_closed_index_refuses_samples_of_another_index(index):
+    """must hold in a loader worker too, which gets the reader as a pickle"""
     reader = pickle.loads(pickle.dumps(ShardReader(index.with_closed("test"))))
     train, test = index.select("train", [0]), index.select("test", [0])
     assert len(reader.read(train)) == len(train)
@@ -169,7 +165,7 @@ def test_reader_of_a_closed_index_refuses_samples_that_were_selected_elsewhere(i
         reader.read(test)
 
 
-def test_source_of_a_closed_index_fetches_nothing_ahead_that_it_may_not_open(index, tmp_path):
+def test_source_of_a_closed_index_prefetches_no_closed_sample(index, tmp_path):
     cache = SegmentCache(tmp_path / "cache", limit_bytes=1 << 30, deadline_s=5)
     source = ShardSource(index.with_closed("test"), cache=cache)
     train, test = index.select("train", [0]), index.select("test", [0])
@@ -196,7 +192,7 @@ def cached(index: ShardIndex, cache: SegmentCache, split: str) -> set[str]:
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_cache_of_a_run_holds_test_images_only_if_it_tests_on_them(
+def test_cache_of_a_run_holds_test_images_only_if_it_is_evaluated_on_them(
     tiny_arch, tiny_shards, tmp_path, split
 ):
     url = f"memory://{uuid.uuid4().hex}"
@@ -218,7 +214,7 @@ SWEEP = {"space": {"optim.epochs": {"int": [1, 2]}}, "validation_fraction": 0.4,
 
 @pytest.mark.parametrize("protocol", ["first_task", "first_k_tasks", "transfer"])
 def test_trials_of_a_sweep_need_no_test_split(tiny_arch, without_test, tmp_path, protocol):
-    """must hold whatever split the varied run is tested on, for the command and for its trials"""
+    """must hold for the command and for its trials, although the varied run uses test images"""
     plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, protocol))
     config = plan.run_config({"optim.epochs": 1}, 0, 0)
     rows = accuracy(config)
@@ -227,30 +223,28 @@ def test_trials_of_a_sweep_need_no_test_split(tiny_arch, without_test, tmp_path,
         check_run(config, 1).index.select("test", [0])
 
 
-def test_sweep_on_the_evaluation_sequence_does_need_the_test_split(
-    tiny_arch, without_test, tmp_path
-):
-    """must fail, or the law above would say nothing"""
+def test_sweep_on_the_evaluation_sequence_needs_the_test_split(tiny_arch, without_test, tmp_path):
+    """must fail, as otherwise the test above would prove nothing"""
     plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, "oracle_sequence"))
     with pytest.raises((DataError, StorageError), match="test-"):
         accuracy(plan.run_config({"optim.epochs": 1}, 0, 0))
 
 
-def test_sweep_that_would_leave_no_task_to_report_is_refused(tiny_arch, tiny_shards, tmp_path):
+def test_sweep_that_leaves_no_task_to_report_is_refused(tiny_arch, tiny_shards, tmp_path):
     sweep = write_sweep(tiny_arch, tiny_shards, tmp_path, "first_k_tasks")
-    told = "exclude_from_report: it is true, and of .*exclude_tasks is 2 and there are 2 tasks"
-    with pytest.raises(ConfigError, match=told):
+    words = "exclude_from_report: it is true, and of .*exclude_tasks is 2 and there are 2 tasks"
+    with pytest.raises(ConfigError, match=words):
         load_plan(sweep.model_copy(update={"exclude_from_report": True}))
     assert load_plan(sweep).n_tasks == 2
 
 
 def write_sweep(arch: str, index: str, folder: Path, protocol: str) -> SweepConfig:
-    """A sweep over a run of two tasks that is itself tested on test images."""
+    """A sweep over a run of two tasks whose own configuration evaluates on test images."""
     tasks = {"classes_per_task": 3, "limit": 2}
     config = build_config(arch, index, tasks=tasks, method={"name": "finetune"})
     file = folder / "varied.yaml"
     file.write_text(dump_config(config))
     report = str(file) if protocol == "transfer" else None
     settings = {"run": str(file), "report": report, "protocol": protocol, **SWEEP}
-    settings["exclude_from_report"] = protocol == "first_task"  # there are but two
+    settings["exclude_from_report"] = protocol == "first_task"  # the run has only two tasks
     return SweepConfig(output=str(folder / "sweep"), **settings)

@@ -1,4 +1,4 @@
-"""A loss that is no number ends a run with its place, or is borne and counted; nothing is lost."""
+"""A loss that is not finite ends a run with its place, or is skipped and counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_clip")
 
 
 class Fragile(Finetune):
-    """Has no loss for a batch of the second task in which a class comes three times."""
+    """Its loss is nan for a batch of the second task with three images of one class."""
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         losses = super().losses(embedded, label_N)
@@ -52,7 +52,7 @@ def fragile(tiny_arch, tiny_shards, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def hard_steps(config: Config) -> list[tuple[int, list[str]]]:
-    """The steps of the second task that have no loss, and their samples, from the plan."""
+    """The steps of the second task whose loss is nan, and their samples, from the plan."""
     task = check_run(config, 1).tasks[1]
     selection = read_index(config.data.index).select("train", task.labels)
     class_of_label = {label: task.first + place for place, label in enumerate(task.labels)}
@@ -67,13 +67,13 @@ def hard_steps(config: Config) -> list[tuple[int, list[str]]]:
     ]
 
 
-def patient(config: Config, budget: int, **sections: Any) -> Config:
+def tolerant(config: Config, budget: int, **sections: Any) -> Config:
     optim = {"on_nonfinite_loss": "skip", "nonfinite_loss_budget": budget}
     return changed(config, optim=optim, **sections)
 
 
 def test_error_names_task_step_and_samples_and_the_snapshot_stays(fragile):
-    """must leave a snapshot of before, from which a more patient run goes on to the same end"""
+    """must leave an earlier snapshot, from which a more tolerant run ends with the same results"""
     step, keys = hard_steps(fragile)[0]
     words = f"task 2, step {step + 1}: the loss is nan on samples {', '.join(keys)}; lower optim"
     with pytest.raises(DivergenceError) as caught:
@@ -82,26 +82,26 @@ def test_error_names_task_step_and_samples_and_the_snapshot_stays(fragile):
     snapshot = read_latest(snapshot_folder(fragile))
     assert (snapshot.task, snapshot.step) == (1, step - step % 2)
 
-    config = patient(fragile, 20)
+    config = tolerant(fragile, 20)
     assert start(config)
-    Reference(patient(fragile, 20, output=f"{fragile.output}-afresh")).assert_equals_run(config)
+    Reference(tolerant(fragile, 20, output=f"{fragile.output}-afresh")).assert_equals_run(config)
 
 
 def test_skipped_steps_are_counted_within_their_budget(fragile):
-    """must hold over interruptions: what was skipped before counts"""
+    """must also count the steps that were skipped before an interruption"""
     hard = hard_steps(fragile)
-    assert len(hard) >= 2, "the test wants two such steps"
-    reference = Reference(patient(fragile, len(hard), output=f"{fragile.output}-undisturbed"))
+    assert len(hard) >= 2, "the test needs two such steps"
+    reference = Reference(tolerant(fragile, len(hard), output=f"{fragile.output}-undisturbed"))
     assert reference.outcome.results["skipped_steps"] == [
         {"task": 1, "step": step, "loss": "nan", "samples": keys} for step, keys in hard
     ]
-    config = patient(fragile, len(hard))
-    for count in (22, 8, 9):  # frozen features and a first task; then into the second
+    config = tolerant(fragile, len(hard))
+    for count in (22, 8, 9):  # in the first task, then twice in the second
         assert not start(config, StopAt(count))
     assert start(config)
     reference.assert_equals_run(config)
 
-    short = patient(fragile, len(hard) - 1, output=f"{fragile.output}-short")
+    short = tolerant(fragile, len(hard) - 1, output=f"{fragile.output}-short")
     assert not start(short, StopAt(22))
     step = hard[-1][0]
     words = f"task 2, step {step + 1}: .*; {len(hard)} such steps exceed optim.nonfinite_loss_bud"
@@ -110,7 +110,7 @@ def test_skipped_steps_are_counted_within_their_budget(fragile):
 
 
 class Breakable(Finetune):
-    """Has no loss while it is broken."""
+    """Its loss is infinite while ``broken``."""
 
     broken = False
 
@@ -122,8 +122,8 @@ class Breakable(Finetune):
 @pytest.mark.parametrize(
     "layout", [{}, {"zero_stage": 1}, {"micro_batch": 2, "recompute": True}], ids=str
 )
-def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
-    """must leave tensors and moments as they were, so that the step after is as if alone"""
+def test_step_with_a_loss_that_is_not_finite_changes_nothing(alone, tiny_clip, layout):
+    """must leave tensors and optimizer state unchanged, so that the next step is as usual"""
     config = build_config("none", "none", engine=layout)
     task = tiny_tasks()[0]
     learned = []
@@ -147,18 +147,18 @@ def test_step_without_a_loss_changes_nothing(alone, tiny_clip, layout):
 
 
 class Overflowing(Finetune):
-    """Has a loss, but ends the first task with a prompt that is no number."""
+    """Its loss is finite, but the last step of the first task gives an infinite prompt."""
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         losses = super().losses(embedded, label_N)
         self.calls = getattr(self, "calls", 0) + 1
-        if self.calls == 10:  # the last step: no later loss can tell
+        if self.calls == 10:  # the last step: no later loss can show it
             self.visual_prompts.chunks[0].prompt_DMLV.register_hook(lambda grad: grad * torch.inf)
         return losses
 
 
-def test_tensors_that_are_no_numbers_are_never_snapshotted(fragile, monkeypatch):
-    """must find them at a task's end too, where no later loss would"""
+def test_tensors_that_are_not_finite_are_never_in_a_snapshot(fragile, monkeypatch):
+    """must also find them at the end of a task, where no later loss shows them"""
     monkeypatch.setitem(METHODS, "fragile", Overflowing)
     config = changed(fragile, optim={"gradient_clipping": 0.0})
     with pytest.raises(DivergenceError, match="task 1, step 10: learned/visual_prompts.* holds"):
