@@ -76,7 +76,7 @@ def _raise_if_learned(config: Config) -> None:
     if results and storage.list_files(storage.join(config.output, "tasks")):
         raise ConfigError(
             f"output: {storage.redact(config.output)} holds {results.n_learned} "
-            f"learned tasks, and no snapshot lies in {storage.redact(snapshot_folder(config))}; "
+            f"learned tasks, but no snapshot is in {storage.redact(snapshot_folder(config))}; "
             "set snapshot.folder to the folder of the snapshots, or choose another output="
         )
 

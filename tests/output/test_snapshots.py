@@ -109,7 +109,7 @@ def test_files_are_safetensors_and_json(tmp_path):
     assert json.loads(tensors.read_bytes()[8 : 8 + header_size])["learned/prompt"]["dtype"] == "F32"
 
 
-def cut(data: bytes) -> list[bytes]:
+def damaged_copies(data: bytes) -> list[bytes]:
     """Damaged copies of a content: cut short, extended, zeroed, or with one flipped bit."""
     places = {0, 1, 7, 8, 9, len(data) // 3, len(data) // 2, len(data) - 9, len(data) - 1}
     flipped = (data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :] for at in sorted(places))
@@ -122,8 +122,8 @@ def test_damaged_snapshot_is_never_read(tmp_path, name):
     folder = str(tmp_path / "snapshots")
     write(folder, draw(1, 10), draw(1, 20))
     file = tmp_path / "snapshots" / draw(1, 20).name / name
-    whole = file.read_bytes()
-    damages = [content for content in cut(whole) if content != whole]
+    data = file.read_bytes()
+    damages = [content for content in damaged_copies(data) if content != data]
     assert len(damages) == 20
     for content in damages:
         file.write_bytes(content)

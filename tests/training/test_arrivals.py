@@ -188,7 +188,7 @@ def test_changed_or_missing_file_of_a_learned_task_is_refused(extension):
 def test_learned_tasks_are_not_overwritten_because_snapshots_are_missing(extension, tmp_path):
     """must refuse to start from the beginning in an output with learned tasks"""
     elsewhere = changed(extension.extended, snapshot={"folder": str(tmp_path / "elsewhere")})
-    words = "run holds 3 learned tasks, and no snapshot lies in .*elsewhere; set snapshot.folder to"
+    words = "run holds 3 learned tasks, but no snapshot is in .*elsewhere; set snapshot.folder to"
     with pytest.raises(ConfigError, match=words):
         start(elsewhere)
     Path(snapshot_folder(extension.first)).rename(tmp_path / "elsewhere")
