@@ -33,6 +33,13 @@ class Embedded(NamedTuple):
     terms: Mapping[str, Tensor] = {}  # loss terms of each image, term_B, gathered over ranks
     features: ImageFeatures | None = None  # of the frozen image tower, where they are asked for
 
+    def rows(self, rows: slice) -> Embedded:
+        """Some of the images, without loss terms."""
+        features = self.features
+        if features is not None:
+            features = ImageFeatures(*(column[rows] for column in features))
+        return Embedded(self.embedding_BE[rows], features=features)
+
 
 # A task's training images in canonical order, with their class numbers; may be read repeatedly.
 EmbeddedImages = Iterable[tuple[Embedded, Tensor]]

@@ -29,6 +29,7 @@ class TextAnchors(Classifier):
                 "classifier.name: 'text_anchors' needs a method that has text anchors; choose "
                 "another classifier"
             )
+        self._anchors = [context.anchors]  # in a list: the tensors belong to the method
         self._anchor_CE: Tensor | None = None
 
     @property
@@ -38,7 +39,7 @@ class TextAnchors(Classifier):
 
     def end_task(self, task: Task) -> None:
         """Fix the anchors that predictions use."""
-        self._anchor_CE = self.context.anchors.for_evaluation()
+        self._anchor_CE = self._anchors[0].for_evaluation()
 
     def logits(self, embedded: Embedded) -> Tensor:
         """Scaled cosines ``logits_BC``."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,20 @@ from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
+T = TypeVar("T")
+
 
 class Losses(NamedTuple):
     """The loss of one step: ``total`` and the weighted terms that it is the sum of."""
 
     total: Tensor
     terms: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, terms: dict[str, Tensor]) -> Losses:
+        """The sum of one term or more, added in their order."""
+        first, *others = terms.values()
+        return cls(sum(others, start=first), terms)
 
     def plus(self, name: str, term: Tensor | None) -> Losses:
         """The losses with one more term, or the same ones if it is None."""
@@ -80,6 +88,12 @@ class MethodContext:
         return cls(clip, partial(class_prompts, config.text), config.text.ensemble, config.seed)
 
 
+def given(value: T | None) -> T:
+    """An input of :meth:`Method.embed` that :meth:`Method.inputs_of` names."""
+    assert value is not None, "embed reads an input that inputs_of does not name"
+    return value
+
+
 def class_prompts(text: TextConfig, name: str) -> list[str]:
     """The prompts of one class, the one that training uses first."""
     return [template.replace("{}", name) for template in text.templates]
@@ -96,13 +110,14 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     # Whose training images a task shows: its own, or also those of all earlier tasks.
     training_images: ClassVar[Literal["task", "seen"]] = "task"
+    anchors: Anchors | None  # the text embeddings of the classes, if it has any
+    task: Task  # the present or the last one
 
     def __init__(self, context: MethodContext, options: Any) -> None:
         super().__init__()
         self.context = context
         self.clip = context.clip
         self.options = options
-        self.task: Task | None = None
         # In this order for ever: gradients are summed in the order of the tensors.
         self.build_adaptation()
         self.anchors = self.build_anchors()

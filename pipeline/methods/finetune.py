@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.classifiers import Embedded
-from pipeline.methods.base import Inputs, Losses, Method, MethodOptions
-from pipeline.model.anchors import FixedAnchors
+from pipeline.methods.base import Inputs, Losses, Method, MethodOptions, given
+from pipeline.model.anchors import Anchors, FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
 from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
@@ -30,6 +30,7 @@ class Finetune(Method):
     """Prompt tuning of the image tower against fixed anchors."""
 
     Options = FinetuneOptions
+    anchors: Anchors
 
     def build_adaptation(self) -> None:
         """Visual prompts, empty before the first task."""
@@ -46,7 +47,7 @@ class Finetune(Method):
         """Images, and for instance-specific prompts the features that mix them."""
         return Inputs(images=True, features=options.visual_prompts.generator == "weighted")
 
-    def build_anchors(self) -> FixedAnchors:
+    def build_anchors(self) -> Anchors:
         """The text embeddings of the frozen text tower."""
         context = self.context
         return FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
@@ -63,7 +64,8 @@ class Finetune(Method):
 
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the prompted image tower."""
-        query_BV = features.pooled_BV if self.inputs.features else None
+        image_BCHW = given(image_BCHW)
+        query_BV = given(features).pooled_BV if self.inputs.features else None
         prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
         return Embedded(unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE))
 

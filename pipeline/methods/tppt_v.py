@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.classifiers import Embedded
 from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune, FinetuneOptions
-from pipeline.model.anchors import FixedAnchors, LearnedAnchors
+from pipeline.model.anchors import Anchors, FixedAnchors, LearnedAnchors
 from pipeline.model.losses import (
     decorrelation,
     dispersion,
@@ -54,9 +54,10 @@ class TpptV(Finetune):
 
     Options = TpptVOptions
 
-    def build_anchors(self) -> FixedAnchors | LearnedAnchors:
+    def build_anchors(self) -> Anchors:
         """The frozen text embeddings, with residuals on top if they are chosen."""
-        fixed, context = super().build_anchors(), self.context
+        context = self.context
+        fixed = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
         if not self.options.anchor_residuals:
             return fixed
         return LearnedAnchors(context.clip, fixed, residuals=True, seed=context.seed)
@@ -78,7 +79,7 @@ class TpptV(Finetune):
             )
         if self.options.diversity.form != "none":
             terms["diversity"] = self.options.diversity.weight * self._diversity(current_CE)
-        return Losses(sum(terms.values()), terms)
+        return Losses.of(terms)
 
     def _diversity(self, current_CE: Tensor) -> Tensor:
         """The chosen regulariser over the anchors of all classes seen so far."""

@@ -6,7 +6,7 @@ Source: arXiv 2505.20680.
 from __future__ import annotations
 
 from pipeline.methods.tppt_v import DiversityOptions, TpptV, TpptVOptions
-from pipeline.model.anchors import FixedAnchors, LearnedAnchors, OldAnchors
+from pipeline.model.anchors import Anchors, FixedAnchors, LearnedAnchors, OldAnchors
 from pipeline.model.prompts import TextualPromptOptions
 
 
@@ -24,7 +24,7 @@ class TpptVT(TpptV):
 
     Options = TpptVTOptions
 
-    def build_anchors(self) -> LearnedAnchors:
+    def build_anchors(self) -> Anchors:
         """Anchors read from the text tower behind a learned context."""
         context, options = self.context, self.options
         fixed = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.classifiers import Embedded
-from pipeline.methods.base import Inputs, Method
+from pipeline.methods.base import Inputs, Method, given
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompts import unit
@@ -28,4 +28,4 @@ class ZeroShot(Method):
 
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the frozen image tower."""
-        return Embedded(unit(features.joint_BE))
+        return Embedded(unit(given(features).joint_BE))

@@ -9,9 +9,9 @@ prompt tokens can enter between them. Without prompts the features are bit-equal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from open_clip.transformer import (
@@ -65,8 +65,8 @@ class FrozenClip:
 
     def __init__(
         self,
-        clip: nn.Module,
-        tokenizer: object,
+        clip: Any,  # open_clip annotates no attribute of its models
+        tokenizer: Callable[[list[str]], Tensor],
         *,
         name: str,
         device: torch.device,
@@ -78,7 +78,7 @@ class FrozenClip:
         self.logit_scale = float(clip.logit_scale.detach().float().exp())
         self.sha256 = sha256
         self.clip = clip.requires_grad_(False).eval().to(device=device, dtype=self.dtype)
-        self._visual: VisionTransformer = _checked_visual(clip, name)
+        self._visual: Any = _checked_visual(clip, name)
         self._text = _checked_text(clip, name)
         self._tokenizer = tokenizer
         self._pools_cls = self._visual.pool_type == "tok" and all(
@@ -252,7 +252,7 @@ class BlankClip(FrozenClip):
 class _TextTower:
     """The text half of a CLIP, under one set of names for open_clip's two layouts."""
 
-    def __init__(self, clip: nn.Module):
+    def __init__(self, clip: Any) -> None:
         owner = clip.text if hasattr(clip, "text") else clip
         self.transformer = owner.transformer
         self.token_embedding = owner.token_embedding
@@ -264,7 +264,7 @@ class _TextTower:
         self.eos_id = owner.eos_id if hasattr(clip, "text") else clip.text_eos_id
 
 
-def _checked_visual(clip: nn.Module, name: str) -> VisionTransformer:
+def _checked_visual(clip: Any, name: str) -> VisionTransformer:
     visual = clip.visual
     what = f"is a {type(visual).__name__}"
     if isinstance(visual, VisionTransformer):
@@ -277,7 +277,7 @@ def _checked_visual(clip: nn.Module, name: str) -> VisionTransformer:
     )
 
 
-def _checked_text(clip: nn.Module, name: str) -> _TextTower:
+def _checked_text(clip: Any, name: str) -> _TextTower:
     owner = getattr(clip, "text", clip)
     if owner is not clip and not isinstance(owner, TextTransformer):
         raise WeightsError(

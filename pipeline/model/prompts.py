@@ -5,7 +5,7 @@ Axes: B images · D prompted layers · M components · L prompt tokens · V visi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,11 +79,12 @@ class VisualPrompts(nn.Module):
 
     def forward(self, query_BV: Tensor | None, n_images: int) -> Tensor:
         """Tokens ``prompt_DBLV`` of each image; only 'weighted' reads ``query_BV``."""
-        prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in self.chunks], dim=1)
+        chunks: list[Any] = list(self.chunks)  # a ModuleList hides the class of its members
+        prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in chunks], dim=1)
         if query_BV is None:
             return prompt_DMLV.sum(dim=1, keepdim=True).expand(-1, n_images, -1, -1)
-        key_MV = torch.cat([chunk.key_MV for chunk in self.chunks])
-        attention_MV = torch.cat([chunk.attention_MV for chunk in self.chunks])
+        key_MV = torch.cat([chunk.key_MV for chunk in chunks])
+        attention_MV = torch.cat([chunk.attention_MV for chunk in chunks])
         weight_BM = component_weights(query_BV, attention_MV, key_MV)
         return torch.einsum("bm,dmlv->dblv", weight_BM, prompt_DMLV)
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -42,7 +43,7 @@ def blank_clip(arch: str) -> BlankClip:
     return BlankClip(clip, tokenizer, name=arch, device=torch.device("cpu"))
 
 
-def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, object]:
+def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, Any]:
     """open_clip's model and tokenizer."""
     problem = weights_problem(arch, weights)
     if problem:

@@ -17,7 +17,8 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
-from pipeline.methods import Method, MethodContext, build_method
+from pipeline.methods import build_method
+from pipeline.methods.base import Method, MethodContext
 from pipeline.model.weights import load_clip
 from pipeline.output.results import RunResults, read_results
 from pipeline.rng import seed_torch

@@ -35,7 +35,8 @@ def forgetting(accuracy: Matrix) -> float | None:
         return None
     last = len(accuracy) - 1
     return fmean(
-        max(accuracy[t][k] for t in range(k, last)) - accuracy[last][k] for k in range(last)
+        max(_entry(accuracy, t, k) for t in range(k, last)) - _entry(accuracy, last, k)
+        for k in range(last)
     )
 
 
@@ -47,7 +48,14 @@ def backward_transfer(accuracy: Matrix) -> float | None:
     if len(accuracy) < 2:
         return None
     last = len(accuracy) - 1
-    return fmean(accuracy[last][k] - accuracy[k][k] for k in range(last))
+    return fmean(_entry(accuracy, last, k) - _entry(accuracy, k, k) for k in range(last))
+
+
+def _entry(accuracy: Matrix, t: int, k: int) -> float:
+    """``accuracy[t][k]`` of a task that was learned by then."""
+    value = accuracy[t][k]
+    assert value is not None, f"task {k} was not learned at stage {t}"
+    return value
 
 
 def summarise(correct: Counts, images: Counts, *, exclude_tasks: int = 0) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def summarise(correct: Counts, images: Counts, *, exclude_tasks: int = 0) -> dic
     matrix = [
         [right / total for right, total in zip(*stage, strict=True)] for stage in stages if stage[0]
     ]
-    counted = micro[exclude_tasks:]
+    counted = [value for value in micro[exclude_tasks:] if value is not None]
     return {
         "stage_accuracy": {"micro": micro, "macro": macro},
         "average_incremental_accuracy": fmean(counted) if counted else None,

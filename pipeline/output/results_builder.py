@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -56,7 +56,7 @@ class ResultsBuilder:
         if self.tuning is None and state["tuning"]:
             self.tuning = TuningConfig.model_validate(state["tuning"])
         self.stages = [
-            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
+            replace(Stage(**stage), correct=tuple(stage["correct"]), images=tuple(stage["images"]))
             for stage in state["stages"]
         ]
         self.skipped_samples = list(state["skipped_samples"])

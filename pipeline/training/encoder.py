@@ -5,17 +5,17 @@ Axes: B images of this rank · E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from pipeline.classifiers import Embedded
+from pipeline.data.batch import Batch
 from pipeline.data.index import Selection
 from pipeline.data.transforms import Transform
 from pipeline.distributed.world import World
 from pipeline.methods.base import Method
-from pipeline.model.backbone import ImageFeatures
 from pipeline.training.batches import TaskBatches
 from pipeline.training.features import FrozenFeatures, FrozenStore, gather_columns
 
@@ -35,18 +35,13 @@ class Encoder:
     @torch.no_grad()
     def share(self, selection: Selection) -> Iterator[tuple[Embedded, Tensor]]:
         """This rank's share as encoded images and class numbers, each image once over all ranks."""
-        method, frozen = self._method, self._features(selection)
-        if not method.inputs.images:
+        if not self._method.inputs.images:
             rows = slice(self._world.rank, None, self._world.world_size)
-            features, label_B = frozen.rows(rows)
-            yield method.encode(None, features), self._batches.classes(label_B)
+            yield self._encode_rows(self._features(selection), rows)
             return
+        encode = self._image_encoder(selection)
         for batch in self._batches.all_of(selection, self._batches.eval_transform):
-            features = frozen.of(batch.sample_B) if frozen else None
-            yield (
-                method.encode(batch.image_BCHW, features),
-                self._batches.classes(batch.label_B),
-            )
+            yield encode(batch), self._batches.classes(batch.label_B)
 
     @torch.no_grad()
     def everything(self, selection: Selection) -> list[tuple[Embedded, Tensor]]:
@@ -54,30 +49,22 @@ class Encoder:
 
         Takes ``S × E × 4`` bytes for S images on every rank.
         """
-        method, frozen = self._method, self._features(selection)
-        if not method.inputs.images:
-            return [
-                (method.encode(None, features), self._batches.classes(label_B))
-                for features, label_B in self._chunks(frozen)
-            ]
+        if not self._method.inputs.images:
+            frozen = self._features(selection)
+            return [self._encode_rows(frozen, rows) for rows in self._chunks(frozen.sample_S)]
+        encode = self._image_encoder(selection)
         usable_S, (embedding_SE,) = gather_columns(
             selection,
             self._batches.all_of(selection, self._batches.eval_transform),
-            lambda batch: [
-                method.encode(
-                    batch.image_BCHW, frozen.of(batch.sample_B) if frozen else None
-                ).embedding_BE
-            ],
-            [method.embedding_width],
+            lambda batch: [encode(batch).embedding_BE],
+            [self._method.embedding_width],
             self._world.device,
         )
         label_S = self._batches.classes(torch.from_numpy(selection.label_S)[usable_S])
-        chunks = zip(embedding_SE.split(self._batch), label_S.split(self._batch), strict=True)
-        features = [each for each, _ in self._chunks(frozen)] if frozen else None
-        return [
-            (Embedded(embedding_BE, features=features[number] if features else None), label_B)
-            for number, (embedding_BE, label_B) in enumerate(chunks)
-        ]
+        embedded = Embedded(embedding_SE)
+        if self._method.needs_features:
+            embedded = embedded._replace(features=self._features(selection).features)
+        return [(embedded.rows(rows), label_S[rows]) for rows in self._chunks(label_S)]
 
     def n_unusable(self, selection: Selection) -> int:
         """How many samples of a selection were skipped, over all ranks; every rank asks."""
@@ -91,12 +78,25 @@ class Encoder:
             selection, transform, lambda: self._batches.all_of(selection, transform)
         )
 
-    def _features(self, selection: Selection) -> FrozenFeatures | None:
-        if not self._method.needs_features:
-            return None
+    def _features(self, selection: Selection) -> FrozenFeatures:
         return self.features(selection, self._batches.eval_transform)
 
-    def _chunks(self, frozen: FrozenFeatures) -> Iterator[tuple[ImageFeatures, Tensor]]:
+    def _image_encoder(self, selection: Selection) -> Callable[[Batch], Embedded]:
+        """Encodes a batch of images of ``selection``, with features if they are read."""
+        frozen = self._features(selection) if self._method.needs_features else None
+
+        def encode(batch: Batch) -> Embedded:
+            features = frozen.of(batch.sample_B) if frozen else None
+            return self._method.encode(batch.image_BCHW, features)
+
+        return encode
+
+    def _encode_rows(self, frozen: FrozenFeatures, rows: slice) -> tuple[Embedded, Tensor]:
+        """Some images by their features alone."""
+        features, label_B = frozen.rows(rows)
+        return self._method.encode(None, features), self._batches.classes(label_B)
+
+    def _chunks(self, column_S: Tensor) -> list[slice]:
         """Rows of at most ``batch`` images, in canonical order."""
-        for start in range(0, len(frozen.sample_S), self._batch):
-            yield frozen.rows(slice(start, start + self._batch))
+        starts = range(0, len(column_S), self._batch)
+        return [slice(start, start + self._batch) for start in starts]

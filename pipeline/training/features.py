@@ -94,7 +94,7 @@ class FrozenStore:
         return self._kept[key]
 
     def _key(self, selection: Selection, transform: Transform) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S))
+        digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S).tobytes())
         origin = (self._clip.sha256, str(self._clip.dtype), selection.index.sha256, transform)
         digest.update(repr(origin).encode())
         return digest.hexdigest()
@@ -114,7 +114,7 @@ class FrozenStore:
         usable_S, columns = gather_columns(
             selection,
             share,
-            lambda batch: self._clip.encode_image(batch.image_BCHW),
+            lambda batch: self._clip.encode_image(pixels_of(batch)),
             widths,
             self._clip.device,
         )
@@ -124,20 +124,26 @@ class FrozenStore:
             ImageFeatures(*columns),
         )
         if self._folder:
-            self._write(key, features)
+            self._write(self._folder, key, features)
         return features
 
-    def _write(self, key: str, features: FrozenFeatures) -> None:
+    def _write(self, folder: str, key: str, features: FrozenFeatures) -> None:
         tensors = {
             "sample": features.sample_S,
             "label": features.label_S,
             "pooled": features.features.pooled_BV.cpu(),
             "joint": features.features.joint_BE.cpu(),
         }
-        url = storage.join(self._folder, f"{key}.safetensors")
+        url = storage.join(folder, f"{key}.safetensors")
         with raise_on_all_ranks():
             if self._world.is_main:
                 storage.write_atomically(url, to_safetensors(tensors))
+
+
+def pixels_of(batch: Batch) -> Tensor:
+    """The pixels ``image_BCHW`` of a batch of a stream with images."""
+    assert batch.image_BCHW is not None, "the stream has no images"
+    return batch.image_BCHW
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pipeline.model.backbone import ImageFeatures
 from pipeline.tasks import Task
 from pipeline.training.batches import TaskBatches
 from pipeline.training.encoder import Encoder
-from pipeline.training.features import FrozenFeatures
+from pipeline.training.features import FrozenFeatures, pixels_of
 
 
 class StepInputs:
@@ -67,7 +67,6 @@ class StepInputs:
         """Features of images that augmentation makes new each time."""
         if not self._method.inputs.features:
             return None
-        assert batch.image_BCHW is not None, "features without images have a fixed transform"
-        parts = batch.image_BCHW.split(self._micro_batch)
+        parts = pixels_of(batch).split(self._micro_batch)
         columns = zip(*map(self._method.clip.encode_image, parts), strict=True)
         return ImageFeatures(*map(torch.cat, columns))
