@@ -12,17 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.paths import expand_path
 from pipeline.settings_file import Section, dump_section, load_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# A folder, a file or a URL; `~` and `$VARIABLE` stand for their values.
+PathText = Annotated[str, AfterValidator(expand_path)]
+# The same, expanded on each machine that uses it.
+NodePathText = Annotated[str, AfterValidator(lambda text: text if expand_path(text) else "")]
 
 
 class CacheConfig(Section):
     """The cache of object storage on each node; local data needs none."""
 
-    folder: str = "~/.cache/tppt-shards"  # shared by the node's ranks and loader workers
+    folder: NodePathText = "~/.cache/tppt-shards"  # shared by the node's ranks and loader workers
     limit_gb: float = Field(50.0, gt=0)  # in 1e9 bytes, per node; the least recently used go first
     deadline_s: float = Field(300.0, gt=0)  # seconds of retries per fetch before it fails
 
@@ -30,7 +35,7 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """The images and their batches."""
 
-    index: str | list[str]  # folder or URL of prepared shards; each of a list adds classes
+    index: PathText | list[PathText]  # folder or URL of shards; each of a list adds classes
     global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
     eval_batch: int = Field(64, gt=0)  # images per forward pass of a test, on one rank
     workers: int = Field(2, ge=0)  # loader processes per rank; 0: the rank decodes
@@ -39,7 +44,7 @@ class DataConfig(Section):
     tail: Literal["drop", "wrap"] = "wrap"  # an epoch's last, partial batch: drop it or fill it up
     validation_fraction: float = Field(0.0, ge=0, lt=1)  # of training images, by hash of the key
     on_bad_sample: Literal["fail", "skip"] = "fail"
-    feature_cache: str | None = None  # folder or URL of frozen features, shared by runs
+    feature_cache: PathText | None = None  # folder or URL of frozen features, shared by runs
     bad_sample_budget: int = Field(0, ge=0)  # bad samples per run that may be skipped
     cache: CacheConfig = CacheConfig()
 
@@ -106,7 +111,7 @@ class SnapshotConfig(Section):
     """How much work a lost machine may cost."""
 
     every_steps: int = Field(100, gt=0)  # steps of a task between two snapshots
-    folder: str | None = None  # folder or URL; None: `snapshots` in the output
+    folder: PathText | None = None  # folder or URL; None: `snapshots` in the output
 
 
 class EvaluationConfig(Section):
@@ -152,7 +157,7 @@ class Config(Section):
     """One run."""
 
     name: str = "run"
-    output: str = Field("runs/run", min_length=1)  # folder or URL
+    output: PathText = "runs/run"  # folder or URL
     seed: int = Field(1, ge=0, lt=2**63)  # of initialisation, sample order and augmentation
     data: DataConfig
     tasks: TasksConfig

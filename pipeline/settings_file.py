@@ -153,7 +153,8 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{place} is missing; it must be given"
     if first["type"] == "value_error":
-        return f"{first['ctx']['error']}"
+        problem = str(first["ctx"]["error"])
+        return f"{place}: {problem}" if path and path[0] not in problem else problem
     if first["type"] in ("model_type", "dict_type"):
         return f"{place}: must hold `key: value` lines, found {first['input']!r}"
     # A setting of several allowed types has one message for each type.

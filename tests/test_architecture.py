@@ -277,7 +277,7 @@ def test_importing_only_defines():
 
 def is_entry(node: ast.stmt) -> bool:
     """Whether a statement only asks how the module was started, or who reads it."""
-    known = {"__name__", "__package__", "TYPE_CHECKING"}
+    known = {"__name__", "__package__", "TYPE_CHECKING", "sys"}  # sys: its version
     return isinstance(node, ast.If) and bool(known & names_in(node))
 
 

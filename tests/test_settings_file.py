@@ -85,7 +85,7 @@ def test_dump_reads_back_to_the_same_value(file, tmp_path):
         ("seed=99999999999999999999", "seed: .*less than 9223372036854775808, found 999"),
         ("data=shards", "data: must hold `key: value` lines, found 'shards'"),
         ("optim=", "optim: must hold `key: value` lines, found None"),
-        ("output=''", "output: .*at least 1 character"),
+        ("output=''", "output: '' is blank"),
         ("text.templates=['a photo']", "text.templates: 'a photo' needs exactly one '{}'"),
         ("text.templates=[]", "text.templates: .*at least 1 item"),
         ("evaluation.split=validation", "data.validation_fraction is 0; set it to e.g. 0.2"),

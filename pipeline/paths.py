@@ -1,0 +1,25 @@
+"""Paths as users write them: ``~`` and ``$VARIABLE`` stand for their values."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def expand_path(text: str) -> str:
+    """A path or URL with the values of ``~`` and of environment variables in it.
+
+    Raises:
+        ValueError: it is blank, or it names a variable or a user that does not exist.
+    """
+    if not text.strip():
+        raise ValueError(f"{text!r} is blank; give a folder, a file or a URL")
+    path = os.path.expanduser(os.path.expandvars(text))
+    missing = _VARIABLE.search(path)
+    if missing:
+        raise ValueError(f"{text!r}: the environment variable {missing[0]} is not set; set it")
+    if re.match(r"~[\w.-]*(/|$)", path):
+        raise ValueError(f"{text!r}: there is no home folder of that user; write a full path")
+    return path
