@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import importlib.util
+import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,17 @@ from torch import nn
 
 from pipeline.errors import WeightsError
 from pipeline.model.backbone import BlankClip, FrozenClip
+from pipeline.model.weights_file import (
+    read_openai,
+    refuse_not_finite,
+    short_reason,
+    weights_format,
+)
+
+log = logging.getLogger(__name__)
 
 _LOCAL = "local-dir:"
+_QUICK = "-quickgelu"
 
 
 def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int = 0) -> FrozenClip:
@@ -28,8 +41,8 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     None for the weights in a ``local-dir:`` folder.
 
     Raises:
-        WeightsError: the architecture, tag or file is unknown or cannot be read, or the activation
-            of the model is not that of the weights.
+        WeightsError: the architecture, tag or file is unknown or cannot be read, the activation
+            of the model is not that of the weights, or a weight is not a finite number.
     """
     clip, tokenizer = _create(arch, weights, seed)
     name = arch if weights is None else f"{arch}/{weights}"
@@ -48,18 +61,68 @@ def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, Any]:
     problem = weights_problem(arch, weights)
     if problem:
         raise WeightsError(problem)
-    pretrained = None if weights == "random" else weights
+    is_random, file = weights == "random", _weights_file(arch, weights)
+    openai = _read_openai(arch, file) if file else None
     torch.manual_seed(seed)
     try:
         with _quiet_open_clip():
-            clip, _, _ = open_clip.create_model_and_transforms(arch, pretrained=pretrained)
-            return clip, open_clip.get_tokenizer(arch)
+            clip, _, _ = open_clip.create_model_and_transforms(
+                arch,
+                pretrained=None if is_random or openai else weights,
+                load_weights=not is_random and openai is None,
+            )
+            if openai:
+                clip.load_state_dict(openai)
+            tokenizer = open_clip.get_tokenizer(arch)
     except Exception as error:  # a download, a file or an absent package can raise anything
-        reason = " ".join(str(error).split())[:300]
         source = "its own weights" if weights is None else repr(weights)
         raise WeightsError(
-            f"model.weights: {source} cannot be loaded into {arch}: {reason}; give other weights"
+            f"model.weights: {source} cannot be loaded into {arch}: {short_reason(error)}; give "
+            "weights of this model, or the model of these weights"
         ) from error
+    if not is_random:
+        refuse_not_finite(clip.state_dict(), str(file or weights or arch))
+    return clip, tokenizer
+
+
+def _weights_file(arch: str, weights: str | None) -> Path | None:
+    """The file of weights that is not one of a tag, or None."""
+    if arch.startswith(_LOCAL) or weights in (None, "random"):
+        return None
+    return None if weights in open_clip.list_pretrained_tags_by_model(arch) else Path(str(weights))
+
+
+def _read_openai(arch: str, file: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors of OpenAI's own file, whose activation must be that of ``arch``; else None."""
+    openai = read_openai(file, _openai_hashes())
+    other = arch.removesuffix(_QUICK) if arch.endswith(_QUICK) else arch + _QUICK
+    if openai and not _has_quick_gelu(arch):
+        raise WeightsError(
+            f"model.arch: {file} holds OpenAI's weights, which need QuickGELU, and {arch} has "
+            f"GELU; use {other}"
+        )
+    if openai is None and other in open_clip.list_models():
+        activation = "QuickGELU" if _has_quick_gelu(arch) else "GELU"
+        log.warning(
+            "model.weights: %s does not say with which activation it was trained; %s has %s, and "
+            "with the wrong one accuracy is lost without an error; the other one is %s",
+            file,
+            arch,
+            activation,
+            other,
+        )
+    return openai
+
+
+@cache
+def _openai_hashes() -> frozenset[str]:
+    """SHA-256 of the archives that OpenAI has published; their addresses contain them."""
+    found = (
+        re.search(r"/([0-9a-f]{64})/", open_clip.get_pretrained_cfg(arch, tag).get("url", ""))
+        for arch, tag in open_clip.list_pretrained()
+        if tag == "openai"
+    )
+    return frozenset(match[1] for match in found if match)
 
 
 def weights_problem(arch: str, weights: str | None) -> str | None:
@@ -70,9 +133,12 @@ def weights_problem(arch: str, weights: str | None) -> str | None:
         return f"model.arch: open_clip has no model {arch!r}{_nearest(arch)}"
     if weights is None:
         return f"model.weights: missing for {arch}; give a pretrained tag, a file, or 'random'"
+    problem = _tower_problem(arch, open_clip.get_model_config(arch) or {})
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    if weights == "random" or Path(weights).is_file():
-        return None
+    if problem or weights == "random":
+        return problem
+    if weights not in tags and Path(weights).is_file():
+        return _file_problem(Path(weights))
     if weights not in tags:
         return (
             f"model.weights: {weights!r} is neither a file nor a pretrained tag of {arch}; "
@@ -84,26 +150,79 @@ def weights_problem(arch: str, weights: str | None) -> str | None:
 def _activation_problem(arch: str, tag: str) -> str | None:
     """Some weights, such as OpenAI's, need QuickGELU; open_clip only warns about a mismatch."""
     wanted = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
-    found = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
-    if wanted == found:
+    if wanted == _has_quick_gelu(arch):
         return None
-    other = f"{arch}-quickgelu" if wanted else arch.removesuffix("-quickgelu")
+    other = f"{arch}{_QUICK}" if wanted else arch.removesuffix(_QUICK)
     return (
         f"model.arch: {arch} has the wrong activation for the weights {tag!r} and would silently "
         f"lose accuracy; use {other}"
     )
 
 
+def _has_quick_gelu(arch: str) -> bool:
+    return bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+
+
+def _file_problem(file: Path) -> str | None:
+    try:
+        weights_format(file)
+    except WeightsError as error:
+        return str(error)
+    return None
+
+
+def _tower_problem(name: str, model: Mapping[str, Any]) -> str | None:
+    """The reason why prompts cannot enter the towers of open_clip's configuration ``model``."""
+    for section in ("vision_cfg", "text_cfg"):
+        if not isinstance(model.get(section), Mapping):
+            return f"model.arch: the configuration of {name} has no section {section}; add it"
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    remedy = "choose a model with open_clip's own towers, such as ViT-B-16 or ViT-L-14"
+    if "timm_model_name" in vision:
+        return (
+            f"model.arch: the image tower of {name} is {vision['timm_model_name']} of the package "
+            f"timm, and prompts need open_clip's own vision transformer; {remedy}"
+        )
+    if "hf_model_name" in text:
+        return (
+            f"model.arch: the text tower of {name} is {text['hf_model_name']} of the package "
+            f"transformers, and prompts need open_clip's own text transformer; {remedy}"
+        )
+    if "hf_tokenizer_name" in text and importlib.util.find_spec("transformers") is None:
+        return (
+            f"model.arch: the tokenizer of {name} is {text['hf_tokenizer_name']} of the package "
+            f"transformers, which is not installed; install it, or {remedy}"
+        )
+    return None
+
+
 def _local_problem(folder: Path, weights: str | None) -> str | None:
     if not folder.is_dir():
         return f"model.arch: there is no folder {folder}; give one in open_clip's layout"
-    if not (folder / "open_clip_config.json").is_file():
+    file = folder / "open_clip_config.json"
+    if not file.is_file():
         return f"model.arch: {folder} has no open_clip_config.json; give an open_clip folder"
     if weights not in (None, "random"):
         return f"model.weights: {_LOCAL} brings its own weights; remove {weights!r}"
-    if weights is None and not list(folder.glob("open_clip_*model*.safetensors")):
+    problem = _config_problem(file)
+    if problem or weights == "random":
+        return problem
+    files = sorted(folder.glob("open_clip_*model*.safetensors"))
+    if not files:
         return f"model.arch: {folder} has no open_clip_model.safetensors; add it"
-    return None
+    return next(filter(None, map(_file_problem, files)), None)
+
+
+def _config_problem(file: Path) -> str | None:
+    """The reason why ``file`` is no configuration of open_clip whose towers take prompts."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return f"model.arch: {file} is not JSON ({short_reason(error)}); restore it from a copy"
+    model = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        return f"model.arch: {file} has no section model_cfg; write it as open_clip does"
+    return _tower_problem(str(file.parent), model)
 
 
 def _hash_weights(clip: nn.Module) -> str:

@@ -408,11 +408,3 @@ def test_weights_are_read_from_a_file(named_arch, tiny_clip, tmp_path):
     save_file(tiny_clip.clip.state_dict(), tmp_path / "weights.safetensors")
     loaded = load_clip(named_arch, str(tmp_path / "weights.safetensors"), device=CPU)
     assert loaded.sha256 == tiny_clip.sha256
-
-
-def test_file_that_holds_no_such_weights_is_refused(named_arch, tmp_path):
-    (tmp_path / "garbage.safetensors").write_bytes(b"not weights at all")
-    save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
-    for name in ("garbage.safetensors", "other.safetensors"):
-        with pytest.raises(WeightsError, match=f"{name}.*cannot be loaded into tiny-named"):
-            load_clip(named_arch, str(tmp_path / name), device=CPU)
