@@ -8,8 +8,10 @@ would start Ghostscript), and an image of absurd size is refused before it is de
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from webdataset import DataPipeline
 from webdataset import filters as stages
@@ -18,7 +20,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.errors import DataError
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 _SUFFIX_OF_FORMAT = {
     "BMP": "bmp",
@@ -59,17 +61,22 @@ def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
     return _image(samples[0], label)
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, *, formats: Sequence[str] = FORMATS) -> Image.Image:
     """The decoded RGB image in the image file ``data``.
 
+    16-bit grey values are scaled to 8 bits. Floating-point values in [0, 1] are multiplied by 255.
+
     Raises:
-        SampleError: ``data`` is damaged, absurdly large, or not an image of a known format.
+        SampleError: ``data`` is damaged, absurdly large, not an image of a known format, or has
+            values without a known range.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise SampleError(f"has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        if image.mode == "F" or image.mode.startswith("I"):
+            return Image.fromarray(_grey_HW(image)).convert("RGB")
         return image.convert("RGB")
     except SampleError:
         raise
@@ -79,9 +86,32 @@ def open_image(data: bytes) -> Image.Image:
         raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
+def _grey_HW(image: Image.Image) -> np.ndarray:
+    """8-bit values of a grey image of 16 or 32 bits; PIL alone would cut them off at 255."""
+    value_HW = np.asarray(image)
+    if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
+        return _from_16_bits(value_HW)
+    lowest, highest = float(value_HW.min()), float(value_HW.max())
+    if lowest >= 0 and image.mode == "F" and highest <= 1:
+        return (value_HW * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    if lowest >= 0 and highest <= 255:
+        return value_HW.astype(np.uint8)
+    if lowest >= 0 and image.mode == "I" and highest <= 65535:
+        return _from_16_bits(value_HW)
+    raise SampleError(
+        f"has grey values from {lowest:g} to {highest:g}, of no known range; "
+        "convert it to 8 bits, or to floating-point values from 0 to 1"
+    )
+
+
+def _from_16_bits(value_HW: np.ndarray) -> np.ndarray:
+    levels = np.arange(1 << 16, dtype=np.uint32)
+    return ((levels * 255 + 32767) // 65535).astype(np.uint8)[value_HW]
+
+
 def image_suffix(data: bytes) -> str:
     """The file suffix for the format of ``data``, whatever the name of its file."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return _SUFFIX_OF_FORMAT[image.format]
 
 

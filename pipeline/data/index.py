@@ -69,6 +69,7 @@ class ShardIndex:
     shards: tuple[Shard, ...]
     sha256: str
     group_sizes: tuple[int, ...]  # number of classes of each joined index, in order
+    orientation: str | None = None  # of images with an EXIF tag: "applied", "ignored"; None: no tag
     closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
 
@@ -209,13 +210,14 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             )
         index = ShardIndex(
             url=folder,
-            class_names=tuple(str(entry["name"]) for entry in content["classes"]),
-            class_folders=tuple(str(entry["folder"]) for entry in content["classes"]),
+            class_names=tuple(_text(entry["name"]) for entry in content["classes"]),
+            class_folders=tuple(_text(entry["folder"]) for entry in content["classes"]),
             shards=tuple(replace(parse_shard(e), folder=folder) for e in content["shards"]),
             sha256=hashlib.sha256(data).hexdigest(),
             group_sizes=(len(content["classes"]),),
+            orientation=content.get("orientation"),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{place}: is not an index of shards ({type(error).__name__}: {error}); "
             "make one with `python -m pipeline.prepare shard`"
@@ -257,11 +259,15 @@ def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
 
 
 def format_index(
-    class_names: Sequence[str], class_folders: Sequence[str], shards: Sequence[Shard]
+    class_names: Sequence[str],
+    class_folders: Sequence[str],
+    shards: Sequence[Shard],
+    orientation: str | None = None,
 ) -> bytes:
     """The bytes of ``index.json``: equal content gives equal bytes."""
     content = {
         "schema": SCHEMA,
+        **({"orientation": orientation} if orientation else {}),
         "classes": [
             {"name": name, "folder": folder}
             for name, folder in zip(class_names, class_folders, strict=True)
@@ -277,7 +283,21 @@ def _renumbered(shard: Shard, first_label: int) -> Shard:
     return replace(shard, segments=tuple(segments), first_label=first_label)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
 def _check_index(index: ShardIndex, place: str) -> None:
+    names = [shard.name for shard in index.shards]
+    if len(set(names)) != len(names):
+        raise DataError(f"{place}: lists a shard twice; prepare the data set again")
+    if index.orientation not in (None, "applied", "ignored"):
+        raise DataError(
+            f"{place}: orientation is {index.orientation!r}, not 'applied' or 'ignored'; "
+            "prepare the data set again"
+        )
     for shard in index.shards:
         labels = shard.class_counts
         unknown = sorted(label for label in labels if not 0 <= label < len(index.class_names))

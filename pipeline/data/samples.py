@@ -89,19 +89,34 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
             f"{storage.redact(url)}: its sha256 is not the one in the index, fetched twice; "
             "copy or prepare the data set again"
         )
-    content = json.loads(data)
-    digests = b"".join(bytes.fromhex(digest) for digest in content["image_sha256"])
-    table = SampleTable(
-        keys=tuple(content["key"]),
-        offset_S=np.array(content["offset"], dtype=np.int64),
-        size_S=np.array(content["size"], dtype=np.int64),
-        crc32_S=np.array(content["crc32"], dtype=np.int64),
-        image_sha256_S32=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-    )
+    try:
+        table = _parse_table(data)
+    except Exception as error:  # json and numpy raise almost anything on another content
+        cause = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{storage.redact(url)}: is not the table of a shard ({cause}); "
+            "prepare the data set again"
+        ) from None
     columns = (table.keys, table.offset_S, table.size_S, table.crc32_S, table.image_sha256_S32)
     if any(len(column) != samples for column in columns):
-        raise DataError(f"{storage.redact(url)}: does not list {samples} samples as its index says")
+        raise DataError(
+            f"{storage.redact(url)}: does not list {samples} samples as its index says; "
+            "prepare the data set again"
+        )
     return table
+
+
+def _parse_table(data: bytes) -> SampleTable:
+    content = json.loads(data)
+    digests = b"".join(bytes.fromhex(digest) for digest in content["image_sha256"])
+    keys, columns = tuple(content["key"]), [content[name] for name in ("offset", "size", "crc32")]
+    if not all(isinstance(key, str) for key in keys):
+        raise ValueError("a key is not text")
+    if not all(type(value) is int and value >= 0 for column in columns for value in column):
+        raise ValueError("an address is not a count")
+    offset_S, size_S, crc32_S = (np.array(column, dtype=np.int64) for column in columns)
+    digest_S32 = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+    return SampleTable(keys, offset_S, size_S, crc32_S, digest_S32)
 
 
 def format_table(table: SampleTable) -> bytes:

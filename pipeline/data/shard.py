@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+
+_SHARD_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]*")  # the cache names its files so
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,38 @@ def parse_shard(entry: dict[str, Any]) -> Shard:
     Raises:
         ValueError, KeyError, TypeError: ``entry`` is not of the form that ``format_shard`` writes.
     """
-    if "/" in entry["name"] or "\\" in entry["name"] or entry["name"].startswith("."):
-        raise ValueError(f"shard name {entry['name']!r} leaves the folder")
-    if entry["split"] not in ("train", "test"):
-        raise ValueError(f"split {entry['split']!r} of shard {entry['name']}")
+    name, split, size = entry["name"], entry["split"], _count(entry["bytes"])
+    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+        raise ValueError(f"shard name {name!r} leaves the folder, or does not end in .tar")
+    if split not in ("train", "test"):
+        raise ValueError(f"split {split!r} of shard {name}")
     segments = tuple(
-        Segment(int(label), int(samples), int(offset), int(size), str(sha256))
-        for label, samples, offset, size, sha256 in entry["segments"]
+        Segment(_count(label), _count(samples), _count(offset), _count(length), _sha256(sha256))
+        for label, samples, offset, length, sha256 in entry["segments"]
     )
+    if any(segment.offset + segment.bytes > size for segment in segments):
+        raise ValueError(f"a segment of shard {name} ends after its {size} bytes")
     return Shard(
-        name=str(entry["name"]),
-        split=entry["split"],
-        samples=int(entry["samples"]),
-        bytes=int(entry["bytes"]),
-        sha256=str(entry["sha256"]),
-        table_sha256=str(entry["table_sha256"]),
+        name=name,
+        split=split,
+        samples=_count(entry["samples"]),
+        bytes=size,
+        sha256=_sha256(entry["sha256"]),
+        table_sha256=_sha256(entry["table_sha256"]),
         segments=segments,
     )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{value!r} is not a sha256")
+    return value
 
 
 def format_shard(shard: Shard) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.errors import ConfigError
 
 _BICUBIC = Image.Resampling.BICUBIC
+_LONGEST_SIDE = 32  # in multiples of the image size, before only the crop is computed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def build_transform(name: str, image_size: int) -> Transform:
     """``clip``, ``squash`` or ``random_crop`` at ``image_size`` pixels a side.
 
     - ``clip``: short side to ``image_size``, bicubic, centre crop; bit-equal to open_clip's
-      evaluation transform of an RGB image before normalisation.
+      evaluation transform of an RGB image before normalisation, unless one side is more than 32
+      times the other.
     - ``squash``: both sides to ``image_size``, bicubic; changes the aspect ratio.
     - ``random_crop``: a random 40 to 100 % of the area (aspect 3:4 to 4:3), bicubic, random flip.
 
@@ -58,12 +60,17 @@ def build_transform(name: str, image_size: int) -> Transform:
 def _clip(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
     width, height = image.size
     if width <= height:
-        resized = image.resize((size, int(size * height / width)), _BICUBIC)
+        resized_size = size, int(size * height / width)
     else:
-        resized = image.resize((int(size * width / height), size), _BICUBIC)
+        resized_size = int(size * width / height), size
     # torchvision's CenterCrop rounds half to even, and so does Python's round
-    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
-    return resized.crop((left, top, left + size, top + size))
+    left, top = round((resized_size[0] - size) / 2.0), round((resized_size[1] - size) / 2.0)
+    if max(resized_size) > _LONGEST_SIDE * size:
+        # Only the crop is computed: the resized image of a 1-pixel-wide strip takes gigabytes.
+        across, down = width / resized_size[0], height / resized_size[1]
+        box = left * across, top * down, (left + size) * across, (top + size) * down
+        return image.resize((size, size), _BICUBIC, box=box)
+    return image.resize(resized_size, _BICUBIC).crop((left, top, left + size, top + size))
 
 
 def _squash(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
