@@ -1,102 +1,118 @@
-"""Compare finished runs: ``python -m pipeline.compare runs/tinar/*``.
+"""Compare finished runs: mean ± standard deviation over seeds, in per cent.
 
-A column gives all runs of one method: mean ± standard deviation, in per cent. The lines below the
-table give the source of the settings, if a sweep has chosen them.
-Exit status: 0, or 2 if an output is missing or unfinished, or if the runs differ in their number of
-tasks, in the split of the test, or in the tasks that the summary excludes.
+Runs share a table only if they follow the same protocol: data, class order, tasks, class names,
+templates, transforms, weights and evaluation. Otherwise the command refuses and names the setting
+that differs. Runs that differ in the method or its settings are separate rows, named by exactly
+these settings. See docs/COMPARE.md.
+Exit status: 0, or 2 if an output is missing or unfinished, or if the runs are not comparable.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, Group
-from rich.table import Table
+from rich.measure import Measurement
 from rich.text import Text
 
+from pipeline import storage
 from pipeline.cli import build_parser, run_command
-from pipeline.errors import DataError
-from pipeline.output.results import RunResults, finished_results
-from pipeline.text import format_percent
+from pipeline.reporting.run_files import Tables, to_csv, to_json, to_latex
+from pipeline.reporting.run_groups import group_runs
+from pipeline.reporting.run_rows import build_rows, check_baseline
+from pipeline.reporting.run_tables import describe_protocol, stage_table, summary_table
 
-MARK = "†"  # of a method whose settings were chosen on the evaluated images; the line below says so
-_FIGURES = (
-    ("average", "average_incremental_accuracy"),
-    ("last", "last_accuracy"),
-    ("forgetting", "forgetting"),
-)
+MOST_COLUMNS = 4  # of groups beside each other; more groups are rows
+_EXAMPLE = """\
+Examples:
+  python -m pipeline.compare runs/tinar/*
+  python -m pipeline.compare runs/tinar/* --baseline zeroshot --csv runs/tinar.csv
+  python -m pipeline.compare runs/* --group-by protocol --summary
+"""
+_FORMATS: dict[str, Callable[[Tables], str]] = {
+    "csv": to_csv,
+    "json": to_json,
+    "latex": to_latex,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = build_parser("python -m pipeline.compare", __doc__)
-    parser.add_argument("outputs", nargs="+", metavar="OUTPUT", help="folder or URL of a run")
-    options = parser.parse_args(arguments)
-
-    def compare() -> int:
-        Console().print(comparison(options.outputs))
-        return 0
-
-    return run_command(compare)
+    options = _build_parser().parse_args(arguments)
+    return run_command(lambda: _compare(options))
 
 
 def comparison(outputs: Sequence[str]) -> Group:
-    """A table of the runs in ``outputs``: a row per stage and summary figure, a column per method.
-
-    A dash stands for a figure that is unknown or excluded from the summary.
+    """A table of the runs in ``outputs``: a row per task and figure, a column per group of runs.
 
     Raises:
-        DataError: an output holds no finished run, or the figures of the runs are not comparable.
+        DataError: an output holds no finished run, or the runs are not comparable.
     """
-    by_method: dict[str, list[RunResults]] = {}
-    for output in outputs:
-        results = finished_results(output)
-        by_method.setdefault(results.method, []).append(results)
-    every = [run for runs in by_method.values() for run in runs]
-    n_stages = _common({run.n_learned for run in every}, "have {} tasks")
-    split = _common({run.evaluation.split for run in every}, "were tested on {} images")
-    excluded = _common(
-        {run.evaluation.exclude_tasks for run in every}, "exclude {} first tasks from the summary"
+    (table,) = group_runs(outputs)
+    return stage_table(table)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = build_parser("python -m pipeline.compare", __doc__ or "", _EXAMPLE)
+    add = parser.add_argument
+    add("outputs", nargs="+", metavar="OUTPUT", help="folder or URL of a finished run")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--stages",
+        action="store_true",
+        help=f"a row per task, a column per method; the default up to {MOST_COLUMNS} of them",
     )
-    table = Table()
-    table.add_column("after task", justify="right")
-    for method, runs in by_method.items():
-        mark = f" {MARK}" if any(run.tuning and run.tuning.note for run in runs) else ""
-        times = f" ×{len(runs)}" if len(runs) > 1 else ""
-        table.add_column(f"{method}{times}{mark}", justify="right")
-    for stage in range(n_stages):
-        cells = ([run.stage_accuracy.micro[stage] for run in runs] for runs in by_method.values())
-        table.add_row(str(stage + 1), *map(format_percent, cells))
-    table.add_section()
-    for title, key in _FIGURES:
-        cells = ([getattr(run, key) for run in runs] for runs in by_method.values())
-        table.add_row(title, *map(format_percent, cells))
-    # rich would wrap a title or caption of the table at the width of the table.
-    return Group(Text(_title(split, excluded)), table, *map(Text, _sources(by_method)))
+    shape.add_argument("--summary", action="store_true", help="a row per method and its settings")
+    shape.add_argument("--runs", action="store_true", help="a row per run, without means")
+    add("--group-by", choices=["protocol"], help="a table per protocol instead of a refusal")
+    add("--over", choices=["order"], help="average runs of different class orders too")
+    add("--baseline", metavar="NAME", help="show differences to this row, over equal seeds")
+    for name in _FORMATS:
+        add(f"--{name}", metavar="FILE", help=f"write the rows as {name.upper()} too")
+    return parser
 
 
-def _common(found: set[Any], words: str) -> Any:
-    """The value that all runs share; ``words`` describe different ones."""
-    if len(found) > 1:
-        differing = words.format(" and ".join(map(str, sorted(found))))
-        raise DataError(f"the runs {differing}; compare runs with the same tasks and evaluation")
-    return next(iter(found))
+def _compare(options: argparse.Namespace) -> int:
+    tables = group_runs(
+        options.outputs,
+        by_protocol=options.group_by == "protocol",
+        over_order=options.over == "order",
+        single=options.runs,
+    )
+    if options.baseline:
+        check_baseline(tables, options.baseline)
+    with_rows = [(table, build_rows(table, options.baseline)) for table in tables]
+    for number, (table, rows) in enumerate(with_rows, start=1):
+        if len(tables) > 1:
+            _print(Text(describe_protocol(number, table.differences)))
+        wants_rows = options.summary or options.runs or options.baseline
+        if options.stages or not (wants_rows or len(rows) > MOST_COLUMNS):
+            _print(stage_table(table))
+        else:
+            _print(
+                summary_table(
+                    table,
+                    rows,
+                    baseline=options.baseline,
+                    over_order=options.over == "order",
+                    single=options.runs,
+                )
+            )
+    for name, convert in _FORMATS.items():
+        if file := getattr(options, name):
+            storage.write_atomically(file, convert(with_rows).encode())
+    return 0
 
 
-def _title(split: str, excluded: int) -> str:
-    classes = "all classes seen so far"
-    if excluded:
-        classes += f" except those of the first {excluded} task(s), which chose the settings"
-    return f"accuracy over {classes} (%{'' if split == 'test' else f' of {split} images'})"
-
-
-def _sources(by_method: Mapping[str, Sequence[RunResults]]) -> Iterator[str]:
-    """A line for each source of the settings of each method, with the mark if it has a note."""
-    for method, runs in by_method.items():
-        for tuning in dict.fromkeys(run.tuning for run in runs if run.tuning):
-            yield f"{f'{MARK} ' if tuning.note else ''}{method}: {tuning.summary}"
+def _print(shown: Group | Text) -> None:
+    """Print to a terminal at its width, to a file without breaking lines."""
+    console = Console()
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=10_000)
+        console.width = max(1, *(Measurement.get(console, unbounded, shown)))
+    console.print(shown)
 
 
 if __name__ == "__main__":

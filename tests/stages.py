@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config import Config
 from pipeline.output.manifest import build_manifest
 from pipeline.output.results_builder import ResultsBuilder, Stage
-from tests.tiny import build_config, tiny_tasks
+from pipeline.tasks import Task, class_order, split_classes
+from tests.tiny import CLASSES, build_config
 
 
 def stage(correct: Sequence[int], images: Sequence[int], speed: float | None = 100.0) -> Stage:
@@ -26,12 +29,49 @@ def stage(correct: Sequence[int], images: Sequence[int], speed: float | None = 1
 
 
 def build_results(
-    stages: Sequence[Stage], *, method: str = "tppt_v", n_tasks: int = 3, **fields: Any
+    stages: Sequence[Stage],
+    *,
+    method: str = "tppt_v",
+    n_tasks: int | None = None,
+    data: str = "photographs",
+    weights: str = "pretrained",
+    settings: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> ResultsBuilder:
-    """The results of a run of the tiny tasks that has come to the last of ``stages``."""
-    config, tasks = build_config("local-dir:clip", "shards"), tiny_tasks()
-    identity = {"backbone_sha256": "b" * 64}
+    """The results of a run of the tiny tasks that has come to the last of ``stages``.
+
+    ``data`` and ``weights`` stand for the content of the images and of the backbone; ``settings``
+    are sections of the configuration.
+    """
+    sections = {"method": {"name": method}, "tasks": {}, **(settings or {})}
+    sections["tasks"] = {"limit": n_tasks, **sections["tasks"]}
+    if "evaluation" in fields:
+        sections["evaluation"] = fields["evaluation"].model_dump()
+    config = build_config("local-dir:clip", "shards", **sections)
+    tasks = _tasks(config)
+    identity = {
+        "backbone_sha256": _sha256(weights),
+        "tasks": [
+            {"names": list(task.names), "sha256": _sha256(data, *sorted(task.labels))}
+            for task in tasks
+        ],
+    }
     manifest = build_manifest(
-        config, tasks=tasks, index_sha256="1" * 64, identity=identity, ranks=2
+        config, tasks=tasks, index_sha256=_sha256(data), identity=identity, ranks=2
     )
-    return ResultsBuilder(method, tasks[:n_tasks], manifest, stages=list(stages), **fields)
+    return ResultsBuilder(method, tasks, manifest, stages=list(stages), **fields)
+
+
+def _tasks(config: Config) -> tuple[Task, ...]:
+    tasks = config.tasks
+    return split_classes(
+        class_order(tasks.class_order, len(CLASSES), tasks.order_seed),
+        list(CLASSES),
+        classes_per_task=tasks.classes_per_task,
+        initial_classes=tasks.initial_classes,
+        limit=tasks.limit,
+    )
+
+
+def _sha256(*content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()

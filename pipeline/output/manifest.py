@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, config_hash
+from pipeline.config import Config
+from pipeline.output.identity import config_hash
+from pipeline.output.protocol import protocol_of
 from pipeline.tasks import Task
 
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
@@ -23,13 +25,15 @@ def build_manifest(
     ranks: int,
 ) -> dict[str, Any]:
     """Everything that is needed to reproduce the results, in plain JSON types."""
+    settings = config.model_dump(mode="json")
     return {
-        "config": config.model_dump(mode="json"),
+        "config": settings,
         "config_sha256": config_hash(config),
         "class_order": [label for task in tasks for label in task.labels],
         "index_sha256": index_sha256,
         "backbone_sha256": identity["backbone_sha256"],
         "identity": identity,
+        "protocol": protocol_of(settings, identity["tasks"], identity["backbone_sha256"]),
         "packages": {name: version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
         "world_size": ranks,

@@ -12,13 +12,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import storage
-from pipeline.config import Config, EvaluationConfig, TuningConfig, config_hash, dump_config
+from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
 from pipeline.errors import DataError
+from pipeline.output.identity import config_hash
 from pipeline.output.metrics import summarise
+from pipeline.output.protocol import protocol_of
 
 SCHEMA = 2
 NAME = "results.json"
 CONFIG_NAME = "config.yaml"
+_FIRST_METRICS_VERSION = 1  # of results that have no protocol
 
 
 class _Record(BaseModel):
@@ -69,6 +72,13 @@ class SkippedStep(_Record):
     samples: list[str]  # keys
 
 
+class RunProtocol(_Record):
+    """The settings that runs must share to be compared, see :mod:`pipeline.output.protocol`."""
+
+    sha256: str  # of the settings: equal for comparable runs
+    settings: dict[str, Any]
+
+
 class RunManifest(_Record):
     """Everything that is needed to reproduce the results."""
 
@@ -78,6 +88,7 @@ class RunManifest(_Record):
     index_sha256: str
     backbone_sha256: str
     identity: dict[str, Any]  # see pipeline.output.identity
+    protocol: RunProtocol | None = None  # None in results of older versions
     packages: dict[str, str] = {}
     git_commit: str | None = None
     world_size: int
@@ -121,6 +132,24 @@ class RunResults(_Record):
     def n_learned(self) -> int:
         """The number of tasks that have been learned and tested."""
         return len(self.accuracy_matrix)
+
+    @property
+    def protocol(self) -> RunProtocol:
+        """The protocol, derived from the manifest, so that results of older versions have one."""
+        manifest = self.manifest
+        stored = manifest.protocol.settings if manifest.protocol else {}
+        digests = [task["sha256"] for task in manifest.identity.get("tasks", ())]
+        tasks = [
+            {"names": names, **({"sha256": digests[k]} if k < len(digests) else {})}
+            for k, names in enumerate(self.tasks)
+        ]
+        protocol = protocol_of(
+            {**manifest.config, "evaluation": self.evaluation.model_dump(mode="json")},
+            tasks,
+            manifest.backbone_sha256,
+            metrics_version=stored.get("metrics_version", _FIRST_METRICS_VERSION),
+        )
+        return RunProtocol.model_validate(protocol)
 
     def content(self) -> dict[str, Any]:
         """The results as plain JSON types, in the order of the file."""
@@ -192,5 +221,7 @@ def update_summary(config: Config) -> None:
     )
     summary["stage_accuracy"] = StageAccuracy(**summary["stage_accuracy"])
     url = storage.join(config.output, CONFIG_NAME)
-    storage.write_atomically(url, dump_config(recorded).encode())
-    results.model_copy(update={**changes, "manifest": manifest, **summary}).write(config.output)
+    storage.write_atomically(url, dump_config(with_absolute_paths(recorded)).encode())
+    updated = results.model_copy(update={**changes, "manifest": manifest, **summary})
+    manifest = manifest.model_copy(update={"protocol": updated.protocol})
+    updated.model_copy(update={"manifest": manifest}).write(config.output)

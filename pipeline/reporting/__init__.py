@@ -1,10 +1,11 @@
-"""Pages that people read in a browser. Each is one file that works without a network.
+"""Tables of compared runs on a terminal, and pages of one file for a browser.
 
 Imports the base modules, ``output`` and ``sweep``.
 
-A page promises the same in every report: one file; a strict Content-Security-Policy, with hashes
-of its one style and its one script; no information by colour alone; equal bytes for equal input;
-a keyboard and a screen reader reach everything; every value is escaped.
+A page works without a network. It promises the same in every report: one file; a strict
+Content-Security-Policy, with hashes of its one style and its one script; no information by colour
+alone; equal bytes for equal input; a keyboard and a screen reader reach everything; every value is
+escaped.
 
 Pages are jinja2 templates with autoescape, charts are SVG made here. Two libraries were left out:
 
@@ -13,6 +14,10 @@ Pages are jinja2 templates with autoescape, charts are SVG made here. Two librar
 * Matplotlib writes inline styles, which the policy forbids, and no text alternatives.
 
 ==============  ===================================================================
+``protocols``   the settings that make two runs incomparable, in words
+``run_groups``  runs that are equal in all but the seed
+``run_rows``    their means, and differences to a baseline
+``run_tables``  the tables of ``pipeline.compare``; ``run_files``: CSV, JSON and LaTeX
 ``page``        a template rendered to one self-contained page
 ``templates/``  ``page.html``, the frame of every page, and macros for its parts
 ``charts``      charts of plain values: lines, points, parallel coordinates

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import EvaluationConfig, TuningConfig, config_hash, load_config
+from pipeline.config import EvaluationConfig, TuningConfig, load_config
 from pipeline.errors import DataError
+from pipeline.output.identity import config_hash
 from pipeline.output.metrics import backward_transfer, forgetting
 from pipeline.output.results import read_results, update_summary
 from pipeline.output.results_builder import ResultsBuilder
@@ -23,7 +24,7 @@ KEYS = {
 }  # fmt: skip
 MANIFEST_KEYS = {
     "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
-    "git_commit", "world_size", "identity",
+    "git_commit", "world_size", "identity", "protocol",
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_method_that_trains_nothing_has_no_speed(results):
 
 
 def test_manifest_is_enough_to_repeat_the_run(results):
-    config = build_config("local-dir:clip", "shards")
+    config = build_config("local-dir:clip", "shards", method={"name": "tppt_v"})
     manifest = results.build().content()["manifest"]
     assert build_config(**_sections(manifest["config"])) == config
     assert manifest["config_sha256"] == config_hash(config)
@@ -135,9 +136,10 @@ def test_state_restores_all_results(results):
 
 def test_updated_summary_equals_that_of_a_run_with_these_settings(results, tmp_path):
     output = str(tmp_path)
-    plain = build_config("local-dir:clip", "shards", output=output)
+    sections = {"output": output, "method": {"name": "tppt_v"}}
+    plain = build_config("local-dir:clip", "shards", **sections)
     updated = build_config(
-        "local-dir:clip", "shards", output=output, evaluation={"exclude_tasks": 1},
+        "local-dir:clip", "shards", **sections, evaluation={"exclude_tasks": 1},
         tuning=TUNING.model_dump(),
     )  # fmt: skip
     results.manifest |= {"config": plain.model_dump(mode="json")}
@@ -149,6 +151,7 @@ def test_updated_summary_equals_that_of_a_run_with_these_settings(results, tmp_p
     results.evaluation, results.tuning = updated.evaluation, TUNING
     manifest = {"config": updated.model_dump(mode="json"), "config_sha256": config_hash(updated)}
     results.manifest |= manifest
+    results.manifest |= {"protocol": results.build().protocol.model_dump()}
     assert read_results(output) == results.build()
     assert load_config(tmp_path / "config.yaml") == updated
     update_summary(plain)

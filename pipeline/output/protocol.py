@@ -1,0 +1,132 @@
+"""The protocol of a run: the settings that must be equal for a fair comparison of figures.
+
+The protocol has the data by content, not by place: a copy on object storage is the same data. All
+other decisive settings are compared (method, optimizer, batch) or repeated (seed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import Config, MethodConfig, decisive_settings
+from pipeline.errors import ConfigError
+
+METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
+_FOLDER = (
+    "local-dir"  # of a backbone in a folder: the folder's name does not matter, its content does
+)
+
+# Settings of a configuration that belong to the protocol as they are.
+PROTOCOL_SETTINGS = (
+    "data.train_transform",
+    "data.eval_transform",
+    "data.validation_fraction",
+    "text.names",
+    "text.templates",
+    "text.ensemble",
+    "evaluation.split",
+    "evaluation.exclude_tasks",
+)
+# Settings that decide whether a run ends at an error, not its figures.
+_TOLERANCES = (
+    "data.on_bad_sample",
+    "data.bad_sample_budget",
+    "optim.on_nonfinite_loss",
+    "optim.nonfinite_loss_budget",
+)
+
+
+def protocol_of(
+    config: Mapping[str, Any],
+    tasks: Sequence[Mapping[str, Any]],
+    backbone_sha256: str,
+    *,
+    metrics_version: int = METRICS_VERSION,
+) -> dict[str, Any]:
+    """The protocol as ``{"sha256": …, "settings": …}``, in plain JSON types.
+
+    ``config`` are the settings of a run, by default those that it lacks. ``tasks`` have the
+    ``names`` of their classes in order and the ``sha256`` of their images, as in the run identity.
+    """
+    arch, _, folder = setting_of(config, "model.arch").partition(":")
+    settings = {
+        "tasks": [list(task["names"]) for task in tasks],
+        "data": [task["sha256"] for task in tasks if "sha256" in task],
+        "model.arch": _FOLDER if folder else arch,
+        "backbone_sha256": backbone_sha256,
+        **{key: setting_of(config, key) for key in PROTOCOL_SETTINGS},
+        "metrics_version": metrics_version,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    return {"sha256": digest.hexdigest(), "settings": settings}
+
+
+def compared_settings(
+    config: Mapping[str, Any], identity: Mapping[str, Any], *, with_defaults: bool
+) -> dict[str, Any]:
+    """The settings that tell compared runs apart, by dotted key; equal for runs of other seeds.
+
+    ``with_defaults`` adds the options of the method that are not given, which imports the method.
+    Left out: the protocol, the seed, the tasks, and the settings of the machine.
+    """
+    try:
+        settings = decisive_settings(Config.model_validate(config))
+    except ValidationError:  # of a version with other settings
+        settings = dict(identity.get("settings", {}))
+    aside = {"seed", "tasks", "model", "text", "evaluation"}
+    compared = {key: value for key, value in settings.items() if key not in aside}
+    if with_defaults and "method" in compared:
+        compared["method"] = {**compared["method"], "options": _options(compared["method"])}
+    left_out = {*PROTOCOL_SETTINGS, *_TOLERANCES}
+    return {key: value for key, value in flatten(compared).items() if key not in left_out}
+
+
+def default_settings(method: str, *, with_defaults: bool) -> dict[str, Any]:
+    """:func:`compared_settings` of a run that gives only the settings without a default."""
+    config = {
+        "data": {"index": "-"},
+        "tasks": {"classes_per_task": 1},
+        "model": {"arch": "-"},
+        "method": {"name": method},
+    }
+    return compared_settings(config, {}, with_defaults=with_defaults)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def setting_of(config: Mapping[str, Any], key: str) -> Any:
+    """The setting at a dotted key, or its default where an older configuration lacks it."""
+    kind: Any = Config
+    value: Any = config
+    for name in key.split("."):
+        field = kind.model_fields[name]
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+        if value is None and not field.is_required():
+            value = field.get_default(call_default_factory=True)
+        kind = field.annotation
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the method by its name, complete with defaults if the method is known."""
+    from pipeline.methods import parse_options  # needs torch, which takes seconds to import
+
+    name = method["name"]
+    given = method.get("options", {}).get(name, {})
+    try:
+        options = parse_options(MethodConfig(name=name, options={name: given} if given else {}))
+    except ConfigError:  # a method or an option that this version or this machine does not have
+        return {name: given}
+    return {name: options.model_dump(mode="json")}

@@ -1,0 +1,150 @@
+"""Which settings make the figures of two runs incomparable, in words with both values."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
+
+from pipeline import storage
+from pipeline.output.protocol import PROTOCOL_SETTINGS, setting_of
+from pipeline.output.results import RunResults
+from pipeline.text import first_few
+
+_LONGEST_VALUE = 160  # characters of a value in a sentence
+_DIGEST = 8  # hexadecimal digits that name a hash in a sentence
+
+
+class Difference(NamedTuple):
+    """A setting that two runs do not share, with the value of each."""
+
+    setting: str
+    one: str
+    other: str
+
+
+def differences(
+    one: RunResults, other: RunResults, *, over_order: bool = False
+) -> list[Difference]:
+    """The differences of two protocols; none if the figures of the runs may be compared.
+
+    Runs are compared by the content of their data and weights, not by their places. With
+    ``over_order`` the class order may differ.
+    """
+    mine, theirs = one.protocol.settings, other.protocol.settings
+    found = [*_data(one, other), *_sizes(one, other)]
+    if not over_order:
+        found += _order(one, other)
+    found += _backbone(one, other)
+    for key in (*PROTOCOL_SETTINGS, "metrics_version"):
+        if mine[key] != theirs[key]:
+            found.append(
+                Difference(key, _show(mine[key], theirs[key]), _show(theirs[key], mine[key]))
+            )
+    if not found and not over_order:
+        found += _tested_images(one, other)
+    return found
+
+
+def explain(found: Sequence[tuple[Difference, str, str]]) -> str:
+    """One clause per setting: both values, each with the output that has it."""
+    return "; ".join(
+        f"{difference.setting} is {difference.one} in {one} and {difference.other} in {other}"
+        for difference, one, other in found
+    )
+
+
+def _data(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    if one.manifest.index_sha256 == other.manifest.index_sha256:
+        return
+    mine, theirs = (run.protocol.settings["data"] for run in (one, other))
+    if mine and theirs and all(a == b for a, b in zip(mine, theirs, strict=False)):
+        return  # an index with more classes, of which the tasks use none
+    yield Difference("data.index", _name_data(one), _name_data(other))
+
+
+def _order(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    if one.manifest.index_sha256 == other.manifest.index_sha256:
+        orders: list[list[Any]] = [list(run.manifest.class_order) for run in (one, other)]
+    else:
+        orders = [list(chain.from_iterable(run.tasks)) for run in (one, other)]
+        if Counter(orders[0]) != Counter(orders[1]):
+            return  # other classes, hence other data
+    if all(a == b for a, b in zip(*orders, strict=False)):
+        return
+    rules = [_name_order(run.manifest.config) for run in (one, other)]
+    if rules[0] == rules[1]:  # as far as they are shown
+        position = next(i for i, (a, b) in enumerate(zip(*orders, strict=False)) if a != b)
+        rules = [f"{order[position]} at position {position + 1}" for order in orders]
+    yield Difference("tasks.class_order", *rules)
+
+
+def _sizes(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    """The boundaries of the tasks: the number of classes of each."""
+    sizes = [[len(names) for names in run.tasks] for run in (one, other)]
+    if sizes[0] == sizes[1]:
+        return
+    words = [_name_sizes(size) for size in sizes]
+    for key in ("initial_classes", "classes_per_task", "limit"):
+        values = [setting_of(run.manifest.config, f"tasks.{key}") for run in (one, other)]
+        if values[0] != values[1]:
+            shown = (f"{_show(value)} ({word})" for value, word in zip(values, words, strict=True))
+            yield Difference(f"tasks.{key}", *shown)
+            return
+    yield Difference("the division into tasks", *words)
+
+
+def _backbone(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    mine, theirs = one.protocol.settings, other.protocol.settings
+    if mine["model.arch"] != theirs["model.arch"]:
+        models = (setting_of(run.manifest.config, "model.arch") for run in (one, other))
+        yield Difference("model.arch", *map(str, models))
+    elif mine["backbone_sha256"] != theirs["backbone_sha256"]:
+        yield Difference("model.weights", _name_weights(one), _name_weights(other))
+
+
+def _tested_images(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    """Images that could not be decoded are skipped; then a test has fewer."""
+    counts = [run.counts.images[-1] if run.counts.images else [] for run in (one, other)]
+    if counts[0] != counts[1]:
+        shown = (f"{sum(count)} ({first_few(count)} by task)" for count in counts)
+        yield Difference("the number of tested images", *shown)
+
+
+def _name_data(run: RunResults) -> str:
+    index = setting_of(run.manifest.config, "data.index")
+    urls = [index] if isinstance(index, str) else list(index)
+    place = " + ".join(map(storage.redact, urls))
+    return f"{place} (sha256 {run.manifest.index_sha256[:_DIGEST]}…)"
+
+
+def _name_order(config: Mapping[str, Any]) -> str:
+    rule = setting_of(config, "tasks.class_order")
+    if rule == "lamda":
+        return f"lamda with tasks.order_seed={setting_of(config, 'tasks.order_seed')}"
+    return rule if isinstance(rule, str) else f"[{first_few(rule)}]"
+
+
+def _name_sizes(sizes: Sequence[int]) -> str:
+    """``5 tasks of 4 classes``, or each number of classes where they differ."""
+    if all(a == b for a, b in pairwise(sizes)):
+        return f"{len(sizes)} task(s) of {sizes[0]} classes" if sizes else "no task"
+    return f"{len(sizes)} tasks of {first_few(sizes)} classes"
+
+
+def _name_weights(run: RunResults) -> str:
+    config = run.manifest.config
+    arch, weights = (setting_of(config, f"model.{key}") for key in ("arch", "weights"))
+    name = arch if weights is None else f"{arch} {weights}"
+    return f"{name} (sha256 {run.manifest.backbone_sha256[:_DIGEST]}…)"
+
+
+def _show(value: Any, other: Any = None) -> str:
+    """A value in words; of a long list only the entries that ``other`` lacks."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= _LONGEST_VALUE or not isinstance(value, list):
+        return text
+    alone = [entry for entry in value if entry not in (other or ())] or value
+    return f"a list of {len(value)} with {first_few([json.dumps(entry) for entry in alone], 2)}"

@@ -1,0 +1,120 @@
+"""Compared runs as CSV, JSON and LaTeX. Figures are fractions, except in LaTeX: per cent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.reporting.run_groups import RunTable
+from pipeline.reporting.run_rows import FIGURES, Row, Spread
+from pipeline.text import NOT_KNOWN
+
+Tables = Sequence[tuple[RunTable, Sequence[Row]]]
+_ESCAPED = str.maketrans({c: f"\\{c}" for c in "#$%&_{}"} | {"\\": r"\textbackslash{}"})
+
+
+def to_csv(tables: Tables) -> str:
+    """A line per row of every table; an unknown figure is empty."""
+    file = io.StringIO()
+    lines = [_flat_row(table, row) for table, rows in tables for row in rows]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def to_json(tables: Tables) -> str:
+    """All tables with the settings of their protocol, and the outputs of each row."""
+    content = [
+        {
+            "protocol_sha256": _hashes(table),
+            "protocol": table.results[0].protocol.settings,
+            "rows": [_nested_row(row) for row in rows],
+        }
+        for table, rows in tables
+    ]
+    return json.dumps({"tables": content}, indent=2, ensure_ascii=False) + "\n"
+
+
+def to_latex(tables: Tables) -> str:
+    """A ``tabular`` per table, for the package booktabs; figures in per cent."""
+    return "\n".join(_tabular(table, rows) for table, rows in tables)
+
+
+def _tabular(table: RunTable, rows: Sequence[Row]) -> str:
+    has_baseline = any(row.differences for row in rows)
+    titles = list(FIGURES.values())
+    titles += [rf"$\Delta$ {title}" for title in FIGURES.values()] if has_baseline else []
+    lines = [
+        f"% protocol {' '.join(_hashes(table))}",
+        rf"\begin{{tabular}}{{l{'r' * len(titles)}r}}",
+        r"\toprule",
+        " & ".join(["run", *titles, "seeds"]) + r" \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        cells = [_latex_figure(spread) for spread in row.figures.values()]
+        if has_baseline:
+            differences = row.differences or {}
+            cells += [_latex_figure(differences.get(key), signed=True) for key in FIGURES]
+        label = row.group.label.translate(_ESCAPED)
+        lines.append(" & ".join([label, *cells, str(len(row.seeds))]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_figure(spread: Spread | None, *, signed: bool = False) -> str:
+    text = (spread or Spread(None, None)).text(signed=signed)
+    return "--" if text == NOT_KNOWN else f"${text.replace('±', chr(92) + 'pm')}$"
+
+
+def _flat_row(table: RunTable, row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {
+        "run": row.group.label,
+        "method": row.group.method,
+        "seeds": " ".join(map(str, row.seeds)),
+        "runs": len(row.group.runs),
+        "class_orders": row.n_orders,
+    }
+    for suffix, spreads in (("", row.figures), ("_difference", row.differences or {})):
+        for key in FIGURES:
+            spread = spreads.get(key, Spread(None, None))
+            flat |= {f"{key}{suffix}_mean": spread.mean, f"{key}{suffix}_sd": spread.deviation}
+    return {
+        **flat,
+        "trained_parameters": row.parameters,
+        "seconds": round(row.seconds, 3),
+        "outputs": " ".join(run.output for run in row.group.runs),
+        "protocol_sha256": " ".join(_hashes(table)),
+    }
+
+
+def _nested_row(row: Row) -> dict[str, Any]:
+    return {
+        "run": row.group.label,
+        "method": row.group.method,
+        "figures": _nested(row.figures),
+        "differences": row.differences and _nested(row.differences),
+        "trained_parameters": row.parameters,
+        "seconds": round(row.seconds, 3),
+        "runs": [
+            {
+                "output": run.output,
+                "seed": run.repetition[0],
+                "class_order": list(run.repetition[1]),
+                **{key: getattr(run.results, key) for key in FIGURES},
+            }
+            for run in row.group.runs
+        ],
+    }
+
+
+def _nested(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float | None]]:
+    return {key: {"mean": each.mean, "sd": each.deviation} for key, each in spreads.items()}
+
+
+def _hashes(table: RunTable) -> list[str]:
+    """The hash of the protocol; several if the table averages class orders."""
+    return sorted({run.protocol.sha256 for run in table.results})

@@ -1,0 +1,215 @@
+"""Finished runs, divided into groups whose figures have a mean: equal in all but the seed.
+
+A table has the runs of one protocol, see :mod:`pipeline.output.protocol`. A group in it has the
+runs of one method with equal settings; its label names the settings that other groups of the same
+method have differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DataError
+from pipeline.output.protocol import compared_settings, default_settings
+from pipeline.output.results import RunResults, finished_results
+from pipeline.reporting.protocols import Difference, differences, explain
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """The results of one output, with the other outputs that hold the same run."""
+
+    output: str
+    results: RunResults
+    copies: list[str] = field(default_factory=list)
+
+    @property
+    def repetition(self) -> tuple[int, tuple[int, ...]]:
+        """Seed and class order: the runs of a group differ in them alone."""
+        manifest = self.results.manifest
+        return manifest.config.get("seed", 1), tuple(manifest.class_order)
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """The runs of one row or column: one method with equal settings, in other repetitions."""
+
+    label: str
+    runs: list[FinishedRun]
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self.runs[0].results.method
+
+    @property
+    def results(self) -> list[RunResults]:
+        """The results of each run."""
+        return [run.results for run in self.runs]
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """The groups of one protocol; ``differences`` are those to the first protocol."""
+
+    groups: list[RunGroup]
+    differences: list[Difference]
+
+    @property
+    def results(self) -> list[RunResults]:
+        """The results of all runs."""
+        return [results for group in self.groups for results in group.results]
+
+
+def group_runs(
+    outputs: Sequence[str],
+    *,
+    by_protocol: bool = False,
+    over_order: bool = False,
+    single: bool = False,
+) -> list[RunTable]:
+    """The tables of the runs in ``outputs``: one, or one per protocol with ``by_protocol``.
+
+    With ``over_order`` runs of several class orders are one group. With ``single`` each run is a
+    group of its own.
+
+    Raises:
+        DataError: an output holds no finished run; the runs follow several protocols, without
+            ``by_protocol``; or two runs have equal settings and seeds but other figures.
+    """
+    runs = [FinishedRun(output, finished_results(output)) for output in dict.fromkeys(outputs)]
+    protocols = _divide_by_protocol(runs, over_order)
+    if len(protocols) > 1 and not by_protocol:
+        raise DataError(_refusal(runs, protocols, over_order))
+    distinctions = _Distinctions(runs)
+    first = protocols[0][0].results
+    return [
+        RunTable(
+            [
+                RunGroup(distinctions.label(group[0]), group)
+                for group in _groups(members, distinctions, single)
+            ],
+            differences(first, members[0].results, over_order=over_order),
+        )
+        for members in protocols
+    ]
+
+
+def _divide_by_protocol(runs: Iterable[FinishedRun], over_order: bool) -> list[list[FinishedRun]]:
+    protocols: list[list[FinishedRun]] = []
+    for run in runs:
+        for members in protocols:
+            if not differences(members[0].results, run.results, over_order=over_order):
+                members.append(run)
+                break
+        else:
+            protocols.append([run])
+    return protocols
+
+
+def _refusal(
+    runs: Sequence[FinishedRun], protocols: Sequence[Sequence[FinishedRun]], over_order: bool
+) -> str:
+    first = protocols[0][0]
+    found: dict[str, tuple[Difference, str, str]] = {}
+    for other, *_ in protocols[1:]:
+        for difference in differences(first.results, other.results, over_order=over_order):
+            one, two = (storage.redact(run.output) for run in (first, other))
+            found.setdefault(difference.setting, (difference, one, two))
+    order = ", or average class orders with --over order" if "tasks.class_order" in found else ""
+    return (
+        f"the {len(runs)} runs follow {len(protocols)} protocols: {explain(list(found.values()))}; "
+        f"compare runs of one protocol, or make a table of each with --group-by protocol{order}"
+    )
+
+
+def _groups(
+    runs: Iterable[FinishedRun], distinctions: _Distinctions, single: bool
+) -> list[list[FinishedRun]]:
+    """Runs of equal settings together, each run once, in the order of their first output."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        group = groups.setdefault(distinctions.key(run), [])
+        known = next((other for other in group if other.repetition == run.repetition), None)
+        if known is None:
+            group.append(run)
+        elif known.results.counts == run.results.counts:
+            known.copies.append(run.output)
+        elif single:
+            group.append(run)
+        else:
+            raise DataError(_ambiguity(known, run))
+    if single:
+        return [[run] for group in groups.values() for run in group]
+    return list(groups.values())
+
+
+def _ambiguity(one: FinishedRun, other: FinishedRun) -> str:
+    places = [storage.redact(run.output) for run in (one, other)]
+    commits = [str(run.results.manifest.git_commit)[:8] for run in (one, other)]
+    return (
+        f"{places[0]} and {places[1]}: have equal settings and the same seed "
+        f"{one.repetition[0]}, but other figures (commits {commits[0]} and {commits[1]}); only "
+        "seeds are averaged; give one of the two, or list single runs with --runs"
+    )
+
+
+class _Distinctions:
+    """The settings that tell the runs of each method apart: those that are not equal in all."""
+
+    def __init__(self, runs: Iterable[FinishedRun]) -> None:
+        by_method: dict[str, list[FinishedRun]] = {}
+        for run in runs:
+            by_method.setdefault(run.results.method, []).append(run)
+        self._differing: dict[FinishedRun, dict[str, Any]] = {}
+        self._defaults: dict[str, dict[str, Any]] = {}
+        for method, members in by_method.items():
+            self._add(method, members)
+
+    def key(self, run: FinishedRun) -> str:
+        """Equal for the runs of one group."""
+        return json.dumps([run.results.method, self._differing[run]], sort_keys=True)
+
+    def label(self, run: FinishedRun) -> str:
+        """The method with its differing settings, except those that have their default."""
+        method = run.results.method
+        defaults = self._defaults[method]
+        settings = (
+            f"{key.removeprefix(f'method.options.{method}.')}={_show(value)}"
+            for key, value in self._differing[run].items()
+            if key not in defaults or value != defaults[key]
+        )
+        return " ".join([method, *settings])
+
+    def _add(self, method: str, members: Sequence[FinishedRun]) -> None:
+        settings, differing = _compare(members, with_defaults=False)
+        # Only differing options are completed: the import of a method takes seconds.
+        complete = any(key.startswith("method.options.") for key in differing)
+        defaults = default_settings(method, with_defaults=complete) if differing else {}
+        if complete:
+            settings, differing = _compare(members, with_defaults=True, below=defaults)
+        self._defaults[method] = defaults
+        for run, each in zip(members, settings, strict=True):
+            self._differing[run] = {key: each[key] for key in differing if key in each}
+
+
+def _compare(
+    runs: Sequence[FinishedRun], *, with_defaults: bool, below: Mapping[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The settings of each run, ``below`` where it has none, and the keys that differ."""
+    manifests = [run.results.manifest for run in runs]
+    settings = [
+        {**(below or {}), **compared_settings(m.config, m.identity, with_defaults=with_defaults)}
+        for m in manifests
+    ]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    shown = [{key: json.dumps(value) for key, value in each.items()} for each in settings]
+    return settings, [key for key in keys if len({each.get(key) for each in shown}) > 1]
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,121 @@
+"""The figures of each group of runs: means, and differences to a baseline over equal seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from pipeline.errors import DataError
+from pipeline.output.results import RunResults
+from pipeline.reporting.run_groups import FinishedRun, RunGroup, RunTable
+from pipeline.text import did_you_mean, format_spread
+
+# The title of each figure by its key in results.json.
+FIGURES = {
+    "average_incremental_accuracy": "average",
+    "last_accuracy": "last",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+}
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation of fractions; None if unknown, or of fewer than two."""
+
+    mean: float | None
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread:
+        """The spread of ``values``; unknown if one of them is, or if there are none."""
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return cls(None, None)
+        return cls(fmean(known), stdev(known) if len(known) > 1 else None)
+
+    def text(self, *, signed: bool = False) -> str:
+        """In per cent, ``31.3 ± 0.2``; with ``signed``, a gain as ``+4.6 ± 0.2``."""
+        text = format_spread(*self)
+        return f"+{text}" if signed and self.mean is not None and text[0] != "-" else text
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One group of runs with its figures; ``differences`` are those to the baseline, if any."""
+
+    group: RunGroup
+    figures: dict[str, Spread]
+    differences: dict[str, Spread] | None  # None without a baseline, or for the baseline itself
+    parameters: int  # most trained in one task
+    seconds: float  # training and tests of all tasks, mean over the runs
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs, each once."""
+        return sorted({run.repetition[0] for run in self.group.runs})
+
+    @property
+    def n_orders(self) -> int:
+        """The number of class orders of the runs."""
+        return len({run.repetition[1] for run in self.group.runs})
+
+
+def build_rows(table: RunTable, baseline: str | None = None) -> list[Row]:
+    """A row per group; ``baseline`` is the label of a group, or the method of only one.
+
+    A difference is taken between runs of equal seed and class order; its mean is over those pairs.
+    """
+    reference = _reference(table, baseline) if baseline else []
+    return [_build_row(group, reference) for group in table.groups]
+
+
+def check_baseline(tables: Sequence[RunTable], baseline: str) -> None:
+    """Raise DataError if no table has the group ``baseline``."""
+    labels = list(dict.fromkeys(group.label for table in tables for group in table.groups))
+    if not any(_reference(table, baseline) for table in tables):
+        raise DataError(
+            f"--baseline: {baseline!r} names no single row; {did_you_mean(baseline, labels)}"
+        )
+
+
+def _reference(table: RunTable, baseline: str) -> list[FinishedRun]:
+    """The runs of the groups with the label ``baseline``, or else of the only one of the method."""
+    labels = {group.label for group in table.groups if group.method == baseline}
+    label = next(iter(labels)) if baseline not in labels and len(labels) == 1 else baseline
+    return [run for group in table.groups if group.label == label for run in group.runs]
+
+
+def _build_row(group: RunGroup, reference: Sequence[FinishedRun]) -> Row:
+    is_baseline = group.runs[0] in reference
+    pairs = list(_pairs(group.runs, reference))
+    differences = {
+        key: Spread.of([_difference(run, other, key) for run, other in pairs]) for key in FIGURES
+    }
+    return Row(
+        group,
+        figures={key: Spread.of([getattr(run, key) for run in group.results]) for key in FIGURES},
+        differences=differences if reference and not is_baseline else None,
+        parameters=max((n for run in group.results for n in run.trainable_parameters), default=0),
+        seconds=fmean(_seconds(run) for run in group.results),
+    )
+
+
+def _pairs(
+    runs: Sequence[FinishedRun], reference: Sequence[FinishedRun]
+) -> Iterator[tuple[RunResults, RunResults]]:
+    """The runs with the run of equal seed and class order in ``reference``, if there is one."""
+    by_repetition = {run.repetition: run.results for run in reference}
+    for run in runs:
+        if run.repetition in by_repetition:
+            yield run.results, by_repetition[run.repetition]
+
+
+def _difference(run: RunResults, reference: RunResults, key: str) -> float | None:
+    values = getattr(run, key), getattr(reference, key)
+    return None if None in values else values[0] - values[1]
+
+
+def _seconds(run: RunResults) -> float:
+    return sum(stage.train_seconds + stage.test_seconds for stage in run.diagnostics)

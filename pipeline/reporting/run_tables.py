@@ -1,0 +1,128 @@
+"""Tables of compared runs on a terminal.
+
+A short comparison has a column per group and a row per task; a long one has a row per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import storage
+from pipeline.reporting.protocols import Difference
+from pipeline.reporting.run_groups import RunGroup, RunTable
+from pipeline.reporting.run_rows import FIGURES, Row, Spread
+from pipeline.text import format_percent
+
+MARK = "†"  # of settings that were chosen on the evaluated images; a line below says so
+_STAGE_FIGURES = ("average_incremental_accuracy", "last_accuracy", "forgetting")
+
+
+def stage_table(table: RunTable) -> Group:
+    """A row per stage and summary figure, a column per group of runs.
+
+    A dash stands for a figure that is unknown or excluded from the summary.
+    """
+    shown = Table()
+    shown.add_column("after task", justify="right")
+    for group in table.groups:
+        times = f" ×{len(group.runs)}" if len(group.runs) > 1 else ""
+        shown.add_column(f"{group.label}{times}{_mark(group)}", justify="right")
+    for stage in range(table.results[0].n_learned):
+        cells = ([run.stage_accuracy.micro[stage] for run in g.results] for g in table.groups)
+        shown.add_row(str(stage + 1), *map(format_percent, cells))
+    shown.add_section()
+    for key in _STAGE_FIGURES:
+        cells = ([getattr(run, key) for run in group.results] for group in table.groups)
+        shown.add_row(FIGURES[key], *map(format_percent, cells))
+    return _framed(table, shown)
+
+
+def summary_table(
+    table: RunTable,
+    rows: Sequence[Row],
+    *,
+    baseline: str | None = None,
+    over_order: bool = False,
+    single: bool = False,
+) -> Group:
+    """A row per group of runs: figures, differences to ``baseline``, repetitions and cost.
+
+    With ``over_order`` a column counts the class orders; with ``single`` each row is one run and
+    names its output.
+    """
+    shown = Table()
+    shown.add_column("run", overflow="fold")
+    compared = [key for key in _STAGE_FIGURES if baseline]
+    titles = [*FIGURES.values(), *(f"Δ {FIGURES[key]}" for key in compared)]
+    titles += ["seed" if single else "seeds", *(["orders"] if over_order else [])]
+    for title in [*titles, "parameters", "seconds"]:
+        shown.add_column(title, justify="right", no_wrap=True)
+    if single:
+        shown.add_column("output", overflow="fold")
+    for row in rows:
+        cells = [spread.text() for spread in row.figures.values()]
+        cells += [_difference(row, key) for key in compared]
+        cells += [str(row.seeds[0] if single else len(row.seeds))]
+        cells += [str(row.n_orders)] if over_order else []
+        cells += [f"{row.parameters:,}", f"{row.seconds:.1f}"]
+        cells += [storage.redact(row.group.runs[0].output)] if single else []
+        shown.add_row(f"{row.group.label}{_mark(row.group)}", *cells)
+    pairs = "equal seed and class order" if over_order else "equal seed"
+    notes = [f"Δ: difference to {baseline}, over runs of {pairs}"] if baseline else []
+    return _framed(table, shown, notes)
+
+
+def describe_protocol(number: int, differences: Sequence[Difference]) -> str:
+    """The heading of one table of several: the settings that the first table has differently."""
+    changes = "; ".join(f"{setting} is {other}, not {one}" for setting, one, other in differences)
+    return f"protocol {number}" + (f": {changes}" if changes else "")
+
+
+def _difference(row: Row, key: str) -> str:
+    return (row.differences[key] if row.differences else Spread(None, None)).text(signed=True)
+
+
+def _framed(table: RunTable, shown: Table, notes: Sequence[str] = ()) -> Group:
+    # rich would wrap a title or caption of the table at the width of the table.
+    lines = [*notes, *_sources(table.groups), *_copies(table.groups)]
+    return Group(Text(_title(table)), shown, *map(Text, lines))
+
+
+def _title(table: RunTable) -> str:
+    evaluation = table.results[0].evaluation
+    classes = "all classes seen so far"
+    if evaluation.exclude_tasks:
+        first = f"those of the first {evaluation.exclude_tasks} task(s)"
+        classes += f" except {first}, which chose the settings"
+    split = "" if evaluation.split == "test" else f" of {evaluation.split} images"
+    return f"accuracy over {classes} (%{split})"
+
+
+def _mark(group: RunGroup) -> str:
+    return f" {MARK}" if any(run.tuning and run.tuning.note for run in group.results) else ""
+
+
+def _sources(groups: Sequence[RunGroup]) -> Iterator[str]:
+    """A line for each source of the settings of each group, with the mark if it has a note."""
+    lines = {
+        f"{f'{MARK} ' if run.tuning.note else ''}{group.label}: {run.tuning.summary}": None
+        for group in groups
+        for run in group.results
+        if run.tuning
+    }
+    yield from lines
+
+
+def _copies(groups: Sequence[RunGroup]) -> Iterator[str]:
+    """A line for each output that repeats another one."""
+    for group in groups:
+        for run in group.runs:
+            for copy in run.copies:
+                yield (
+                    f"{storage.redact(copy)} is the run of {storage.redact(run.output)} again: "
+                    "counted once"
+                )
