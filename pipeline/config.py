@@ -6,8 +6,7 @@ changes after loading; a derived value is a function of the settings.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.paths import expand_path
 from pipeline.settings_file import Section, dump_section, load_section
+from pipeline.storage import is_local
 
+_LOCAL = "local-dir:"  # before the folder of a model
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # A folder, a file or a URL; `~` and `$VARIABLE` stand for their values.
 PathText = Annotated[str, AfterValidator(expand_path)]
@@ -35,7 +36,8 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """The images and their batches."""
 
-    index: PathText | list[PathText]  # folder or URL of shards; each of a list adds classes
+    # Folder or URL of shards; each of a list adds classes. @FILE: a YAML file with such a list.
+    index: PathText | list[PathText]
     global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
     eval_batch: int = Field(64, gt=0)  # images per forward pass of a test, on one rank
     workers: int = Field(2, ge=0)  # loader processes per rank; 0: the rank decodes
@@ -57,6 +59,8 @@ class TasksConfig(Section):
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0: classes_per_task
     classes_per_task: int = Field(gt=0)
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a sweep does
+    # Each further index of data.index: tasks of classes_per_task classes, or one task.
+    appended: Literal["split", "one_task"] = "split"
 
 
 class ModelConfig(Section):
@@ -214,12 +218,39 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def config_hash(config: Config) -> str:
-    """SHA-256 in hex of all settings that decide the figures, tasks and data included."""
-    content = {
-        **decisive_settings(config),
-        "tasks": config.tasks.model_dump(mode="json"),
-        "exclude_tasks": config.evaluation.exclude_tasks,
-        "index": config.data.index,
+def with_absolute_paths(config: Config) -> Config:
+    """The same run with local paths that hold in every working folder.
+
+    A path that starts with ``~`` or a variable holds already.
+    """
+    data, model, snapshot = config.data, config.model, config.snapshot
+    index = data.index if isinstance(data.index, list) else [data.index]
+    urls = [_absolute(url, marker="@") for url in index]
+    cache = data.cache.model_copy(update={"folder": _absolute(data.cache.folder)})
+    changes = {
+        "index": urls if isinstance(data.index, list) else urls[0],
+        "feature_cache": data.feature_cache and _absolute(data.feature_cache),
+        "cache": cache,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    arch, weights = model.arch, model.weights
+    if arch.startswith(_LOCAL):
+        arch = _absolute(arch, marker=_LOCAL)
+    elif weights and Path(weights).is_file():
+        weights = _absolute(weights)
+    folder = snapshot.folder and _absolute(snapshot.folder)
+    return config.model_copy(
+        update={
+            "output": _absolute(config.output),
+            "data": data.model_copy(update=changes),
+            "model": model.model_copy(update={"arch": arch, "weights": weights}),
+            "snapshot": snapshot.model_copy(update={"folder": folder}),
+        }
+    )
+
+
+def _absolute(url: str, *, marker: str = "") -> str:
+    """A relative local path as an absolute one, behind its ``marker`` if it has one."""
+    if marker and url.startswith(marker):
+        return marker + _absolute(url.removeprefix(marker))
+    is_kept = not is_local(url) or "://" in url or url.startswith(("~", "$"))
+    return url if is_kept else os.path.abspath(url)

@@ -1,4 +1,4 @@
-"""Settings as frozen, checked values, read from YAML files; the only door to yaml.
+"""Settings as frozen, checked values, read from YAML files.
 
 A module declares its settings as a :class:`Section`. A file is read in this order: the files that
 its key ``base`` names, then the file itself, then ``key.sub=value`` overrides. The later value
@@ -10,17 +10,20 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.text import did_you_mean
+from pipeline.yaml_text import MAX_BYTES, MAX_DEPTH, format_yaml, parse_yaml
 
 _CREDENTIALS = re.compile(r"://[^/\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE)
+_MAX_SHOWN = 80  # characters of a value in a message
+_MAX_FILES = 100  # files that one file may be based on
 
 
 class Section(BaseModel):
@@ -38,10 +41,21 @@ def load_section(kind: type[SectionT], path: str | Path, overrides: Sequence[str
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type.
     """
-    tree = _read_tree(Path(path), seen=())
+    tree = _read_tree(Path(path), seen=(), read=[])
+    of_file = deepcopy(tree)
     for override in overrides:
         _apply_override(tree, override)
-    return parse_section(kind, tree, place=str(path))
+
+    def place_of(key: Sequence[str]) -> str:
+        for override in reversed(overrides):
+            path_of_override = override.partition("=")[0].split(".")
+            if all(a == b for a, b in zip(path_of_override, key, strict=False)) and key:
+                return f"override {_show(override)}"
+        if overrides and not key and _is_valid(kind, of_file):
+            return f"{path} with {' '.join(map(_show, overrides))}"
+        return str(path)
+
+    return _parse(kind, tree, place_of)
 
 
 def parse_section(kind: type[SectionT], tree: Mapping[str, Any], *, place: str) -> SectionT:
@@ -50,68 +64,104 @@ def parse_section(kind: type[SectionT], tree: Mapping[str, Any], *, place: str) 
     Raises:
         ConfigError: the message names the first wrong key, the value found and the value wanted.
     """
-    _refuse_credentials(tree, place)
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{place}: {_explain(kind, error)}") from None
+    return _parse(kind, tree, lambda key: place)
+
+
+def parse_list(text: str, *, place: str) -> list[str]:
+    """The lines ``- text`` of a YAML text.
+
+    Raises:
+        ConfigError: the text is something else, or an entry holds credentials.
+    """
+    entries = parse_yaml(text, place=place)
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, str) for entry in entries)
+    ):
+        raise ConfigError(f"{place}: must hold `- text` lines, found {_show(entries)}; correct it")
+    _check_texts(entries, lambda key: place)
+    return entries
 
 
 def dump_section(section: Section) -> str:
     """All settings as YAML; :func:`load_section` reads the same value from it."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, width=100)
+    return format_yaml(section.model_dump(mode="json"))
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _parse(
+    kind: type[SectionT], tree: Mapping[str, Any], place_of: Callable[[Sequence[str]], str]
+) -> SectionT:
+    """``tree`` as a ``kind``; ``place_of`` gives the origin of the value at a key."""
+    _check_texts(tree, place_of)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        key, problem = _explain(kind, error)
+        raise ConfigError(f"{place_of(key)}: {problem}") from None
+
+
+def _is_valid(kind: type[Section], tree: Mapping[str, Any]) -> bool:
+    try:
+        kind.model_validate(tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base` leads back to this file; remove the circle")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise ConfigError(f"{path}: not valid YAML: {problem}") from None
+    read.append(path)
+    if len(read) > _MAX_FILES:
+        raise ConfigError(f"{path}: `base` leads to more than {_MAX_FILES} files; name fewer")
+    tree = parse_yaml(_read_text(path), place=str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold `key: value` lines, found {type(tree).__name__}")
     bases = tree.pop("base", [])
     bases = bases if isinstance(bases, list) else [bases]
-    if not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: `base` must name a file or a list of files, found {bases!r}")
+    if not all(isinstance(base, str) and "\0" not in base for base in bases):
+        raise ConfigError(
+            f"{path}: `base` must name a file or a list of files, found {_show(bases)}"
+        )
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve())))
+        merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve()), read))
     return _merge(merged, tree)
 
 
-def _refuse_credentials(value: Any, place: str, key: str = "") -> None:
-    """Refuse secrets: settings are copied into results and logs."""
+def _read_text(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+
+
+def _check_texts(
+    value: Any, place_of: Callable[[Sequence[str]], str], key: tuple[str, ...] = ()
+) -> None:
+    """Refuse text that no file can hold, and secrets: settings are copied into results and logs."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            _refuse_credentials(inner, place, f"{key}.{name}" if key else str(name))
+            _check_texts(name, place_of, key)
+            _check_texts(inner, place_of, (*key, str(name)))
     elif isinstance(value, list):
         for inner in value:
-            _refuse_credentials(inner, place, key)
+            _check_texts(inner, place_of, key)
     elif isinstance(value, str) and _CREDENTIALS.search(value):
+        origin = place_of(key).partition("=")[0]  # without the value of an override
         raise ConfigError(
-            f"{place}: {key}: holds credentials; leave them out of the URL and set AWS_PROFILE, or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment"
+            f"{origin}: {'.'.join(key)}: holds credentials; leave them out of the URL and set "
+            "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment"
         )
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a repeated key: YAML would drop the first of the two values."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} is written twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+    elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise ConfigError(
+            f"{place_of(key)}: {'.'.join(key) or 'a key'}: holds a character that no file can "
+            f"hold, found {_show(value)}; remove it"
+        )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -128,39 +178,57 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not dotted:
         raise ConfigError(f"override {override!r}: write key=value, for instance seed=2")
     *path, last = dotted.split(".")
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"override {_show(override)}: no key has so many parts; shorten it")
     node = tree
     for key in path:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} holds a value, not a section")
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+        node[last] = parse_yaml(text, place="")
+    except ConfigError:
+        raise ConfigError(
+            f"override {_show(override)}: {_show(text)} is not a YAML value"
+        ) from None
 
 
-def _explain(kind: type[Section], error: ValidationError) -> str:
-    """One line about the first wrong key."""
+def _explain(kind: type[Section], error: ValidationError) -> tuple[list[str], str]:
+    """The first wrong key, and one line about it."""
     errors = error.errors()
     path = _path_of(errors[0])
     within = (each for each in errors if path == _path_of(each)[: len(path)])
     first = max(within, key=lambda each: len(_path_of(each)))  # the innermost is the most precise
     path = _path_of(first)
-    place = ".".join(path) or "configuration"
+    place = _shorten(".".join(path)) or "configuration"
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(path[-1], _fields_at(kind, path[:-1]))
-        return f"{place} is not a known key; {hint}"
+        hint = did_you_mean(_shorten(path[-1]), _fields_at(kind, path[:-1]))
+        return path, f"{place} is not a known key; {hint}"
     if first["type"] == "missing":
-        return f"{place} is missing; it must be given"
+        return path, f"{place} is missing; it must be given"
     if first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
-        return f"{place}: {problem}" if path and path[0] not in problem else problem
+        is_named = not path or problem.startswith(".".join(path))
+        return path, problem if is_named else f"{place}: {problem}"
+    found = _show(first["input"])
     if first["type"] in ("model_type", "dict_type"):
-        return f"{place}: must hold `key: value` lines, found {first['input']!r}"
+        return path, f"{place}: must hold `key: value` lines, found {found}"
     # A setting of several allowed types has one message for each type.
     messages = [each["msg"] for each in errors if _path_of(each) == path]
     wanted = ", or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(messages))
-    return f"{place}: {wanted}, found {first['input']!r}"
+    return path, f"{place}: {wanted}, found {found}"
+
+
+def _show(value: Any) -> str:
+    """``value`` for a message, cut if it is long."""
+    try:
+        return _shorten(repr(value))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} …"
 
 
 def _path_of(error: Any) -> list[str]:

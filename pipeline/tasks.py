@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -87,11 +88,13 @@ def split_classes(
     initial_classes: int = 0,
     limit: int | None = None,
     group_sizes: Sequence[int] | None = None,
+    appended: Literal["split", "one_task"] = "split",
 ) -> tuple[Task, ...]:
     """Divide ``order`` into tasks; ``names[label]`` is the name of a label of the index.
 
     The first task has ``initial_classes`` classes (0: ``classes_per_task``); the last task has the
-    rest. ``limit`` keeps the first tasks only. No task contains classes of two groups.
+    rest. ``limit`` keeps the first tasks only. No task contains classes of two groups; with
+    ``appended="one_task"`` each group after the first one is one task.
 
     Raises:
         ConfigError: there are too few classes for the first task.
@@ -107,6 +110,8 @@ def split_classes(
     begin = 0
     for n_classes in groups:
         size = classes_per_task if starts else first_size
+        if starts and appended == "one_task":
+            size = n_classes
         starts += [begin, *range(begin + size, begin + n_classes, classes_per_task)]
         begin += n_classes
     ends = [*starts[1:], len(order)]

@@ -48,16 +48,17 @@ DOORS = {
     "deepspeed": "training.engine",
     "fsspec": "storage",
     "jinja2": "reporting.page",
-    "open_clip": "model.backbone model.weights",
+    "open_clip": "model.backbone model.tokens model.weights",
     "optuna": "sweep.searcher",
     "psutil": "distributed.launcher_watch launching.*",
-    "pyarrow": "data.prepare.record_sources",
+    "pillow_heif": "data.prepare.encoding",
+    "pyarrow": "data.prepare.parquet_source",
     "ray": "sweep.actor sweep.ray_cluster sweep.recorder sweep.searcher sweep.sweep",
     "tenacity": "retry",
     "webdataset": "data.decoding data.prepare.writer",
-    "yaml": "settings_file",
+    "yaml": "yaml_text",
     # A pickle can run code. This module refuses everything in it except arrays and plain values.
-    "pickle": "data.prepare.record_sources",
+    "pickle": "data.prepare.cifar_source",
 }
 
 # Tools of maintainers, not part of the package.

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from pipeline.config import (
     TUNED_ON_EVALUATION,
     Config,
-    config_hash,
     decisive_settings,
     dump_config,
     load_config,
 )
 from pipeline.errors import ConfigError
+from pipeline.output.identity import config_hash
 from pipeline.settings_file import Section
 
 SMALLEST = """\

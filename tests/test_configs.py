@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, config_hash, dump_config, load_config
+from pipeline.config import Config, dump_config, load_config
 from pipeline.data.index import format_index
 from pipeline.data.shard import Segment, Shard
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.weights import weights_problem
+from pipeline.output.identity import config_hash
 from pipeline.train import parse_arguments
 from pipeline.training.checked_run import check_run
 from pipeline.training.engine import layout_problem

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import dump_config, load_config
 from pipeline.errors import ConfigError
+from tests.fuzz import inputs_per_format, mutations
 
 SMALLEST = """\
 data: {index: shards}
@@ -132,12 +134,104 @@ def test_path_without_a_text_file_is_refused(tmp_path):
         load_config(tmp_path)
 
 
-def test_message_is_one_line_and_begins_with_the_place(file):
-    for override in ("data=3", "optim.epochs=x", "tasks.class_order={a: 1}"):
-        with pytest.raises(ConfigError) as caught:
-            load_config(file, [override])
-        assert str(caught.value).startswith(f"{file}: ")
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["data=3"], "override 'data=3': data: must"),
+        (["seed=2", "optim.epochs=x"], "override 'optim.epochs=x': optim.epochs: "),
+        (["optim={epochs: x}"], "override 'optim={epochs: x}': optim.epochs: "),
+        (["optim.epochs=x", "optim.epochs=y"], "override 'optim.epochs=y': optim.epochs: "),
+        (["tasks.class_order={a: 1}"], "override 'tasks.class_order={a: 1}': tasks.class_order"),
+        (["data.indx=3"], "override 'data.indx=3': data.indx is not a known key; did you mean"),
+        (["seed=2", "evaluation.split=validation"], "FILE with 'seed=2' 'evaluation.split=valid"),
+        ([f"seed={'9' * 300}"], f"override 'seed={'9' * 74} …: seed: "),
+    ],
+)
+def test_message_is_one_line_and_names_the_wrong_override(file, overrides, place):
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    assert str(caught.value).startswith(place.replace("FILE", str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_value_of_the_file_is_not_blamed_on_an_override(file):
+    file.write_text(SMALLEST + "optim: {epochs: x}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["seed=3", "optim.warmup_steps=2"])
+    assert str(caught.value).startswith(f"{file}: optim.epochs: ")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n"
+    for below, name in itertools.pairwise("abcdefghijklmnop")
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{below}'] * 9)}]}}\n"
+    for below, name in itertools.pairwise("abcdefghijklmnop")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "stands for [0-9,]+ values and at most 100,000 are read"),
+        (MERGES, "stands for [0-9,]+ values and at most 100,000 are read"),
+        ("a: &a [*a]", "an alias stands within its own anchor"),
+        ("[" * 100_000, "more than 50 lists and sections are within each other"),
+        ("a: " + "[" * 60 + "]" * 60, "more than 50 lists and sections are within each other"),
+        ("a: b\n" * 300_000, "has more than 1,048,576 characters; shorten it"),
+        (SMALLEST + f"seed: {'9' * 5_000}", "not valid YAML: ValueError: Exceeds the limit"),
+        (SMALLEST + f"seed: 0x{'9' * 5_000}", "seed: .*found a number of thousands of digits"),
+        (SMALLEST + "name: 2024-99-99", "not valid YAML: ValueError: month must be in"),
+        (SMALLEST + "name: 2024-09-09", "name: .*valid string, found datetime.date"),
+        (SMALLEST + "name: !!binary a", "not valid YAML: "),
+        (SMALLEST + 'name: "\\0"', r"name: holds a character that no file can hold, found"),
+        (SMALLEST + 'output: "\\uD800"', "output: holds a character that no file can hold"),
+        (SMALLEST + '"\\uD800": 3', "a key: holds a character that no file can hold"),
+        (SMALLEST + "? [a]\n: 3", "not valid YAML: .*unhashable key"),
+        (SMALLEST + "3: 4", "3: keys should be strings"),
+        (SMALLEST + f"{'k' * 900}: 4", "k{80} … is not a known key; there are"),
+        (SMALLEST + f"log_every: {'k' * 9_000}", "log_every: .*found 'k{79} …$"),
+        (SMALLEST + 'base: "\\0"', "`base` must name a file"),
+    ],
+    ids=range(19),
+)
+def test_hostile_file_is_refused_at_once(file, text, words):
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words) as refused:
+        load_config(file)
+    assert len(str(refused.value)) < 600
+
+
+def test_bases_of_bases_are_limited(tmp_path):
+    for name, below in itertools.pairwise("abcdef"):
+        bases = ", ".join([f"{below}.yaml"] * 9)
+        (tmp_path / f"{name}.yaml").write_text(f"base: [{bases}]")
+    (tmp_path / "f.yaml").write_text(SMALLEST)
+    with pytest.raises(ConfigError, match="`base` leads to more than 100 files; name fewer"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "override", ["a." * 5_000 + "b=3", f"seed={'[' * 9_000}", "seed=9999-99-99"]
+)
+def test_hostile_override_is_refused(file, override):
+    with pytest.raises(ConfigError, match="^override '") as refused:
+        load_config(file, [override])
+    assert len(str(refused.value)) < 300
+
+
+def test_damaged_file_is_refused_or_read(file):
+    """must end in settings or in one sentence, whatever the bytes of the file are"""
+    text = dump_config(load_config(file)).encode()
+    n_read = 0
+    for damaged in mutations(text, inputs_per_format(60), seed=5):
+        file.write_bytes(damaged)
+        try:
+            n_read += bool(load_config(file))
+        except ConfigError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1_000
+    assert n_read < inputs_per_format(60)
 
 
 @pytest.mark.parametrize(

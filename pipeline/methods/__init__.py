@@ -48,6 +48,19 @@ def parse_options(method: MethodConfig) -> MethodOptions:
     return chosen
 
 
+def resolve_options(method: MethodConfig) -> MethodConfig:
+    """The same method with each of its options written out, also those that have their default.
+
+    Raises:
+        ConfigError: as :func:`parse_options`.
+    """
+    options = parse_options(method)
+    tree = options.model_dump(mode="json")
+    classifier = parse_classifier(options.classifier, place=f"method.options.{method.name}")
+    tree["classifier"]["options"] = classifier.model_dump(mode="json")
+    return method.model_copy(update={"options": {**method.options, method.name: tree}})
+
+
 def build_method(method: MethodConfig, context: MethodContext) -> Method:
     """The method that a configuration names, before its first task.
 

@@ -134,6 +134,16 @@ class Method(nn.Module):
         return None
 
     @classmethod
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
+        """The reason why these options cannot learn ``tasks``, with its remedy, or None."""
+        return None
+
+    @classmethod
+    def context_tokens(cls, options: Any) -> int:
+        """Learned tokens before ``<name>.`` in the text tower; 0 if no prompt is learned there."""
+        return 0
+
+    @classmethod
     def inputs_of(cls, options: Any) -> Inputs:
         """The inputs of :meth:`embed` under these options."""
         return Inputs(images=True, features=False)

@@ -5,6 +5,7 @@ Axes: B images of this rank · N images of the global batch · C classes · E jo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -40,6 +41,19 @@ class Finetune(Method):
             width=clip.vision_width,
             layers=clip.vision_layers,
             seed=self.context.seed,
+        )
+
+    @classmethod
+    def check(cls, options: FinetuneOptions, tasks: Sequence[Task]) -> str | None:
+        """Refuse tasks of one class if its anchor competes with no other one."""
+        alone = sum(len(task.labels) == 1 for task in tasks)
+        is_rest = alone <= 1 < len(tasks)  # the last task often has one class
+        if options.loss_classes == "seen" or alone == 0 or is_rest:
+            return None
+        return (
+            f"tasks: {alone} of {len(tasks)} tasks have one class, so their loss is always 0 and "
+            "nothing is learned; at least two classes must compete; set loss_classes=seen among "
+            "the options of the method, or raise tasks.classes_per_task"
         )
 
     @classmethod

@@ -5,6 +5,7 @@ Axes: N images of the global batch · C classes · E joint width. Source: arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from pipeline.model.losses import (
     text_to_image,
 )
 from pipeline.settings_file import Section
+from pipeline.tasks import Task
 
 
 class TextToImageOptions(Section):
@@ -53,6 +55,12 @@ class TpptV(Finetune):
     """Visual prompts learned from both sides: images pick anchors and anchors pick images."""
 
     Options = TpptVOptions
+
+    @classmethod
+    def check(cls, options: TpptVOptions, tasks: Sequence[Task]) -> str | None:
+        """As for ``finetune``, if no other term gives a gradient."""
+        has_other_terms = options.text_to_image.weight or options.diversity.form != "none"
+        return None if has_other_terms else super().check(options, tasks)
 
     def build_anchors(self) -> Anchors:
         """The frozen text embeddings, with residuals on top if they are chosen."""

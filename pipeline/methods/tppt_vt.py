@@ -24,6 +24,11 @@ class TpptVT(TpptV):
 
     Options = TpptVTOptions
 
+    @classmethod
+    def context_tokens(cls, options: TpptVTOptions) -> int:
+        """The learned context before each class name."""
+        return options.textual_prompts.length
+
     def build_anchors(self) -> Anchors:
         """Anchors read from the text tower behind a learned context."""
         context, options = self.context, self.options

@@ -6,11 +6,18 @@ tolerances for errors. It may not continue with another method, backbone, batch 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from pipeline.config import Config, decisive_settings
+from pipeline.config import Config, MethodConfig, decisive_settings
 from pipeline.data.index import ShardIndex
+from pipeline.errors import ConfigError
+from pipeline.methods import resolve_options
+from pipeline.output.first_options import FIRST_OPTIONS
 from pipeline.tasks import Task
 
 # A tolerance decides whether a run ends at an error; it does not change the steps before.
@@ -18,13 +25,20 @@ _TOLERANCES = {
     "data": ("on_bad_sample", "bad_sample_budget"),
     "optim": ("on_nonfinite_loss", "nonfinite_loss_budget"),
 }
+# Settings of the tasks that came later, with the value of the runs before.
+_LATER_TASKS = {"appended": "split"}
+_PLACES = ("model.arch", "model.weights")  # may name a folder or a file
 
 
 def identify(
     config: Config, index: ShardIndex, tasks: Sequence[Task], backbone_sha256: str
 ) -> dict[str, Any]:
-    """Settings, backbone and data of each task, in plain JSON types."""
+    """Settings, backbone and data of each task, in plain JSON types.
+
+    All options of the method are written out, so that a later default makes no other run.
+    """
     settings = decisive_settings(config)
+    settings["method"]["options"] = {config.method.name: _resolved(config.method)}
     for section, names in _TOLERANCES.items():
         settings[section] = {k: v for k, v in settings[section].items() if k not in names}
     return {
@@ -36,15 +50,35 @@ def identify(
     }
 
 
+def config_hash(config: Config) -> str:
+    """SHA-256 in hex of all settings that decide the figures, tasks and data included.
+
+    It is the same whether an option that has its first default is written out or not.
+    """
+    settings, method = decisive_settings(config), config.method
+    defaults = FIRST_OPTIONS.get(method.name) or _resolved(MethodConfig(name=method.name))
+    options = _without(_resolved(method), defaults)
+    settings["method"]["options"] = {method.name: options} if options else {}
+    tasks = config.tasks.model_dump(mode="json")
+    content = {
+        **settings,
+        "tasks": {k: v for k, v in tasks.items() if (k, v) not in _LATER_TASKS.items()},
+        "exclude_tasks": config.evaluation.exclude_tasks,
+        "index": config.data.index,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: int) -> str | None:
     """The reason why the run ``found`` cannot continue as ``wanted``, or None if it can.
 
     The run has started the first ``started`` tasks, which must be equal; later tasks may differ.
     """
-    before, now = _flat(found["settings"]), _flat(wanted["settings"])
+    before, now = _comparable(found["settings"]), _comparable(wanted["settings"])
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"it was started with {key}={before.get(key)!r} instead of {now.get(key)!r}"
+        old, new = before.get(key), now.get(key)
+        if old != new and not (key in _PLACES and _is_same_place(old, new)):
+            return f"it was started with {key}={old!r} instead of {new!r}"
     if found["backbone_sha256"] != wanted["backbone_sha256"]:
         return "its backbone has other weights"
     if started > len(wanted["tasks"]):
@@ -56,6 +90,60 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
         if old["sha256"] != new["sha256"]:
             return f"the images of task {number} differ from those of the run"
     return None
+
+
+def _resolved(method: MethodConfig) -> dict[str, Any]:
+    """All options of a method; those given alone if this version does not know one of them."""
+    try:
+        return resolve_options(method).options[method.name]
+    except ConfigError:
+        return method.options.get(method.name, {})
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key; options that an old record does not name have their first default."""
+    method = settings["method"]
+    name = method["name"]
+    options = _merged(FIRST_OPTIONS.get(name, {}), method["options"].get(name, {}))
+    resolved = _resolved(MethodConfig(name=name, options={name: options}))
+    return _flat({**settings, "method": {**method, "options": {name: resolved}}})
+
+
+def _is_same_place(old: str | None, new: str | None) -> bool:
+    """Whether two paths can be those of one folder or file, seen from two working folders.
+
+    The hash of the weights decides whether it is the same backbone.
+    """
+    if old is None or new is None:
+        return False
+    one, other = (
+        PurePath(os.path.normpath(text.removeprefix("local-dir:"))) for text in (old, new)
+    )
+    if one.is_absolute() == other.is_absolute():
+        return one == other
+    relative, absolute = (other, one) if one.is_absolute() else (one, other)
+    n_parts = len([part for part in relative.parts if part != ".."])
+    return absolute.parts[len(absolute.parts) - n_parts :] == relative.parts[-n_parts:]
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above`` in place of its own, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _without(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` without those that equal ``defaults``."""
+    kept: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in defaults and value == defaults[key]:
+            continue
+        both = isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+        kept[key] = _without(value, defaults[key]) if both else value
+    return kept
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

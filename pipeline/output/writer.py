@@ -10,7 +10,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Config, dump_config
+from pipeline.config import Config, dump_config, with_absolute_paths
 from pipeline.distributed.collectives import raise_on_all_ranks
 from pipeline.distributed.world import World
 from pipeline.output.learned import learned_url
@@ -37,9 +37,9 @@ class OutputWriter:
         self.metrics = MetricsLog(storage.join(config.output, "metrics.jsonl"))
 
     def write_config(self) -> None:
-        """Write ``config.yaml``, the resolved configuration."""
+        """Write ``config.yaml``: all settings, with paths that hold in every working folder."""
         url = storage.join(self._config.output, CONFIG_NAME)
-        self._write(url, dump_config(self._config).encode())
+        self._write(url, dump_config(with_absolute_paths(self._config)).encode())
 
     def write_learned(self, task: int, tensors: Mapping[str, Tensor]) -> str | None:
         """Write the tensors that a task has learned; returns their sha256, None for no tensor."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.index import ShardIndex, join_indexes, read_index
 from pipeline.errors import ConfigError, StorageError
-from pipeline.methods import find_method, parse_options
+from pipeline.methods import find_method, parse_options, resolve_options
 from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
+from pipeline.paths import expand_path
+from pipeline.settings_file import parse_list
 from pipeline.tasks import Task, grouped_class_order, split_classes
+from pipeline.training.class_names import check_class_names
 from pipeline.training.engine import layout_problem
 from pipeline.training.task_data import TaskData
 
@@ -35,6 +40,7 @@ def check_run(config: Config, world_size: int) -> Run:
     """
     options, method = parse_options(config.method), find_method(config.method.name)
     _check_transform(config, method.inputs_of(options))
+    _check_order_seed(config)
     problem = layout_problem(config, world_size) or weights_problem(
         config.model.arch, config.model.weights
     )
@@ -43,32 +49,75 @@ def check_run(config: Config, world_size: int) -> Run:
     index = _find_index(config.data.index)
     if config.evaluation.split == "validation":
         index = index.with_closed("test")
-    names = index.class_names if config.text.names == "spaced" else index.class_folders
-    rule, seed = config.tasks.class_order, config.tasks.order_seed
-    order = grouped_class_order(rule, index.group_sizes, seed)
-    tasks = split_classes(
-        order,
-        names,
-        classes_per_task=config.tasks.classes_per_task,
-        initial_classes=config.tasks.initial_classes,
-        limit=config.tasks.limit,
-        group_sizes=index.group_sizes,
-    )
+    tasks = _split(config, index)
+    problem = method.check(options, tasks)
+    if problem:
+        raise ConfigError(problem)
     _check_a_task_is_reported(config, tasks)
     _check_every_class_has_images(config, index, tasks)
+    check_class_names(config, index, tasks, method, options)
+    config = config.model_copy(update={"method": resolve_options(config.method)})
     data = TaskData(config, index, tasks, training_images=method.training_images)
     return Run(config, index, tasks, data, world_size)
 
 
-def _find_index(urls: str | list[str]) -> ShardIndex:
-    urls = [urls] if isinstance(urls, str) else urls
+def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
+    settings = config.tasks
+    names = index.class_names if config.text.names == "spaced" else index.class_folders
+    order = grouped_class_order(settings.class_order, index.group_sizes, settings.order_seed)
+    return split_classes(
+        order,
+        names,
+        classes_per_task=settings.classes_per_task,
+        initial_classes=settings.initial_classes,
+        limit=settings.limit,
+        group_sizes=index.group_sizes,
+        appended=settings.appended,
+    )
+
+
+def _find_index(index: str | list[str]) -> ShardIndex:
+    given = [index] if isinstance(index, str) else index
     try:
+        urls = [url for entry in given for url in _listed(entry)]
         return join_indexes([read_index(url) for url in urls])
     except StorageError as error:
         raise ConfigError(
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "
             "has written to"
         ) from error
+
+
+def _listed(entry: str) -> list[str]:
+    """The indexes that an entry of ``data.index`` names: itself, or those in the file ``@FILE``.
+
+    The paths in the file start at its folder.
+    """
+    if not entry.startswith("@"):
+        return [entry]
+    try:
+        file = expand_path(entry.removeprefix("@"))
+        listed = parse_list(storage.read_text(file), place=storage.redact(file))
+        urls = list(map(expand_path, listed))
+    except ValueError as error:
+        raise ConfigError(f"data.index: {entry}: {error}") from None
+    folder = os.path.dirname(file) or "."
+    return [
+        url if not storage.is_local(url) or os.path.isabs(url) else storage.join(folder, url)
+        for url in urls
+    ]
+
+
+def _check_order_seed(config: Config) -> None:
+    """An order that has no seed must not be given one: runs of many seeds would all be equal."""
+    settings = config.tasks
+    default = type(settings).model_fields["order_seed"].default
+    if settings.class_order != "lamda" and settings.order_seed != default:
+        order = settings.class_order if settings.class_order == "natural" else "a list"
+        raise ConfigError(
+            f"tasks.order_seed is {settings.order_seed} and tasks.class_order is {order}, which "
+            "no seed changes; set tasks.class_order=lamda, or remove tasks.order_seed"
+        )
 
 
 def _check_a_task_is_reported(config: Config, tasks: tuple[Task, ...]) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, MethodConfig
 from pipeline.data.index import ShardIndex, join_indexes, read_index
-from pipeline.output.identity import conflict, identify
+from pipeline.methods import METHODS, resolve_options
+from pipeline.methods.tppt_v import TextToImageOptions, TpptV, TpptVOptions
+from pipeline.output.first_options import FIRST_OPTIONS
+from pipeline.output.identity import config_hash, conflict, identify
 from pipeline.tasks import grouped_class_order, split_classes
 from tests.shards import draw_samples, store
 from tests.tiny import build_config
@@ -79,8 +82,99 @@ def test_settings_that_change_figures_make_another_run(index, sections, words):
 def test_other_method_option_makes_another_run(index):
     method = {"name": "finetune", "options": {"finetune": {"loss_classes": "seen"}}}
     found, wanted = (identity(index, method=m) for m in (method, {"name": "finetune"}))
-    words = f"{SETTING} method.options.finetune.loss_classes='seen' instead of None"
+    words = f"{SETTING} method.options.finetune.loss_classes='seen' instead of 'current'"
     assert conflict(found, wanted, started=0) == words
+
+
+def shortened(identity: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """The identity as a run of ``fead5fe`` has recorded it: with the given options alone."""
+    options = {k: v for k, v in method.get("options", {}).items() if k == method["name"]}
+    settings = identity["settings"] | {"method": {"name": method["name"], "options": options}}
+    return identity | {"settings": settings}
+
+
+@pytest.mark.parametrize("name", FIRST_OPTIONS)
+def test_option_written_out_with_its_default_makes_no_other_run(index, name):
+    """must hold for a run whose record names no option, or some of them"""
+    plain = {"name": name}
+    for options in (FIRST_OPTIONS[name], {"classifier": {"name": "text_anchors"}}):
+        written = {"name": name, "options": {name: options}}
+        one, other = (identity(index, method=method) for method in (plain, written))
+        assert one == other
+        for found in (shortened(one, plain), shortened(other, written)):
+            assert conflict(found, other, started=3) is None
+
+
+def test_option_that_an_old_record_does_not_name_had_its_first_default(index):
+    plain = {"name": "tppt_v"}
+    changed = {"name": "tppt_v", "options": {"tppt_v": {"text_to_image": {"weight": 0.5}}}}
+    words = f"{SETTING} method.options.tppt_v.text_to_image.weight=0.3 instead of 0.5"
+    found = shortened(identity(index, method=plain), plain)
+    assert conflict(found, identity(index, method=changed), started=0) == words
+
+
+def test_later_default_changes_neither_an_old_run_nor_its_hash(index, monkeypatch):
+    """must take the default of that time for an option that the record does not name"""
+    plain = {"name": "tppt_v"}
+    found = shortened(identity(index, method=plain), plain)
+    before = config_hash(build_config("local-dir:clip", INDEX, method=plain))
+
+    class LaterOptions(TpptVOptions):
+        text_to_image: TextToImageOptions = TextToImageOptions(weight=0.9)
+
+    monkeypatch.setattr(TpptV, "Options", LaterOptions)
+    words = f"{SETTING} method.options.tppt_v.text_to_image.weight=0.3 instead of 0.9"
+    assert conflict(found, identity(index, method=plain), started=3) == words
+    written = {"name": "tppt_v", "options": {"tppt_v": {"text_to_image": {"weight": 0.3}}}}
+    assert conflict(found, identity(index, method=written), started=3) is None
+    configs = [build_config("local-dir:clip", INDEX, method=m) for m in (plain, written)]
+    assert config_hash(configs[0]) != before == config_hash(configs[1])
+
+
+def test_first_options_are_all_options_of_that_time():
+    """must name every option without which a figure of that time could not be repeated"""
+    for name, options in FIRST_OPTIONS.items():
+        assert resolve_options(MethodConfig(name=name, options={name: options})).options[name]
+        today = METHODS[name].Options().model_dump(mode="json")
+        assert _keys(options) <= _keys(today)
+    n_options = {name: len(_keys(options)) for name, options in FIRST_OPTIONS.items()}
+    assert n_options == {"zeroshot": 2, "finetune": 8, "tppt_v": 15, "tppt_vt": 20}
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of all values that are no sections."""
+    found: set[str] = set()
+    for key, value in tree.items():
+        is_section = isinstance(value, dict) and value
+        found |= _keys(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}"}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("local-dir:models/clip", "local-dir:/home/models/clip", True),
+        ("local-dir:/home/models/clip", "local-dir:./models/clip", True),
+        ("local-dir:../models/clip", "local-dir:/models/clip", True),
+        ("local-dir:models/clip", "local-dir:/home/other/clip", False),
+        ("local-dir:models/clip", "local-dir:models/other", False),
+        ("local-dir:/models/clip", "local-dir:/home/models/clip", False),
+        ("ViT-B-16", "ViT-B-32", False),
+    ],
+)
+def test_backbone_may_be_named_from_another_working_folder(index, old, new, same):
+    """must leave the choice to the hash of the weights, if the folders can be the same"""
+    found, wanted = (identity(index, model={"arch": arch}) for arch in (old, new))
+    assert (conflict(found, wanted, started=1) is None) == same
+    found["backbone_sha256"] = "abd"
+    assert conflict(found, wanted, started=1) is not None
+
+
+def test_appended_setting_that_came_later_changes_no_hash():
+    plain = build_config("local-dir:clip", INDEX)
+    one_task = build_config("local-dir:clip", INDEX, tasks={"appended": "one_task"})
+    split = build_config("local-dir:clip", INDEX, tasks={"appended": "split"})
+    assert config_hash(plain) == config_hash(split) != config_hash(one_task)
 
 
 @pytest.mark.parametrize(

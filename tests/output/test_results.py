@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import EvaluationConfig, TuningConfig, load_config
+from pipeline.config import EvaluationConfig, TuningConfig, load_config, with_absolute_paths
 from pipeline.errors import DataError
 from pipeline.output.identity import config_hash
 from pipeline.output.metrics import backward_transfer, forgetting
@@ -153,7 +153,7 @@ def test_updated_summary_equals_that_of_a_run_with_these_settings(results, tmp_p
     results.manifest |= manifest
     results.manifest |= {"protocol": results.build().protocol.model_dump()}
     assert read_results(output) == results.build()
-    assert load_config(tmp_path / "config.yaml") == updated
+    assert load_config(tmp_path / "config.yaml") == with_absolute_paths(updated)
     update_summary(plain)
     again = read_results(output).content()
     assert again["last_accuracy"] == 10 / 16 and again["evaluation"]["exclude_tasks"] == 0
