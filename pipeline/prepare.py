@@ -31,6 +31,7 @@ from pipeline.cli import build_parser, run_command
 from pipeline.data.prepare.parallel import Progress, usable_cores
 from pipeline.errors import ConfigError, DataError
 from pipeline.log import setup_logging
+from pipeline.paths import expand_path
 from pipeline.text import format_bytes
 
 if TYPE_CHECKING:
@@ -38,15 +39,31 @@ if TYPE_CHECKING:
 
 _SHARD_EXAMPLES = """\
 sources:
-  a folder, .tar or .zip   train/<class>/*.jpg and test/<class>/*.jpg (also val/)
+  a folder, .tar or .zip   train/<class>/* and test/<class>/*; or <class>/* with --test-fraction
   .csv, .jsonl             path, label, split; paths are relative to the file
-  Parquet                  a file or a folder of <split>-*.parquet with image and label columns
+  Parquet                  a file or a folder of <split>-*.parquet or <split>/*.parquet with image
+                           and label columns
   CIFAR                    cifar-100-binary, cifar-100-python, cifar-10-batches-bin, -py
+
+splits:
+  A data set has two splits, train and test. A source with val/ and no test/ is tested on val/. If
+  two splits of the source would become one, choose:
+  --splits train,test              train and test; every other split is left out
+  --splits train=train,test=val    test on val
+  --splits train=train+val,test=test
+  --splits train=a,test=b          splits of any other name
+  --test-fraction 0.2              draw the test split from the training images (or from a source
+                                   without splits), by a hash of class and path: an image keeps
+                                   its split when others are added. --split-seed draws another one
+
+Every file is read, left out or refused; the table at the end has the number of each, with reasons.
+--strict makes any file that is left out an error, before anything is written.
 
 examples:
   python -m pipeline.prepare shard --source imagenet-r.tar --out s3://data/imagenet-r --resize 256
   python -m pipeline.prepare shard --source cifar-100-binary --out shards/cifar100
   python -m pipeline.prepare shard --source birds.csv --out shards/cub --names classes.json
+  python -m pipeline.prepare shard --source photos/ --out shards/photos --test-fraction 0.2
 
 After an interruption the same command resumes. Keys, endpoints and profiles come from the
 environment: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true for a public
@@ -59,15 +76,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _build_parser().parse_args(arguments)
     setup_logging(0)
-    return run_command(lambda: options.run(options))
+    return run_command(lambda: options.run(_checked(options)))
+
+
+def _checked(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with their paths expanded.
+
+    Raises:
+        ConfigError: a path is blank, or a number is too small.
+    """
+    for name in ("source", "out", "names", "url", "target"):
+        value = getattr(options, name, None)
+        if value is None:
+            continue
+        try:
+            setattr(options, name, expand_path(value))
+        except ValueError as error:
+            option = f"--{name}" if hasattr(options, "out") else name
+            raise ConfigError(f"{option} {error}") from None
+    if getattr(options, "jobs", 1) < 1:
+        raise ConfigError(f"--jobs {options.jobs} is not a number of processes; give 1 or more")
+    return options
 
 
 def _run_shard(options: argparse.Namespace) -> int:
     # Here and below: imported after the arguments are parsed, since these take seconds.
     from pipeline import storage
+    from pipeline.data.prepare.account import account_lines
     from pipeline.data.prepare.sharding import Recipe, write_shards
+    from pipeline.data.prepare.splits import parse_choice
 
-    recipe = Recipe(_parse_size(options.shard_size), options.resize, options.on_bad)
+    recipe = Recipe(
+        _parse_size(options.shard_size),
+        options.resize,
+        options.on_bad,
+        options.orientation,
+        parse_choice(options.splits, options.test_fraction, options.split_seed),
+        options.strict,
+    )
+    if recipe.strict and recipe.on_bad_image == "skip":
+        raise ConfigError("--strict and --on-bad skip contradict each other; give one of them")
     if recipe.resize is not None and recipe.resize < 1:
         raise ConfigError(f"--resize {recipe.resize} is not a size; give pixels of the short side")
     with _progress_display("images") as progress:
@@ -88,8 +136,10 @@ def _run_shard(options: argparse.Namespace) -> int:
         + (f", {outcome.resumed} of them from an earlier attempt" if outcome.resumed else "")
     )
     if outcome.skipped:
-        print(f"left out {len(outcome.skipped)} unusable images:")
+        print(f"refused {len(outcome.skipped):,} unusable images:")
         _print_lines(outcome.skipped)
+    for line in account_lines(outcome):
+        print(line)
     return 0
 
 
@@ -218,8 +268,20 @@ def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--on-bad",
         choices=("fail", "skip"),
         default="fail",
-        help="images that cannot be decoded",
+        help="images that cannot be decoded (default: fail)",
     )
+    shard.add_argument(
+        "--orientation",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="turn images as their EXIF tag says (default), or not; the index records it",
+    )
+    shard.add_argument("--splits", metavar="CHOICE", help="which splits of the source, see below")
+    shard.add_argument("--test-fraction", type=float, metavar="F", help="draw a test split")
+    shard.add_argument(
+        "--split-seed", type=int, default=1, metavar="N", help="of --test-fraction (default: 1)"
+    )
+    shard.add_argument("--strict", action="store_true", help="refuse to leave a file out")
     shard.add_argument("--overwrite", action="store_true", help="replace the data set at --out")
     _add_jobs(shard)
     shard.set_defaults(run=_run_shard)

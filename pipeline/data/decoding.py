@@ -8,7 +8,6 @@ would start Ghostscript), and an image of absurd size is refused before it is de
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
     return _image(samples[0], label)
 
 
-def open_image(data: bytes, *, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The decoded RGB image in the image file ``data``.
 
     16-bit grey values are scaled to 8 bits. Floating-point values in [0, 1] are multiplied by 255.

@@ -4,59 +4,147 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from typing import Literal, Protocol
 
 from PIL import Image
 
-from pipeline.data.decoding import SampleError, image_suffix, open_image
-from pipeline.data.prepare.folder_sources import ImageSource
+from pipeline.data.decoding import FORMATS, SampleError, image_suffix, open_image
 from pipeline.data.prepare.listing import Row
 from pipeline.data.prepare.parallel import map_in_order
+from pipeline.data.prepare.parquet_source import ParquetSource
+from pipeline.data.prepare.source_images import ImageSource, SourceImage, describe
+from pipeline.data.prepare.spool import spool_parquet
 from pipeline.data.prepare.writer import Sample
 
+Orientation = Literal["apply", "ignore"]
+
 _JPEG_QUALITY = 95
+_JPEG_LONGEST = 65500  # pixels of a side
 _CHUNK = 16  # images per message to an encoding process
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def encode_image_file(data: bytes, resize: int | None) -> tuple[str, bytes]:
-    """Suffix and bytes of the image file to store.
+class ImageReader(Protocol):
+    """Anything that has the bytes of the images of a source."""
 
-    Every image is decoded here, so that no broken one gets into a shard.
+    def read(self, image: SourceImage) -> bytes:
+        """The bytes of its image file."""
+
+
+def encode_image_file(
+    data: bytes, resize: int | None, orientation: Orientation = "apply"
+) -> tuple[str, bytes, bool]:
+    """Suffix and bytes of the image file to store, and whether it has an EXIF orientation.
+
+    Every image is decoded here, so that no broken one gets into a shard. The bytes are kept, unless
+    the image is shrunk, turned as its EXIF orientation says, or is of a format of phones.
 
     Raises:
-        SampleError: ``data`` cannot be decoded.
+        SampleError: ``data`` cannot be decoded, or the result cannot be stored.
     """
-    image = open_image(data)
-    width, height = image.size
-    if resize is None or min(width, height) <= resize:
-        return image_suffix(data), data
-    scale = resize / min(width, height)
-    size = (max(resize, round(width * scale)), max(resize, round(height * scale)))
-    buffer = io.BytesIO()
-    shrunk = image.resize(size, Image.Resampling.BICUBIC)
-    shrunk.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return "jpg", buffer.getvalue()
+    kind = _kind(data)
+    image = open_image(data, formats=(*FORMATS, kind) if kind else FORMATS)
+    turn = _TRANSPOSE.get(_orientation(data, kind))
+    tagged = turn is not None and not kind  # in AVIF the turn is a part of the format
+    if turn is not None and (kind or orientation == "apply"):
+        image = image.transpose(turn)
+    elif not kind and not _is_larger(image, resize):
+        return image_suffix(data), data, tagged
+    if _is_larger(image, resize):
+        assert resize is not None
+        scale = resize / min(image.size)
+        width, height = (max(resize, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return *_stored(image), tagged
 
 
 def encode_rows(
-    source: ImageSource, rows: Sequence[Row], *, resize: int | None, jobs: int
+    source: ImageSource | ParquetSource,
+    rows: Sequence[Row],
+    *,
+    resize: int | None,
+    jobs: int,
+    orientation: Orientation = "apply",
 ) -> Iterator[Sample | str]:
     """For each row, in order, its sample or a sentence with the reason why it has none."""
-    encode = partial(_encode_chunk, source, resize)
-    chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
-    for results in map_in_order(encode, chunks, jobs=jobs):
-        yield from results
+    opened: AbstractContextManager[tuple[ImageReader, Sequence[Row]]] = (
+        spool_parquet(rows) if isinstance(source, ParquetSource) else nullcontext((source, rows))
+    )
+    with opened as (reader, rows):
+        encode = partial(_encode_chunk, reader, resize, orientation)
+        chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+        for results in map_in_order(encode, chunks, jobs=jobs):
+            yield from results
 
 
 def _encode_chunk(
-    source: ImageSource, resize: int | None, rows: Sequence[Row]
+    source: ImageReader, resize: int | None, orientation: Orientation, rows: Sequence[Row]
 ) -> list[Sample | str]:
     """For each row its sample, or a sentence with the reason why it has none."""
     results: list[Sample | str] = []
     for row in rows:
         try:
-            suffix, data = encode_image_file(source.read(row.image), resize)
-            results.append(Sample(row.image.split, row.label, row.key, suffix, data))
+            suffix, data, tagged = encode_image_file(source.read(row.image), resize, orientation)
+            results.append(Sample(row.image.split, row.label, row.key, suffix, data, tagged))
         except SampleError as error:
             results.append(f"{row.image} {error}")
     return results
+
+
+def _is_larger(image: Image.Image, resize: int | None) -> bool:
+    return resize is not None and min(image.size) > resize
+
+
+def _kind(data: bytes) -> str | None:
+    """The name that PIL has for a format of phones; None for all others."""
+    if data[4:8] != b"ftyp":
+        return None
+    if b"avif" in data[8:32] or b"avis" in data[8:32]:
+        return "AVIF"
+    _register_heif()
+    return "HEIF"
+
+
+@lru_cache
+def _register_heif() -> None:
+    # Imported here, since few data sets need it; it adds a format to PIL.
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+
+def _orientation(data: bytes, kind: str | None) -> int:
+    """The EXIF orientation, 1 to 8; 1 if it is absent, damaged, or PIL has applied it already."""
+    if not kind and b"Exif" not in data and b"eXIf" not in data and b"EXIF" not in data:
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=(*FORMATS, kind) if kind else FORMATS) as image:
+            if image.format in ("TIFF", "HEIF"):
+                return 1
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a damaged tag does not make an image unusable
+        return 1
+
+
+def _stored(image: Image.Image) -> tuple[str, bytes]:
+    """Suffix and bytes of a file with the pixels of ``image``: JPEG, or PNG if it is too long."""
+    buffer = io.BytesIO()
+    try:
+        if max(image.size) > _JPEG_LONGEST:
+            image.save(buffer, "PNG")
+            return "png", buffer.getvalue()
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    except Exception as error:  # PIL's writers raise almost anything
+        raise SampleError(f"cannot be stored ({describe(error)})") from error
+    return "jpg", buffer.getvalue()

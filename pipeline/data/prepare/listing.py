@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pipeline import storage
-from pipeline.data.prepare.folder_sources import SPLITS, SourceImage
+from pipeline.data.class_names import find_bad_class_name
+from pipeline.data.prepare.source_images import SourceImage, printable
+from pipeline.data.prepare.splits import SPLITS
 from pipeline.errors import DataError
 
 _LONGEST_KEY = 90  # the limit of a tar header, less the suffix
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -26,35 +30,82 @@ class Row:
 
 
 def read_classes(
-    names_url: str | None, images: Iterable[SourceImage]
+    names_url: str | None,
+    images: Iterable[SourceImage],
+    class_order: Sequence[str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Readable names and folders of the classes, in the order of the index.
 
-    ``names_url`` is a JSON list of ``{"name", "folder"}``; without it folders are sorted, and a
-    name is that of its folder with spaces for underscores.
+    ``names_url`` is a JSON list of ``{"name", "folder"}``. Without it the order is that of the
+    source (``class_order``), or else folders are sorted, whole numbers by value; and a name is that
+    of its folder with spaces for underscores.
 
     Raises:
         StorageError: the list cannot be read.
-        DataError: the list has another form, or other folders than the images.
+        DataError: the list has another form, or other folders than the images; or two classes have
+            the same name.
     """
-    found = sorted({image.folder for image in images})
+    found = sort_folders({image.folder for image in images}, class_order)
+    bad = next((folder for folder in found if not _is_text(folder)), None)
+    if bad is not None:
+        raise DataError(
+            f"the name of class folder {printable(bad)!r} is not valid UTF-8 text; rename it"
+        )
     if names_url is None:
-        return [folder.replace("_", " ") for folder in found], found
+        names, folders = [folder.replace("_", " ") for folder in found], found
+        place = "the source"
+    else:
+        names, folders = _read_names(names_url, found)
+        place = storage.redact(names_url)
+    if problem := find_bad_class_name(names):
+        raise DataError(
+            f"{place}: {problem}; give each class another name in a list of names (--names)"
+        )
+    return names, folders
+
+
+def sort_folders(folders: Iterable[str], class_order: Sequence[str] | None = None) -> list[str]:
+    """Class folders in ``class_order``, or sorted: by value if all are whole numbers."""
+    found = sorted(folders)
+    if class_order is not None:
+        return sorted(found, key=list(class_order).index)
+    if all(_WHOLE_NUMBER.fullmatch(folder) for folder in found):
+        return sorted(found, key=int)
+    return found
+
+
+def _read_names(names_url: str, found: Sequence[str]) -> tuple[list[str], list[str]]:
     place = storage.redact(names_url)
     try:
         entries = json.loads(storage.read_text(names_url))
-        names = [str(entry["name"]) for entry in entries]
-        folders = [str(entry["folder"]) for entry in entries]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f'{place}: is not a JSON list of {{"name": …, "folder": …}}') from None
+        names = [entry["name"] for entry in entries]
+        folders = [entry["folder"] for entry in entries]
+        if not all(isinstance(text, str) for text in (*names, *folders)):
+            raise TypeError("not text")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(
+            f'{place}: is not a JSON list of {{"name": …, "folder": …}}; write it so'
+        ) from None
     if len(set(folders)) != len(folders):
-        raise DataError(f"{place}: lists a folder twice")
+        raise DataError(f"{place}: lists a folder twice; list each class once")
     unknown, absent = set(found) - set(folders), set(folders) - set(found)
     if unknown:
-        raise DataError(f"{place}: does not list class {min(unknown)!r}, which the source has")
+        raise DataError(
+            f"{place}: does not list class {min(unknown)!r}, which the source has; add it"
+        )
     if absent:
-        raise DataError(f"{place}: lists class {min(absent)!r}, which the source does not have")
+        raise DataError(
+            f"{place}: lists class {min(absent)!r}, which the source does not have; remove it"
+        )
     return names, folders
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sort_rows(images: Iterable[SourceImage], folders: Sequence[str]) -> list[Row]:
@@ -65,21 +116,34 @@ def sort_rows(images: Iterable[SourceImage], folders: Sequence[str]) -> list[Row
     """
     labels = {folder: label for label, folder in enumerate(folders)}
     rows: dict[tuple[str, str], Row] = {}
+    seen: set[tuple[str, str, str]] = set()
     for image in sorted(images):
-        key = _key(image, with_suffix=False)
-        if (image.split, key) in rows:  # a.jpg beside a.png
-            key = _key(image, with_suffix=True)
-        if (image.split, key) in rows:
+        name = (image.split, image.folder, image.path)
+        if name in seen:
             raise DataError(f"{image} is listed twice in the source; list it once")
+        seen.add(name)
+        # a.jpg beside a.png; a/b.jpg of class x beside b.jpg of class x/a
+        key = next(key for key in _keys(image) if (image.split, key) not in rows)
         rows[image.split, key] = Row(image, labels[image.folder], key)
     return sorted(rows.values(), key=lambda r: (SPLITS.index(r.image.split), r.label, r.key))
 
 
-def _key(image: SourceImage, *, with_suffix: bool) -> str:
+def _keys(image: SourceImage) -> Iterable[str]:
+    """Names for an image, in the order of preference."""
+    stem = str(PurePosixPath(image.path).with_suffix("")) if image.path else ""
+    yield _key(image.folder, stem)
+    yield _key(image.folder, image.path)
+    yield _key(image.folder, f"{image.path}-{_digest(repr((image.folder, image.path)))}")
+
+
+def _key(folder: str, path: str) -> str:
     """A name that every tar tool keeps; without dots, since WebDataset ends a key at the first."""
-    path = image.path if with_suffix else str(PurePosixPath(image.path).with_suffix(""))
-    key = quote(f"{image.folder}/{path.lstrip('/')}").replace(".", "%2E")
+    name = f"{folder}/{path.lstrip('/')}"
+    key = quote(name, errors="surrogateescape").replace(".", "%2E")
     if len(key) > _LONGEST_KEY:
-        digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        key = f"{key[: _LONGEST_KEY - 17]}-{digest}"
+        key = f"{key[: _LONGEST_KEY - 17]}-{_digest(key)}"
     return key
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
+
+from pipeline.errors import ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +37,9 @@ def map_in_order(
     """``map(function, items)`` on ``jobs`` processes, with a limited number of items in work.
 
     ``function`` and the items are pickled; with one job all work is done in this process.
+
+    Raises:
+        ConfigError: the processes cannot be started, or the system killed one.
     """
     if jobs <= 1:
         yield from map(function, items)
@@ -40,11 +47,17 @@ def map_in_order(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     items = iter(items)
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
+    # Ctrl-C reaches every process of the terminal; only this one handles it.
+    pool = ProcessPoolExecutor(jobs, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         running = deque(pool.submit(function, item) for item in islice(items, 4 * jobs))
         while running:
             yield running.popleft().result()
             running.extend(pool.submit(function, item) for item in islice(items, 1))
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"a process of --jobs {jobs} was killed, probably for lack of memory; "
+            "give a smaller --jobs and start the same command again"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -19,26 +19,25 @@ from typing import Literal
 import PIL
 
 from pipeline import storage
-from pipeline.data.index import (
-    INDEX_NAME,
-    SCHEMA,
-    ShardIndex,
-    format_index,
-    parse_index,
-    read_index,
+from pipeline.data.index import INDEX_NAME, SCHEMA, ShardIndex, format_index, parse_index
+from pipeline.data.prepare.checks import (
+    find_warnings,
+    orientation_notes,
+    refuse_disjoint,
+    refuse_left_out,
 )
-from pipeline.data.prepare.encoding import encode_rows
-from pipeline.data.prepare.folder_sources import SPLITS
+from pipeline.data.prepare.encoding import Orientation, encode_rows
 from pipeline.data.prepare.listing import Row, read_classes, sort_rows
 from pipeline.data.prepare.parallel import Progress, no_progress
+from pipeline.data.prepare.source_images import LeftOut
 from pipeline.data.prepare.sources import open_source
+from pipeline.data.prepare.splits import SPLITS, SplitChoice
+from pipeline.data.prepare.target import UNFINISHED_NAME, find_old_files, remove_leftovers
 from pipeline.data.prepare.writer import SEGMENT_BYTES, BuiltShard, Sample, build_shards
 from pipeline.data.shard import Shard, format_shard, parse_shard
-from pipeline.errors import ConfigError, DataError, StorageError
+from pipeline.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
-
-UNFINISHED_NAME = "unfinished.json"
 
 _STORING = 2  # shards that are being stored while the next one is filled
 
@@ -50,15 +49,27 @@ class Recipe:
     shard_bytes: int = 64 << 20
     resize: int | None = None  # short side in pixels; smaller images keep their bytes
     on_bad_image: Literal["fail", "skip"] = "fail"
+    orientation: Orientation = "apply"  # of images with an EXIF tag
+    splits: SplitChoice = SplitChoice()
+    strict: bool = False  # refuse a source with a file that would be left out
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of ``write_shards``; ``skipped`` has a sentence for each unusable image."""
+    """The result of ``write_shards``.
+
+    ``skipped`` has a sentence for each unusable image that this attempt found; ``bad`` is the
+    number of all, also of earlier attempts. ``left_out`` counts the files that are no images;
+    ``notes`` and ``warnings`` are sentences.
+    """
 
     index: ShardIndex
+    left_out: LeftOut
     skipped: tuple[str, ...] = ()
+    bad: int = 0
     resumed: int = 0  # shards that an earlier attempt stored
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -68,6 +79,7 @@ class _Work:
     fingerprint: str
     shards: list[Shard] = field(default_factory=list)
     last_key: tuple[str, str] | None = None  # (split, key) of the last sample that is stored
+    orientations: int = 0  # stored samples whose files had an EXIF orientation
 
 
 def write_shards(
@@ -90,54 +102,49 @@ def write_shards(
         PipelineError: the source or the target cannot be used.
     """
     index_url = storage.join(out_url, INDEX_NAME)
-    replaced = _replaced_files(out_url, index_url, overwrite)
+    old_files = find_old_files(out_url, overwrite)
     source = open_source(source_url)
-    images = source.list_images()
-    names, folders = read_classes(names_url, images)
-    rows = sort_rows(images, folders)
+    listing = source.list_images(recipe.splits)
+    names, folders = read_classes(names_url, listing.images, listing.class_order)
+    refuse_disjoint(listing.images, storage.redact(source_url))
+    if recipe.strict:
+        refuse_left_out(listing, storage.redact(source_url))
+    rows = sort_rows(listing.images, folders)
     work = _resume(out_url, _fingerprint(rows, recipe))
     resumed, done = len(work.shards), _rows_done(rows, work.last_key)
     storage.remove(index_url)
+    _record(out_url, work)  # from now on, the shards at the target are known to be unfinished
     skipped: list[str] = []
-    results = encode_rows(source, rows[done:], resize=recipe.resize, jobs=jobs)
+    results = encode_rows(
+        source, rows[done:], resize=recipe.resize, jobs=jobs, orientation=recipe.orientation
+    )
     samples = _usable(_counted(results, progress, done, len(rows)), recipe, skipped)
     numbers = {split: sum(s.split == split for s in work.shards) for split in SPLITS}
     _store_all(
         out_url, build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers), work
     )
-    content = format_index(names, folders, work.shards)
+    orientation = {"apply": "applied", "ignore": "ignored"}[recipe.orientation]
+    content = format_index(names, folders, work.shards, orientation if work.orientations else None)
     index = parse_index(out_url, content)
     storage.write_atomically(index_url, content)
-    kept = {name for shard in index.shards for name in (shard.name, shard.table_name)}
-    for name in [UNFINISHED_NAME, *sorted(replaced - kept)]:
-        storage.remove(storage.join(out_url, name))
-    return Outcome(index, tuple(skipped), resumed)
-
-
-def _replaced_files(out_url: str, index_url: str, overwrite: bool) -> set[str]:
-    """The files of the data set at the target, which the new one replaces.
-
-    Raises:
-        ConfigError: the target has a data set, and ``overwrite`` is false.
-    """
-    if not storage.exists(index_url):
-        return set()
-    if not overwrite:
-        raise ConfigError(
-            f"{storage.redact(index_url)} exists already; give another --out, or --overwrite"
-        )
-    try:
-        old = read_index(out_url)
-    except DataError:  # not an index of this project: only that file is replaced
-        return set()
-    return {name for shard in old.shards for name in (shard.name, shard.table_name)}
+    remove_leftovers(out_url, index, old_files)
+    return Outcome(
+        index,
+        listing.left_out,
+        tuple(skipped),
+        bad=len(rows) - sum(shard.samples for shard in index.shards),
+        resumed=resumed,
+        notes=(*listing.notes, *orientation_notes(work.orientations, recipe.orientation)),
+        warnings=find_warnings(index, listing),
+    )
 
 
 def _fingerprint(rows: Sequence[Row], recipe: Recipe) -> str:
     """A hash of the work; an attempt resumes only work of the same hash."""
-    digest = hashlib.sha256(repr((SCHEMA, SEGMENT_BYTES, PIL.__version__, recipe)).encode())
+    settings = (recipe.shard_bytes, recipe.resize, recipe.on_bad_image, recipe.orientation)
+    digest = hashlib.sha256(repr((SCHEMA, SEGMENT_BYTES, PIL.__version__, *settings)).encode())
     for row in rows:
-        digest.update(repr((row.image, row.label, row.key)).encode())
+        digest.update(ascii((row.image, row.label, row.key)).encode())
     return digest.hexdigest()
 
 
@@ -154,11 +161,12 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
         for shard in shards:
             if storage.size(storage.join(out_url, shard.name)) != shard.bytes:
                 return _Work(fingerprint)
-        last_key = tuple(content["last_key"])
-    except (ValueError, KeyError, TypeError, StorageError) as error:
+        last_key = None if content["last_key"] is None else tuple(content["last_key"])
+        orientations = int(content["orientations"])
+    except (ValueError, KeyError, TypeError, RecursionError, StorageError) as error:
         log.info("%s cannot be used (%s); starting again", storage.redact(url), error)
         return _Work(fingerprint)
-    return _Work(fingerprint, shards, last_key)
+    return _Work(fingerprint, shards, last_key, orientations)
 
 
 def _rows_done(rows: Sequence[Row], last_key: tuple[str, str] | None) -> int:
@@ -199,13 +207,8 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
         future.result()
         work.shards.append(entry.shard)
         work.last_key = (entry.shard.split, entry.last_key)
-        content = {
-            "fingerprint": work.fingerprint,
-            "last_key": work.last_key,
-            "shards": [format_shard(shard) for shard in work.shards],
-        }
-        url = storage.join(out_url, UNFINISHED_NAME)
-        storage.write_atomically(url, json.dumps(content).encode())
+        work.orientations += entry.orientations
+        _record(out_url, work)
 
     with ThreadPoolExecutor(_STORING, thread_name_prefix="store") as threads:
         for entry in built:
@@ -214,6 +217,17 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
                 finish_oldest()
         while storing:
             finish_oldest()
+
+
+def _record(out_url: str, work: _Work) -> None:
+    content = {
+        "fingerprint": work.fingerprint,
+        "last_key": work.last_key,
+        "orientations": work.orientations,
+        "shards": [format_shard(shard) for shard in work.shards],
+    }
+    url = storage.join(out_url, UNFINISHED_NAME)
+    storage.write_atomically(url, json.dumps(content).encode())
 
 
 def _store(out_url: str, entry: BuiltShard) -> None:

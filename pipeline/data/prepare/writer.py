@@ -35,6 +35,7 @@ class Sample:
     key: str
     suffix: str
     data: bytes = field(repr=False)
+    has_orientation: bool = False  # its file had an EXIF orientation
 
     @property
     def members(self) -> dict[str, bytes]:
@@ -55,6 +56,7 @@ class BuiltShard:
     tar: bytes = field(repr=False)
     table: bytes = field(repr=False)
     last_key: str
+    orientations: int = 0  # samples whose files had an EXIF orientation
 
 
 def build_shards(
@@ -105,7 +107,8 @@ def _build(samples: list[Sample], counters: Counter[str]) -> BuiltShard:
         table_sha256=hashlib.sha256(table).hexdigest(),
         segments=tuple(_segments(samples, offset_S, size_S, tar)),
     )
-    return BuiltShard(shard, tar, table, samples[-1].key)
+    orientations = sum(sample.has_orientation for sample in samples)
+    return BuiltShard(shard, tar, table, samples[-1].key, orientations)
 
 
 def _write_tar(samples: list[Sample]) -> tuple[bytes, np.ndarray]:

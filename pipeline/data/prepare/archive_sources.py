@@ -1,0 +1,142 @@
+"""Archives of image files, read in place: nothing is unpacked, so no member can leave a folder."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO
+
+from pipeline import storage
+from pipeline.data.prepare.cifar_source import refuse_archived_cifar
+from pipeline.data.prepare.file_tree import select_images
+from pipeline.data.prepare.source_images import (
+    LeftOut,
+    Listing,
+    SourceImage,
+    check_size,
+    damage_named,
+    file_errors_named,
+    printable,
+)
+from pipeline.data.prepare.splits import SplitChoice
+from pipeline.errors import DataError
+
+_BLOCK = 512
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile limits what these decompress
+_PIECE = 4096
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """A plain tar of a folder with the form of ``FolderSource``."""
+
+    url: str
+
+    def list_images(self, choice: SplitChoice) -> Listing:
+        """Every image in the archive; links to its other members are followed."""
+        left_out = LeftOut()
+        remedy = "copy or download it again; if it is compressed, decompress it first"
+        with file_errors_named(self.url, f"it is not a complete plain tar; {remedy}"):
+            with storage.open_file(self.url) as file:
+                members = list(_tar_members(file, self.url))
+        files = [
+            (member.name, f"{target.offset_data}+{target.size}")
+            for member, target in _resolved(members, left_out)
+        ]
+        refuse_archived_cifar((path for path, _ in files), self.url)
+        return select_images(files, self.url, choice, left_out)
+
+    def read(self, image: SourceImage) -> bytes:
+        """The bytes of one member."""
+        offset, size = map(int, image.location.split("+"))
+        check_size(size)
+        return storage.read_range(self.url, offset, offset + size)
+
+
+@dataclass(frozen=True)
+class ZipSource:
+    """A zip of a folder with the form of ``FolderSource``."""
+
+    url: str
+
+    def list_images(self, choice: SplitChoice) -> Listing:
+        """Every image in the archive."""
+        left_out, files = LeftOut(), []
+        with file_errors_named(self.url, "it is not a complete zip; copy or download it again"):
+            for entry in _open_zip(self.url).infolist():
+                if entry.is_dir():
+                    continue
+                if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+                    left_out.add("it is a link in a zip", entry.filename)
+                else:
+                    files.append((entry.filename, entry.filename))
+        refuse_archived_cifar((path for path, _ in files), self.url)
+        return select_images(files, self.url, choice, left_out)
+
+    def read(self, image: SourceImage) -> bytes:
+        """The bytes of one member."""
+        archive = _open_zip(self.url)
+        with damage_named():
+            entry = archive.getinfo(image.location)
+            check_size(entry.file_size)
+            if entry.compress_type in _BOUNDED:
+                return archive.read(entry)
+            # The other methods decompress everything that they are given: give them little.
+            with archive.open(entry) as member:
+                return b"".join(iter(lambda: member.read(_PIECE), b""))
+
+
+def _tar_members(file: IO[bytes], url: str) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar up to its end mark.
+
+    Raises:
+        DataError: the tar ends before its end mark, or its headers lead back.
+    """
+    last = -1
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.offset <= last or member.size < 0:
+                raise DataError(f"{storage.redact(url)}: a header leads back; do not trust it")
+            last = member.offset
+            yield member
+        end = tar.offset
+    file.seek(end)
+    # tarfile also ends at a damaged header, and would leave the members after it out.
+    if file.read(_BLOCK).strip(b"\0") or file.tell() < end + _BLOCK:
+        raise DataError(
+            f"{storage.redact(url)}: is damaged or cut off at byte {end:,}, after the member "
+            f"{printable(member.name) if last >= 0 else 'none'!r}; copy or download it again"
+        )
+
+
+def _resolved(
+    members: list[tarfile.TarInfo], left_out: LeftOut
+) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
+    """Each file with the member that has its bytes, which is another one if it is a link."""
+    files = {posixpath.normpath(m.name): m for m in members if m.isreg() and m.sparse is None}
+    for member in members:
+        if member.isdir():
+            continue
+        target: tarfile.TarInfo | None = member
+        if member.islnk():
+            target = files.get(posixpath.normpath(member.linkname))
+        elif member.issym():
+            folder = posixpath.dirname(member.name)
+            target = files.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        elif not member.isreg() or member.sparse is not None:
+            left_out.add("it is not a regular file", member.name)
+            continue
+        if target is None:
+            left_out.add("it is a link to no file of the archive", member.name)
+        else:
+            yield member, target
+
+
+@lru_cache(maxsize=2)
+def _open_zip(url: str) -> zipfile.ZipFile:
+    """One handle per process: a large archive needs seconds to read its table of contents."""
+    return zipfile.ZipFile(storage.open_file(url))
