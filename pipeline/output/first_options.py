@@ -8,7 +8,12 @@ default with which runs of the time before continue.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from pipeline.config import MethodConfig
+from pipeline.errors import ConfigError
+from pipeline.methods import resolve_options
 
 _CLASSIFIER = {"name": "text_anchors", "options": {}}
 _VISUAL_PROMPTS = {
@@ -47,3 +52,27 @@ FIRST_OPTIONS: dict[str, dict[str, Any]] = {
         "old_anchors": "reencoded",
     },
 }
+
+
+def recorded_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a recorded method; those that an old record lacks have their first default."""
+    name = method["name"]
+    options = _merged(FIRST_OPTIONS.get(name, {}), method.get("options", {}).get(name, {}))
+    return resolved_options(MethodConfig(name=name, options={name: options}))
+
+
+def resolved_options(method: MethodConfig) -> dict[str, Any]:
+    """All options of a method; those given alone if this version does not know one of them."""
+    try:
+        return resolve_options(method).options[method.name]
+    except ConfigError:
+        return method.options.get(method.name, {})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above`` in place of its own, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

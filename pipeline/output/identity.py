@@ -15,9 +15,8 @@ from typing import Any
 
 from pipeline.config import Config, MethodConfig, decisive_settings
 from pipeline.data.index import ShardIndex
-from pipeline.errors import ConfigError
-from pipeline.methods import resolve_options
-from pipeline.output.first_options import FIRST_OPTIONS
+from pipeline.output.first_options import FIRST_OPTIONS, recorded_options, resolved_options
+from pipeline.output.protocol import flatten
 from pipeline.tasks import Task
 
 # A tolerance decides whether a run ends at an error; it does not change the steps before.
@@ -38,7 +37,7 @@ def identify(
     All options of the method are written out, so that a later default makes no other run.
     """
     settings = decisive_settings(config)
-    settings["method"]["options"] = {config.method.name: _resolved(config.method)}
+    settings["method"]["options"] = {config.method.name: resolved_options(config.method)}
     for section, names in _TOLERANCES.items():
         settings[section] = {k: v for k, v in settings[section].items() if k not in names}
     return {
@@ -56,8 +55,8 @@ def config_hash(config: Config) -> str:
     It is the same whether an option that has its first default is written out or not.
     """
     settings, method = decisive_settings(config), config.method
-    defaults = FIRST_OPTIONS.get(method.name) or _resolved(MethodConfig(name=method.name))
-    options = _without(_resolved(method), defaults)
+    defaults = FIRST_OPTIONS.get(method.name) or resolved_options(MethodConfig(name=method.name))
+    options = _without(resolved_options(method), defaults)
     settings["method"]["options"] = {method.name: options} if options else {}
     tasks = config.tasks.model_dump(mode="json")
     content = {
@@ -92,21 +91,11 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
     return None
 
 
-def _resolved(method: MethodConfig) -> dict[str, Any]:
-    """All options of a method; those given alone if this version does not know one of them."""
-    try:
-        return resolve_options(method).options[method.name]
-    except ConfigError:
-        return method.options.get(method.name, {})
-
-
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key; options that an old record does not name have their first default."""
+    """Settings by dotted key, with all options of the method."""
     method = settings["method"]
-    name = method["name"]
-    options = _merged(FIRST_OPTIONS.get(name, {}), method["options"].get(name, {}))
-    resolved = _resolved(MethodConfig(name=name, options={name: options}))
-    return _flat({**settings, "method": {**method, "options": {name: resolved}}})
+    options = {method["name"]: recorded_options(method)}
+    return flatten({**settings, "method": {**method, "options": options}})
 
 
 def _is_same_place(old: str | None, new: str | None) -> bool:
@@ -126,15 +115,6 @@ def _is_same_place(old: str | None, new: str | None) -> bool:
     return absolute.parts[len(absolute.parts) - n_parts :] == relative.parts[-n_parts:]
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with the values of ``above`` in place of its own, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
 def _without(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` without those that equal ``defaults``."""
     kept: dict[str, Any] = {}
@@ -144,14 +124,3 @@ def _without(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
         both = isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
         kept[key] = _without(value, defaults[key]) if both else value
     return kept
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

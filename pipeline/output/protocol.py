@@ -13,8 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, MethodConfig, decisive_settings
-from pipeline.errors import ConfigError
+from pipeline.config import Config, decisive_settings
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
 _FOLDER = (
@@ -121,12 +120,6 @@ def setting_of(config: Mapping[str, Any], key: str) -> Any:
 
 def _options(method: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the method by its name, complete with defaults if the method is known."""
-    from pipeline.methods import parse_options  # needs torch, which takes seconds to import
+    from pipeline.output.first_options import recorded_options  # imports torch: seconds
 
-    name = method["name"]
-    given = method.get("options", {}).get(name, {})
-    try:
-        options = parse_options(MethodConfig(name=name, options={name: given} if given else {}))
-    except ConfigError:  # a method or an option that this version or this machine does not have
-        return {name: given}
-    return {name: options.model_dump(mode="json")}
+    return {method["name"]: recorded_options(method)}

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline import storage
 from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
 from pipeline.errors import DataError
-from pipeline.output.identity import config_hash
 from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
 
@@ -201,6 +200,8 @@ def update_summary(config: Config) -> None:
     The summary depends on the excluded tasks and on the source of the settings (``tuning``). The
     source can be replaced but not removed.
     """
+    from pipeline.output.identity import config_hash  # needs torch, which takes seconds to import
+
     results = read_results(config.output)
     assert results is not None, "only a finished run has a summary"
     changes = {"evaluation": config.evaluation, "tuning": config.tuning or results.tuning}

@@ -87,7 +87,7 @@ def _sizes(one: RunResults, other: RunResults) -> Iterator[Difference]:
     if sizes[0] == sizes[1]:
         return
     words = [_name_sizes(size) for size in sizes]
-    for key in ("initial_classes", "classes_per_task", "limit"):
+    for key in ("initial_classes", "classes_per_task", "limit", "appended"):
         values = [setting_of(run.manifest.config, f"tasks.{key}") for run in (one, other)]
         if values[0] != values[1]:
             shown = (f"{_show(value)} ({word})" for value, word in zip(values, words, strict=True))
