@@ -6,7 +6,7 @@ Axes: B images of this rank · N images of the global batch · C classes · E jo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Finetune(Method):
         )
 
     @classmethod
-    def check(cls, options: FinetuneOptions, tasks: Sequence[Task]) -> str | None:
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
         """Refuse tasks of one class if its anchor competes with no other one."""
         alone = sum(len(task.labels) == 1 for task in tasks)
         is_rest = alone <= 1 < len(tasks)  # the last task often has one class

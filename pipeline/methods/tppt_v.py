@@ -6,7 +6,7 @@ Axes: N images of the global batch · C classes · E joint width. Source: arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -57,7 +57,7 @@ class TpptV(Finetune):
     Options = TpptVOptions
 
     @classmethod
-    def check(cls, options: TpptVOptions, tasks: Sequence[Task]) -> str | None:
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
         """As for ``finetune``, if no other term gives a gradient."""
         has_other_terms = options.text_to_image.weight or options.diversity.form != "none"
         return None if has_other_terms else super().check(options, tasks)

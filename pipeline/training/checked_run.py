@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.index import ShardIndex, join_indexes, read_index
+from pipeline.data.shard_check import check_shards
 from pipeline.errors import ConfigError, StorageError
 from pipeline.methods import find_method, parse_options, resolve_options
 from pipeline.methods.base import Inputs
@@ -55,10 +57,20 @@ def check_run(config: Config, world_size: int) -> Run:
         raise ConfigError(problem)
     _check_a_task_is_reported(config, tasks)
     _check_every_class_has_images(config, index, tasks)
+    _check_every_shard_is_there(config, index, tasks)
     check_class_names(config, index, tasks, method, options)
-    config = config.model_copy(update={"method": resolve_options(config.method)})
+    config = with_all_options(config)
     data = TaskData(config, index, tasks, training_images=method.training_images)
     return Run(config, index, tasks, data, world_size)
+
+
+def with_all_options(config: Config) -> Config:
+    """The same settings with every option of the method written out.
+
+    Raises:
+        ConfigError: the method does not know an option, or there is no such method.
+    """
+    return config.model_copy(update={"method": resolve_options(config.method)})
 
 
 def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
@@ -137,6 +149,13 @@ def _check_transform(config: Config, inputs: Inputs) -> None:
             f"{config.method.name} learns from features that are computed once per image; "
             "set it to clip or squash"
         )
+
+
+def _check_every_shard_is_there(config: Config, index: ShardIndex, tasks: Sequence[Task]) -> None:
+    labels = {label for task in tasks for label in task.labels}
+    splits = {"train", "test" if config.evaluation.split == "test" else "train"}
+    shards = (shard for shard in index.shards if shard.split in splits)
+    check_shards(shard for shard in shards if not labels.isdisjoint(shard.class_counts))
 
 
 def _check_every_class_has_images(
