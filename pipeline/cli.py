@@ -1,22 +1,36 @@
 """Help, errors and exit status, in the same form for every command.
 
 Exit status: 0 done, 1 a fault of the program or a lost rank, 2 an error that the user can correct,
-75 stopped by a signal (the same command continues), 130 interrupted from the keyboard.
+75 stopped by a signal (the same command continues), 130 interrupted from the keyboard, 141 nobody
+reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import select
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import LostRankError, PipelineError, RefusedBySystemError
+from pipeline.sockets import use_short_socket_names
+from pipeline.text import shorten
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
+NO_READER = 141  # 128 + SIGPIPE, as in shells
+CONTINUE = "start the same command again to continue"
+
+_PACKAGE = Path(__file__).parent
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "cannot allocate memory")
 
 
 def build_parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help keeps the line breaks of ``description`` and ``epilog``."""
+    make_terminal_safe()
     return argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -30,22 +44,143 @@ def run_command(
     *,
     on_error: Callable[[Exception, int], None] = lambda error, status: None,
     speaks: Callable[[PipelineError], bool] = lambda error: True,
+    how_to_continue: str = CONTINUE,
 ) -> int:
-    """The exit status of ``work()``; a :class:`PipelineError` becomes one line on stderr.
+    """The exit status of ``work()``; an error that the user can correct becomes one line on stderr.
 
-    ``on_error`` gets every error, also one that keeps its traceback, with the exit status. With
-    several ranks, only a rank with ``speaks(error)`` writes the line.
+    Such an error is a :class:`PipelineError`, or an error of the system: a file, a process, a port,
+    a terminal, memory. ``on_error`` gets every error, also one that keeps its traceback, with the
+    exit status. With several ranks, only a rank with ``speaks(error)`` writes the line of a
+    :class:`PipelineError`.
     """
+    make_terminal_safe()
     try:
-        return work()
+        use_short_socket_names()
+        status = work()
+        _flush_stdout()
+        return status
     except PipelineError as error:
         on_error(error, error.exit_status)
         if speaks(error):
-            sys.stderr.write(f"error: {error}\n")
+            _write_error(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; start the same command again to continue\n")
+        _write_error(f"interrupted; {how_to_continue}")
         return INTERRUPTED
     except Exception as error:
-        on_error(error, 1)
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            return NO_READER
+        refusal = explain_refusal(error)
+        if refusal is None:
+            on_error(error, 1)
+            raise
+        on_error(refusal, refusal.exit_status)
+        _write_error(str(refusal))
+        return refusal.exit_status
+
+
+def make_terminal_safe() -> None:
+    """Let stdout and stderr accept every text: what the terminal cannot show is written as \\u1234.
+
+    A closed stdout or stderr accepts every text too, and drops it.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):  # not a stream of a test
+            stream.reconfigure(errors="backslashreplace")
+
+
+def explain_refusal(error: BaseException) -> PipelineError | None:
+    """The sentence for an error of the system; None for a fault of the program."""
+    where = _place(error)
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, (ConnectionError, EOFError)):
+        return LostRankError(
+            f"the connection to another process was lost at {where} ({shorten(text)}); "
+            f"find out what ended that process, then {CONTINUE}"
+        )
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return RefusedBySystemError(
+            f"out of memory at {where} ({shorten(text)}); free memory, or lower "
+            "engine.micro_batch, data.eval_batch or data.workers, or set engine.recompute=true"
+        )
+    if "can't start new thread" in text:
+        return RefusedBySystemError(
+            f"the system starts no further thread at {where}; raise the limit on processes "
+            "(`ulimit -u`, --pids-limit of a container), or lower data.workers"
+        )
+    if "Too many open files" in text:
+        return RefusedBySystemError(
+            f"the limit on open files is reached at {where}; raise it (`ulimit -n 65536`), or "
+            "lower data.workers"
+        )
+    if isinstance(error, UnicodeError):
+        return RefusedBySystemError(
+            f"a text cannot be written or read at {where} ({shorten(text)}); "
+            "set LC_ALL=C.UTF-8, and use names in UTF-8"
+        )
+    if isinstance(error, OSError):
+        files = " → ".join(str(file) for file in (error.filename, error.filename2) if file)
+        if not files and _writes_output(error):
+            files = "standard output"
+        problem = error.strerror or str(error) or type(error).__name__
+        return RefusedBySystemError(
+            f"{f'{files}: ' if files else ''}{shorten(problem)} ({type(error).__name__} at "
+            f"{where}); correct the file, the limit or the permission, then start again"
+        )
+    return None
+
+
+def _has_no_reader() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads; then drop all further output."""
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream of a test has no file
+            file = stream.fileno()
+            poll = select.poll()
+            poll.register(file, 0)
+            if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+                found = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return found
+
+
+def _flush_stdout() -> None:
+    """Write the rest of the output.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        RefusedBySystemError: it cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # what is left in the buffer cannot be written either
+        raise RefusedBySystemError(
+            f"standard output: {error.strerror}; write to another file or free some of its disk"
+        ) from None
+
+
+def _write_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # then nothing can be said
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+
+
+def _writes_output(error: BaseException) -> bool:
+    """Whether ``error`` was raised by a line that writes to stdout."""
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__)]
+    return any("sys.stdout." in line or "print(" in line for line in lines)
+
+
+def _place(error: BaseException) -> str:
+    """The last line of this package in the traceback of ``error``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents]
+    if not own:
+        return "an unknown place"
+    return f"{Path(own[-1].filename).relative_to(_PACKAGE.parent)}:{own[-1].lineno}"

@@ -8,6 +8,7 @@ PipelineError              one sentence: the place, the value found, the value w
 ├── DivergenceError        a loss that is not a finite number
 ├── LostRankError          a rank that died, hangs or cannot be reached
 ├── TakenOverError         an output to which a later start of the command writes
+├── RefusedBySystemError   a file, process, port, terminal or memory that the system refuses
 ├── SweepFailedError       a sweep without a finished trial
 └── Preempted              not a failure: the run was asked to stop and can continue later
 
@@ -50,6 +51,10 @@ class LostRankError(PipelineError):
 
 class TakenOverError(PipelineError):
     """An output to which a later start of the command writes."""
+
+
+class RefusedBySystemError(PipelineError):
+    """A file, process, port, terminal or memory that the system refuses."""
 
 
 class SweepFailedError(PipelineError):

@@ -143,6 +143,13 @@ def list_files(url: str) -> list[str]:
     return sorted(filesystem.unstrip_protocol(name) for name in _call("list", url, "find"))
 
 
+def list_sizes(url: str) -> dict[str, int]:
+    """The bytes of each file below the folder ``url``, by URL; empty if it does not exist."""
+    filesystem, _ = _filesystem(url)
+    found = _call("list", url, "find", detail=True)
+    return {filesystem.unstrip_protocol(name): int(info["size"]) for name, info in found.items()}
+
+
 def remove(url: str) -> None:
     """Delete the file at ``url``; a missing file is no error."""
     if exists(url):

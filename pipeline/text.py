@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NOT_KNOWN = "–"
 
@@ -53,6 +55,15 @@ def first_few(items: Sequence[object], most: int = 8) -> str:
     """The first ``most`` items with commas; ``, … (n in all)`` follows if there are more."""
     shown = ", ".join(map(str, items[:most]))
     return f"{shown}, … ({len(items)} in all)" if len(items) > most else shown
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """``text`` on one line, cut between two words with an ellipsis if it is longer than ``most``.
+
+    A word that is longer than ``most`` is cut itself.
+    """
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0] or text[:most]} …"
 
 
 def shows_live_display(console: Console) -> bool:

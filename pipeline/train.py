@@ -6,17 +6,19 @@ Examples:
   python -m pipeline.train --config configs/vitl_inr.yaml --dry-run
   srun --nodes 2 --ntasks-per-node 8 python -m pipeline.train --config configs/vitl_inr.yaml
 
-Started again, the same command continues from its last snapshot. SIGTERM and SIGUSR2 stop it after
-the present step, with a snapshot.
+Started again, the same command continues from its last snapshot. SIGTERM, SIGUSR2 and Ctrl-C stop
+it after the present step, with a snapshot; a second Ctrl-C ends it at once.
 
 Exit status: 0 finished now or before, 2 an error that you can correct, 75 stopped by a signal
-(start the same command again), 1 a lost rank or a fault of the program.
+(start the same command again), 1 a lost rank or a fault of the program, 130 interrupted before the
+first step or by a second Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -29,9 +31,9 @@ if not __package__:  # run as a file, as `deepspeed` does: import from the check
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline/train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    from pipeline.cli import build_parser  # not above: the path of imports must be right before
+
+    parser = build_parser("pipeline/train.py", __doc__ or "")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.epochs=5")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan")
@@ -66,13 +68,13 @@ def learn(options: argparse.Namespace) -> int:
     from pipeline.config import dump_config, load_config
     from pipeline.distributed.world import read_world
     from pipeline.log import setup_logging
-    from pipeline.training.checked_run import check_run
+    from pipeline.training.checked_run import check_run, with_all_options
     from pipeline.training.dry_run import format_plan
     from pipeline.training.run import open_trainer
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
-        sys.stdout.write(dump_config(config))
+        sys.stdout.write(dump_config(with_all_options(config)))
         return 0
     world = read_world(os.environ)
     setup_logging(world.rank)
@@ -90,10 +92,11 @@ def learn(options: argparse.Namespace) -> int:
 
 
 def _report_end(error: Exception, status: int) -> None:
-    """Report the end of this rank to the program that has launched it."""
+    """Report the end of this rank to the program that has launched it, if that is possible."""
     from pipeline.events import EventLog
 
-    EventLog(os.environ).add_end(error, status)
+    with contextlib.suppress(OSError, ValueError):  # no such file, RANK is not a number
+        EventLog(os.environ).add_end(error, status)
 
 
 def _speaks(error: Exception) -> bool:
@@ -103,7 +106,8 @@ def _speaks(error: Exception) -> bool:
     """
     from pipeline.errors import LostRankError
 
-    return os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError)
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdigit() or int(rank) == 0 or isinstance(error, LostRankError)
 
 
 def leave(status: int) -> NoReturn:

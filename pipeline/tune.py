@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.distributed.preemption import StopRequest
     from pipeline.sweep.plan import SweepPlan
     from pipeline.sweep.trial_table import TrialTable
+
+_CONTINUE = "start the same command again with --resume to continue"
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _tune(options))
+    return run_command(lambda: _tune(options), how_to_continue=_CONTINUE)
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -54,8 +55,8 @@ def _tune(options: argparse.Namespace) -> int:
     from pipeline.sweep.ray_environment import ray_environment
 
     setup_logging(0)
-    stop = StopRequest()
-    stop.listen(signal.SIGINT)
+    stop = StopRequest(how_to_continue=_CONTINUE)
+    stop.listen()
     plan = load_plan(load_sweep(options.config, options.overrides))
     os.environ |= ray_environment(plan.sweep.address)  # before anything imports Ray
     if options.dry_run:

@@ -16,6 +16,7 @@ STATUSES = {
     "DivergenceError": 2,
     "LostRankError": 1,
     "TakenOverError": 2,
+    "RefusedBySystemError": 2,
     "SweepFailedError": 1,
     "Preempted": 75,
 }

@@ -1,16 +1,20 @@
 """Loader workers: processes that answer requests, in order, for one stream after another.
 
 Workers keep no state between requests, so the same workers serve every epoch, task and evaluation
-of a run, and no batch depends on the worker that makes it.
+of a run, and no batch depends on the worker that makes it. A worker that is killed or does not
+answer in time ends the stream with an error that gives the reason.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,10 +23,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.data.batch import Answer, BatchMaker, Request
+from pipeline.data.shared_memory import BATCHES_PER_WORKER, SHARED_MEMORY, free_bytes
 from pipeline.distributed.preemption import STOP_SIGNALS, stop_signals_blocked
+from pipeline.errors import DataError
+from pipeline.text import format_bytes
 
 # Slow imports of a worker: done once, in the server process from which workers are forked.
 _PRELOADED = ["torch.utils.data", "webdataset", "PIL.Image"]
+_START_S = 60.0  # for the first answer of new workers, in addition to the limit of every answer
+_POLL_S = 0.5
+_SIGNALS = {
+    signal.SIGKILL: "the system probably had no memory left; lower data.workers, or free memory",
+    signal.SIGBUS: f"{SHARED_MEMORY} is probably full; set data.workers=0, or enlarge it "
+    "(docker run --shm-size=8g)",
+}
 
 
 class RequestFeed:
@@ -40,34 +54,111 @@ class Loader:
     Each number of workers has separate workers, which stay until ``close``.
     """
 
-    def __init__(self, maker: BatchMaker) -> None:
+    def __init__(self, maker: BatchMaker, *, timeout_s: float = 600.0) -> None:
         self._maker = maker
+        self._timeout_s = timeout_s
         self._feed = RequestFeed()
         self._loaders: dict[int, DataLoader[Answer]] = {}
         self._processes: set[BaseProcess] = set()
+        self._thread: threading.Thread | None = None
+        self._give_up = math.inf  # when the present wait ends
+        self._is_late = False
+        self._is_closed = threading.Event()
 
     def answers(self, requests: Iterable[Request], workers: int) -> Iterator[Answer]:
         """The answers in the order of ``requests``; ``workers=0`` makes them in this process.
 
         With workers, a new call ends the iterator of the call before it.
+
+        Raises:
+            DataError: a worker was killed, or gave no answer within the limit.
         """
         if not workers:
             return map(self._maker.__getitem__, requests)
+        limit_s = self._timeout_s
         if workers not in self._loaders:
             self._loaders[workers] = _build_loader(self._maker, self._feed, workers)
+            limit_s += _START_S
         self._feed.requests = requests
         before = {*multiprocessing.active_children()}
-        with stop_signals_blocked():  # for the workers and for the server that forks them
+        # Blocked for the workers and for the server that forks them.
+        with stop_signals_blocked(), self._limited(limit_s):
             answers = iter(self._loaders[workers])
         self._processes |= {*multiprocessing.active_children()} - before
-        return answers
+        return self._awaited(answers, limit_s)
 
     def close(self) -> None:
         """End the workers."""
+        self._is_closed.set()
         self._loaders.clear()
+        self._kill()
+
+    def _kill(self) -> None:
         for process in self._processes:  # a busy worker does not react to anything milder
             if process.is_alive():
                 process.kill()
+
+    def _awaited(self, answers: Iterator[Answer], limit_s: float) -> Iterator[Answer]:
+        while True:
+            with self._limited(limit_s):
+                answer = next(answers, None)
+            if answer is None:
+                return
+            yield answer
+            limit_s = self._timeout_s
+
+    @contextmanager
+    def _limited(self, limit_s: float) -> Iterator[None]:
+        """Within the block, explain the end of a worker; kill all of them after ``limit_s``."""
+        self._watch()
+        self._give_up = time.monotonic() + limit_s
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(_late(limit_s) if self._is_late else self._death()) from error
+        finally:
+            self._give_up = math.inf
+
+    def _watch(self) -> None:
+        """Start the thread that ends a wait at its limit: torch then notices the dead workers."""
+
+        def follow() -> None:
+            while not self._is_closed.wait(_POLL_S):
+                if time.monotonic() > self._give_up:
+                    self._is_late = True
+                    self._kill()
+
+        if self._thread is None:
+            self._thread = threading.Thread(target=follow, name="loader limit", daemon=True)
+            self._thread.start()
+
+    def _death(self) -> str:
+        """Why a worker has ended."""
+        ended = [process for process in self._processes if process.exitcode is not None]
+        for process in ended:
+            number = -(process.exitcode or 0)
+            if number > 0:
+                name = signal.Signals(number).name
+                reason = _SIGNALS.get(signal.Signals(number), "start the same command again")
+                return f"loader worker {process.pid} was killed by {name}: {reason}"
+        statuses = ", ".join(f"{p.pid} with status {p.exitcode}" for p in ended) or "one"
+        return (
+            f"a loader worker ended by itself ({statuses}); its error is in the log above; "
+            "set data.workers=0 to see it in this process"
+        )
+
+
+def _late(limit_s: float) -> str:
+    """The error for a wait that has reached its limit."""
+    room = free_bytes()
+    full = "" if room is None else f"{SHARED_MEMORY} has {format_bytes(room)} free; "
+    return (
+        f"the loader workers gave no batch within {limit_s:g} s (engine.timeout_s); {full}"
+        "look for their errors in the log above; enlarge that folder (docker run --shm-size=8g), "
+        "set data.workers=0, or raise engine.timeout_s if the storage is slow"
+    )
 
 
 def _build_loader(maker: BatchMaker, feed: RequestFeed, workers: int) -> DataLoader[Answer]:
@@ -80,7 +171,7 @@ def _build_loader(maker: BatchMaker, feed: RequestFeed, workers: int) -> DataLoa
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
-        prefetch_factor=2,
+        prefetch_factor=BATCHES_PER_WORKER,
         persistent_workers=True,
         multiprocessing_context=context,
         worker_init_fn=partial(_set_up_worker, dict(os.environ)),

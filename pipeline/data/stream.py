@@ -76,8 +76,9 @@ class ShardSource:
     """The samples of an index, for one process: reader, loader workers, list of skipped samples.
 
     ``cache`` keeps the bytes of remote shards; local shards need none. ``bad_sample_budget`` is the
-    number of distinct samples that this process may skip. Samples of a split that is closed in the
-    index can neither be read nor fetched ahead.
+    number of distinct samples that this process may skip, ``timeout_s`` the longest wait for a
+    loader worker. Samples of a split that is closed in the index can neither be read nor fetched
+    ahead.
 
     Raises:
         StorageError: the cache has no space, or its folder is not writable.
@@ -90,6 +91,7 @@ class ShardSource:
         cache: SegmentCache | None = None,
         on_bad_sample: OnBadSample = "fail",
         bad_sample_budget: int = 0,
+        timeout_s: float = 600.0,
     ) -> None:
         self.index = index
         self.skipped: dict[int, SkippedSample] = {}
@@ -101,7 +103,7 @@ class ShardSource:
             cache.folder.check_room(sum(shard.bytes for shard in open_shards))
         self._reader = ShardReader(index, cache=cache)
         self._maker = BatchMaker(self._reader)
-        self._loader = Loader(self._maker)
+        self._loader = Loader(self._maker, timeout_s=timeout_s)
         self._prefetcher = Prefetcher(cache) if cache else None
         self._streams = 0
 

@@ -1,11 +1,12 @@
-"""Requests to stop a run: SIGTERM, SIGUSR2, or a launcher that has gone.
+"""Requests to stop a run: SIGTERM, SIGUSR2, SIGINT (Ctrl-C), or a launcher that has gone.
 
 A signal handler only notes the request. The training loop reads it once per step, where all ranks
-agree, so that all ranks stop after the same step.
+agree, so that all ranks stop after the same step. A second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,30 +16,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.cli import CONTINUE, INTERRUPTED
 from pipeline.distributed.launcher_watch import LauncherWatch
 from pipeline.errors import Preempted
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 _POLL_S = 0.5
 _GRACE_S = 60.0  # longest time for the last snapshot of a rank without a launcher
+_ONE_PRESS_S = 1.0  # a launcher may pass on the SIGINT that the terminal has sent to all processes
 
 
 class StopRequest:
     """Whether this process was asked to stop, and the reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, how_to_continue: str = CONTINUE) -> None:
         self._reason: str | None = None
+        self._how_to_continue = how_to_continue
 
-    def listen(self, *more: signal.Signals) -> None:
+    def listen(self) -> None:
         """Note the stop signals from now on, and watch the launcher; main thread only."""
-        for number in (*STOP_SIGNALS, *more):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note_signal)
         # The process that started this one may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         watch = LauncherWatch(os.environ)
+        _end_at_second_interrupt(_ONE_PRESS_S if watch.has_launcher else 0.0)
         if watch.has_launcher:
             threading.Thread(target=self._follow, args=(watch,), daemon=True).start()
 
@@ -54,10 +59,10 @@ class StopRequest:
             Preempted: it was; the message gives the reason.
         """
         if self._reason:
-            raise Preempted(f"{self._reason}; start the same command again to continue")
+            raise Preempted(f"{self._reason}; {self._how_to_continue}")
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        self._reason = f"stopped by {signal.Signals(number).name}"
+        self._reason = self._reason or f"stopped by {signal.Signals(number).name}"
 
     def _follow(self, watch: LauncherWatch) -> None:
         """Ask to stop when a launcher has gone, and end a rank that does not stop in time."""
@@ -67,6 +72,40 @@ class StopRequest:
         time.sleep(_GRACE_S)
         log.error("no step ended within %.0f s after the launcher had gone: leaving", _GRACE_S)
         os._exit(Preempted.exit_status)
+
+
+def _end_at_second_interrupt(one_press_s: float) -> None:
+    """End this process at the second SIGINT, even while its main thread waits in a library.
+
+    A SIGINT within ``one_press_s`` seconds after the first one belongs to the same press.
+    """
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    # Python writes the number of each signal here, before the main thread can run a handler.
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    threading.Thread(target=_follow_interrupts, args=(receiver, one_press_s), daemon=True).start()
+
+
+def _follow_interrupts(receiver: int, one_press_s: float) -> None:
+    first: float | None = None
+    while received := os.read(receiver, 1):
+        handler = getattr(signal.getsignal(signal.SIGINT), "__func__", None)
+        if received[0] != signal.SIGINT or handler is not StopRequest._note_signal:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+            if os.environ.get("RANK", "0") == "0":
+                _write_line("interrupted: stopping at the next step; a second Ctrl-C ends at once")
+        elif now - first >= one_press_s:
+            _write_line("interrupted a second time: ended at once")
+            os._exit(INTERRUPTED)
+
+
+def _write_line(text: str) -> None:
+    """Write to stderr at once: no other thread may hold it, and it may be closed."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def ignore_stop_signals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,18 +36,53 @@ def read_world(environment: Mapping[str, str]) -> World:
     """The place that the launcher gave this process; rank 0 of 1 without a launcher.
 
     Raises:
-        ConfigError: only one of RANK and WORLD_SIZE is set.
+        ConfigError: some variables of a launcher are set, and others are missing or wrong.
     """
-    rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
-    if (rank is None) != (world_size is None):
+    if ("RANK" in environment) != ("WORLD_SIZE" in environment):
         raise ConfigError(
             "the launcher set only one of RANK and WORLD_SIZE; start with `deepspeed`, `torchrun` "
             "or `srun`, or unset both for one process"
         )
-    local_rank = int(environment.get("LOCAL_RANK", 0))
+    rank, world_size = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
+    local_rank = _number(environment, "LOCAL_RANK", 0)
+    if rank >= world_size:
+        raise _wrong(
+            f"RANK is {rank} and WORLD_SIZE is {world_size}; ranks are 0 to {world_size}-1"
+        )
     use_gpu = torch.cuda.is_available()
+    if use_gpu and local_rank >= torch.cuda.device_count():
+        raise _wrong(
+            f"LOCAL_RANK is {local_rank} and this node shows {torch.cuda.device_count()} GPUs "
+            "(CUDA_VISIBLE_DEVICES); start one rank for each GPU"
+        )
     device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-    return World(int(rank or 0), int(world_size or 1), local_rank, device)
+    return World(rank, world_size, local_rank, device)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """The whole number in a variable of the launcher."""
+    text = environment.get(name, str(default))
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or (name == "WORLD_SIZE" and not int(text)):
+        raise _wrong(f"{name} is {text!r}, not a number of ranks")
+    return int(text)
+
+
+def _check_meeting(environment: Mapping[str, str]) -> None:
+    """Check that the ranks know where they meet."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise _wrong(f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}")
+    port = environment["MASTER_PORT"]
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise _wrong(f"MASTER_PORT is {port!r}, not a port from 1 to 65535")
+
+
+def _wrong(problem: str) -> ConfigError:
+    """The error for a variable of a launcher; often it was left in the shell by an earlier one."""
+    return ConfigError(
+        f"the launcher's environment: {problem}; start with `deepspeed`, `torchrun` or `srun`, or "
+        "unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for one process"
+    )
 
 
 @contextmanager
@@ -58,6 +94,7 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
     its launcher would wait for it for ever.
 
     Raises:
+        ConfigError: the ranks cannot meet with these variables of the launcher.
         LostRankError: another rank died, hangs or cannot be reached.
     """
     on_gpu = world.device.type == "cuda"
@@ -65,14 +102,7 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         torch.cuda.set_device(world.device)
     else:
         _share_cores(world)
-    timeout = datetime.timedelta(seconds=timeout_s)
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it
-        store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it, undeclared
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    _join(world, "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout_s)
     try:
         yield
         sum_over_ranks(torch.zeros(()))
@@ -85,6 +115,37 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         ) from error
     finally:
         _destroy_process_group()
+
+
+def _join(world: World, backend: str, timeout_s: float) -> None:
+    """Meet the other ranks.
+
+    Raises:
+        ConfigError: the variables for the meeting are missing or wrong, or the port is in use.
+        LostRankError: the others did not come in time.
+    """
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if "RANK" not in os.environ:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch exports it, undeclared
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    _check_meeting(os.environ)
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:  # dist.DistError is a RuntimeError
+        cause = _first_line(error)
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise ConfigError(
+                f"rank {world.rank} cannot listen at {place} (MASTER_ADDR, MASTER_PORT): the port "
+                "is in use; give a free one, e.g. `deepspeed --master_port`, or end the other run"
+            ) from error
+        raise LostRankError(
+            f"rank {world.rank} of {world.world_size} did not meet the others at {place} "
+            f"(MASTER_ADDR, MASTER_PORT): {cause}; start every rank within engine.timeout_s "
+            f"({timeout_s:g} s) and check that each node can reach that address"
+        ) from error
 
 
 def new_world_group(timeout_s: float) -> dist.ProcessGroup:
@@ -112,7 +173,7 @@ def _is_lost_rank(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: Exception) -> str:
     """The message of a failed collective, without the source file in front of it."""
     return str(error).partition("\n")[0].rpartition("] ")[2].strip().rstrip(".")
 
@@ -121,5 +182,5 @@ def _share_cores(world: World) -> None:
     """Divide the cores of a CPU node among its ranks, unless the user has set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" in os.environ:
         return
-    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    n_local = _number(os.environ, "LOCAL_WORLD_SIZE", world.world_size) or 1
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_local))

@@ -10,13 +10,18 @@ are replaced atomically, and all starts of a run write the same content.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from pipeline import storage
 from pipeline.errors import TakenOverError
+
+log = logging.getLogger(__name__)
 
 NAME = "owner.json"
 
@@ -29,11 +34,19 @@ class Ownership:
         self._start = uuid.uuid4().hex
 
     def take(self) -> None:
-        """Take the output over from all earlier starts.
+        """Take the output over from all earlier starts; warn of one that may still run.
 
         Raises:
             StorageError: the output cannot be written.
         """
+        earlier = self._running_start()
+        if earlier:
+            log.warning(
+                "%s: this start takes the output over from %s; if that one still runs, it stops at "
+                "its next snapshot",
+                storage.redact(self._output),
+                earlier,
+            )
         about = {
             "start": self._start,
             "host": socket.gethostname(),
@@ -41,6 +54,23 @@ class Ownership:
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         storage.write_atomically(self._url, f"{json.dumps(about, indent=2)}\n".encode())
+
+    def _running_start(self) -> str | None:
+        """The start that holds the output and may still run: not one that has ended on this host.
+
+        Raises:
+            StorageError: the output cannot be read.
+        """
+        if not storage.exists(self._url):
+            return None
+        try:
+            found = json.loads(storage.read_text(self._url))
+            here = found["host"] == socket.gethostname()
+            if here and (found["process"] == os.getpid() or not _is_running(found["process"])):
+                return None
+            return _describe(found)
+        except (ValueError, KeyError, TypeError):
+            return "an unknown start: the file has other content"
 
     def raise_if_taken_over(self) -> None:
         """Raise if a later start has taken the output over.
@@ -53,7 +83,7 @@ class Ownership:
             found = json.loads(storage.read_text(self._url))
             if found["start"] == self._start:
                 return
-            by = f"process {found['process']} on {found['host']}, since {found['since']}"
+            by = _describe(found)
         except (ValueError, KeyError, TypeError):
             by = "unknown: the file has other content"
         raise TakenOverError(
@@ -64,3 +94,19 @@ class Ownership:
     @property
     def _url(self) -> str:
         return storage.join(self._output, NAME)
+
+
+def _describe(found: Mapping[str, Any]) -> str:
+    """Process, host and time of a start."""
+    return f"process {found['process']} on {found['host']}, since {found['since']}"
+
+
+def _is_running(process: int) -> bool:
+    """Whether this host has a process of that number."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True

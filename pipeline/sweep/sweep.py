@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -112,7 +111,7 @@ def run_sweep(plan: SweepPlan, table: TrialTable, stop: StopRequest) -> bool:
         reuse_actors=False,
     )
     with ray_cluster(sweep.address, sweep.resources) as folder:
-        stop.listen(signal.SIGINT)  # again: Ray has replaced the handler
+        stop.listen()  # again: Ray has replaced the handler
         flag = _start_flag()
         run_config = tune.RunConfig(
             name="sweep",

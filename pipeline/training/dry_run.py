@@ -14,6 +14,7 @@ from pipeline.model.weights import blank_clip
 from pipeline.tasks import Task
 from pipeline.text import format_bytes
 from pipeline.training.checked_run import Run
+from pipeline.training.room import check_room_for_batches, check_room_on_disk
 
 _MOMENTS_BYTES = 16  # of a trained scalar: value, gradient and two moments in float32
 _ACTIVATIONS = 10  # tensors per block and token that the backward pass keeps, measured on ViT-L
@@ -39,12 +40,19 @@ class _TaskPlan:
 
 
 def format_plan(run: Run) -> str:
-    """The plan of a run: its tasks, their cost, the bytes that must be fetched."""
+    """The plan of a run: its tasks, their cost, the bytes that must be fetched.
+
+    Raises:
+        ConfigError: the batches of the loader workers do not fit into shared memory.
+        StorageError: the cache or an output cannot be written, or its disk is too full.
+    """
     config, index = run.config, run.index
     clip = blank_clip(config.model.arch)
     method = build_method(config.method, MethodContext.of(config, clip))
     plans = _plan_tasks(run, method)
     trainable = [plan.trainable for plan in plans]
+    check_room_for_batches(run, clip.image_size)
+    check_room_on_disk(run, sum(trainable))
     per_rank = config.data.global_batch // run.world_size
     lines = [
         f"run        {config.name}: {config.method.name} on {index.url}",

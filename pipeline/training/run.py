@@ -26,6 +26,7 @@ from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.writer import OutputWriter
 from pipeline.training.batches import TaskBatches
 from pipeline.training.checked_run import Run
+from pipeline.training.room import check_room_for_batches
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
             yield None
             return
         clip = load_clip(config.model.arch, config.model.weights, device=world.device)
+        check_room_for_batches(run, clip.image_size)
         identity = {**expected, "backbone_sha256": clip.sha256}
         recovered = on_main(lambda: recover(config, identity))
         owner = Ownership(config.output)
@@ -93,6 +95,7 @@ def _open_source(run: Run) -> ShardSource:
         cache=_build_cache(data.cache),
         on_bad_sample=data.on_bad_sample,
         bad_sample_budget=data.bad_sample_budget,
+        timeout_s=run.config.engine.timeout_s,
     )
 
 

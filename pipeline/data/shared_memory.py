@@ -1,0 +1,67 @@
+"""The room in /dev/shm, through which loader workers hand over their batches.
+
+A batch that finds no room is never handed over, so the room is compared with the need before a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.text import format_bytes
+
+SHARED_MEMORY = Path("/dev/shm")
+BATCHES_PER_WORKER = 2  # that a loader worker makes ahead
+_PAGE = 4096
+
+
+def check_shared_memory(
+    *,
+    workers: int,
+    batch_images: int,
+    image_size: int,
+    ranks: int,
+    folder: Path = SHARED_MEMORY,
+) -> None:
+    """Check that the batches of all loader workers of this node fit into ``folder``.
+
+    ``batch_images`` is the size of the largest batch of a rank, ``image_size`` the side of an image
+    in pixels, ``ranks`` the number of ranks on this node with ``workers`` workers each.
+
+    Raises:
+        ConfigError: they do not fit; the message has the arithmetic.
+    """
+    room = free_bytes(folder)
+    if not workers or room is None:
+        return
+    batch = -(-batch_images * 3 * image_size**2 // _PAGE) * _PAGE
+    batches = ranks * (workers * BATCHES_PER_WORKER + 1)  # and the one that the rank uses
+    if batches * batch <= room:
+        return
+    raise ConfigError(
+        f"{folder} has {format_bytes(room)} free, and the loader workers need "
+        f"{format_bytes(batches * batch)}: {ranks} ranks × ({workers} workers × "
+        f"{BATCHES_PER_WORKER} + 1) batches × {batch_images} images of 3 × {image_size} × "
+        f"{image_size} bytes; set data.workers=0, lower data.workers or data.eval_batch, or give "
+        "the container more, e.g. docker run --shm-size=8g or --ipc=host"
+    )
+
+
+def free_bytes(folder: Path = SHARED_MEMORY) -> int | None:
+    """The free bytes of shared memory; None on a system without it."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
+def ranks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
+    """The number of ranks here, as the launcher says; at most ``world_size``, else that."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # of torchrun, of DeepSpeed
+        if environment.get(name, "").isdigit():
+            return max(1, min(world_size, int(environment[name])))
+    nodes = environment.get("SLURM_STEP_NUM_NODES", "1")
+    return -(-world_size // max(1, int(nodes))) if nodes.isdigit() else world_size
