@@ -18,7 +18,6 @@ from pipeline.classifiers import (
     Moment,
 )
 from pipeline.methods.base import Inputs, Losses, Method
-from pipeline.methods.finetune import Finetune
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
@@ -30,7 +29,9 @@ from pipeline.tasks import Task
 class ClassMeans(Classifier):
     """Cosine with the mean embedding of each class (SimpleCIL)."""
 
-    fits = frozenset({"end"})
+    @property
+    def fits(self) -> frozenset[Moment]:
+        return frozenset({"end"})
 
     def __init__(self, context: ClassifierContext, options: Any) -> None:
         super().__init__(context, options)
@@ -69,32 +70,6 @@ class Ridge(ClassMeans):
 
     def logits(self, embedded: Embedded) -> Tensor:
         return embedded.embedding_BE.double() @ self.weight_EC
-
-
-class Linear(Classifier):
-    """A linear layer on the embeddings, trained by cross-entropy over the task's own classes."""
-
-    def __init__(self, context: ClassifierContext, options: Any) -> None:
-        super().__init__(context, options)
-        self.weights = nn.ParameterList()
-
-    def begin_task(self, task: Task) -> None:
-        self.first, shape = task.first, (len(task.labels), self.context.embedding_width)
-        self.weights.requires_grad_(False)
-        self.weights.append(nn.Parameter(torch.zeros(shape)))
-
-    def loss(self, embedded: Embedded, label_N: Tensor) -> Tensor:
-        logits_NC = embedded.embedding_BE.detach() @ self.weights[-1].T
-        return nn.functional.cross_entropy(logits_NC, label_N - self.first)
-
-    def logits(self, embedded: Embedded) -> Tensor:
-        return embedded.embedding_BE @ torch.cat([*self.weights]).T
-
-
-class Joint(Finetune):
-    """Prompts trained on the images of all tasks so far: an upper bound."""
-
-    training_images = "seen"
 
 
 class KeyPool(Method):

@@ -13,6 +13,9 @@ _SMALL = {"components": 3, "length": 5}
 
 # A new method in METHODS is tested with its defaults without a line here.
 VARIANTS: dict[str, MethodConfig] = {name: MethodConfig(name=name) for name in METHODS}
+# 2,000 random features would take most of the time of the tests.
+_FEW_FEATURES = {"classifier": {"name": "ridge", "options": {"projection": 31}}}
+VARIANTS["ranpac"] = MethodConfig(name="ranpac", options={"ranpac": _FEW_FEATURES})
 
 
 def _add(label: str, name: str, **options: Any) -> None:
@@ -56,13 +59,33 @@ _add(
     visual_prompts=_SMALL,
     classifier={"name": "tests.probes:Ridge"},
 )
-_add("linear layer", "zeroshot", classifier={"name": "tests.probes:Linear"})
+_add("linear layer", "zeroshot", classifier={"name": "linear"})
+_add(
+    "linear layer over all seen",
+    "tppt_v",
+    visual_prompts=_SMALL | {"growth": "first_task"},
+    classifier={"name": "linear", "options": {"loss_classes": "seen"}},
+)
+_add(
+    "ranpac without prompts",
+    "ranpac",
+    first_session=False,
+    classifier={"name": "ridge", "options": {"vectors": ["joint", "pooled"], "projection": 31}},
+)
+_add(
+    "sum of two",
+    "tppt_vt",
+    visual_prompts=_SMALL | {"growth": "first_task"},
+    classifier={"name": "sum"},
+)
 _add("keys of a pool", "tests.probes:KeyPool")
 
 LEARNING = [
     label
     for label, method in VARIANTS.items()
-    if method.name != "zeroshot" or label == "linear layer"
+    if method.name not in ("zeroshot", "simplecil", "linear_probe")
+    and label != "ranpac without prompts"
+    or label == "linear layer"
 ]
 
 

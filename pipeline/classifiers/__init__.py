@@ -5,6 +5,8 @@ A new one is one file and one line in ``CLASSIFIERS``. Imports the base modules 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.classifiers.base import (
     Classifier,
     ClassifierConfig,
@@ -13,25 +15,37 @@ from pipeline.classifiers.base import (
     EmbeddedImages,
     Moment,
 )
+from pipeline.classifiers.class_means import ClassMeans
+from pipeline.classifiers.linear import Linear
+from pipeline.classifiers.ridge import Ridge
 from pipeline.classifiers.text_anchors import TextAnchors
+from pipeline.classifiers.weighted_sum import WeightedSum
 from pipeline.plugins import find_class
 from pipeline.settings_file import Section, parse_section
 
 __all__ = [
     "CLASSIFIERS",
+    "ClassMeans",
     "Classifier",
     "ClassifierConfig",
     "ClassifierContext",
     "Embedded",
     "EmbeddedImages",
+    "Linear",
     "Moment",
+    "Ridge",
     "TextAnchors",
+    "WeightedSum",
     "build_classifier",
     "parse_classifier",
 ]
 
 CLASSIFIERS: dict[str, type[Classifier]] = {
     "text_anchors": TextAnchors,
+    "class_means": ClassMeans,
+    "ridge": Ridge,
+    "linear": Linear,
+    "sum": WeightedSum,
 }
 
 
@@ -42,7 +56,11 @@ def parse_classifier(classifier: ClassifierConfig, *, place: str) -> Section:
         ConfigError: no such classifier, or an option that it does not know or cannot take.
     """
     kind = find_class(classifier.name, CLASSIFIERS, Classifier, place=f"{place}.name")
-    return parse_section(kind.Options, classifier.options, place=f"{place}.options")
+    options = parse_section(kind.Options, classifier.options, place=f"{place}.options")
+    for name, part in options:
+        if isinstance(part, ClassifierConfig):
+            parse_classifier(part, place=f"{place}.options.{name}")
+    return options
 
 
 def build_classifier(classifier: ClassifierConfig, context: ClassifierContext) -> Classifier:
@@ -53,4 +71,4 @@ def build_classifier(classifier: ClassifierConfig, context: ClassifierContext) -
     """
     options = parse_classifier(classifier, place="classifier")
     kind = find_class(classifier.name, CLASSIFIERS, Classifier, place="classifier.name")
-    return kind(context, options)
+    return kind(replace(context, build=build_classifier), options)

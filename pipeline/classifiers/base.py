@@ -12,10 +12,11 @@ Axes: B images · N images of the global batch · C classes seen so far · E emb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.model.anchors import Anchors
@@ -33,7 +34,7 @@ class Embedded(NamedTuple):
     terms: Mapping[str, Tensor] = {}  # loss terms of each image, term_B, gathered over ranks
     features: ImageFeatures | None = None  # of the frozen image tower, where they are asked for
 
-    def rows(self, rows: slice) -> Embedded:
+    def rows(self, rows: slice | Tensor) -> Embedded:
         """Some of the images, without loss terms."""
         features = self.features
         if features is not None:
@@ -60,19 +61,29 @@ class ClassifierContext:
     anchors: Anchors | None  # text embeddings of the classes, if the method has any
     embedding_width: int  # E
     seed: int
+    # Builds a classifier out of others; set by ``build_classifier``.
+    build: Callable[[ClassifierConfig, ClassifierContext], Classifier] | None = None
 
 
 class Classifier(nn.Module):
     """Scores over all classes seen so far. A subclass sets ``Options`` and overrides the rest."""
 
     Options: ClassVar[type[Section]] = Section
-    reads_features: ClassVar[bool] = False  # whether it reads ``Embedded.features``
-    fits: ClassVar[frozenset[Moment]] = frozenset()  # when :meth:`fit` is called in each task
 
     def __init__(self, context: ClassifierContext, options: Any) -> None:
         super().__init__()
         self.context = context
         self.options = options
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it reads ``Embedded.features``."""
+        return False
+
+    @property
+    def fits(self) -> frozenset[Moment]:
+        """The moments of a task at which :meth:`fit` reads all of its training images."""
+        return frozenset()
 
     @property
     def anchor_CE(self) -> Tensor | None:
@@ -95,3 +106,22 @@ class Classifier(nn.Module):
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC``; each image's scores depend on that image alone."""
         raise NotImplementedError
+
+
+def split_off(
+    images: EmbeddedImages, every: int = 5
+) -> tuple[list[tuple[Embedded, Tensor]], list[tuple[Embedded, Tensor]]]:
+    """The training images without every fifth one, and those; to choose a setting by.
+
+    The choice depends on the canonical order alone, so it is the same on any number of ranks.
+    """
+    kept: list[tuple[Embedded, Tensor]] = []
+    held: list[tuple[Embedded, Tensor]] = []
+    seen = 0
+    for embedded, label_B in images:
+        is_held_B = (torch.arange(len(label_B)) + seen) % every == every - 1
+        seen += len(label_B)
+        for mask_B, part in ((~is_held_B, kept), (is_held_B, held)):
+            rows_B = mask_B.nonzero().flatten().to(label_B.device)
+            part.append((embedded.rows(rows_B), label_B[rows_B]))
+    return kept, held

@@ -11,6 +11,10 @@ from pipeline.classifiers import parse_classifier
 from pipeline.config import MethodConfig
 from pipeline.methods.base import Method, MethodContext, MethodOptions
 from pipeline.methods.finetune import Finetune
+from pipeline.methods.joint import Joint
+from pipeline.methods.linear_probe import LinearProbe
+from pipeline.methods.ranpac import RanPac
+from pipeline.methods.simplecil import SimpleCil
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
 from pipeline.methods.zeroshot import ZeroShot
@@ -22,6 +26,10 @@ METHODS: dict[str, type[Method]] = {
     "finetune": Finetune,
     "tppt_v": TpptV,
     "tppt_vt": TpptVT,
+    "simplecil": SimpleCil,
+    "ranpac": RanPac,
+    "linear_probe": LinearProbe,
+    "joint": Joint,
 }
 
 

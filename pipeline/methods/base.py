@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from pipeline.classifiers import (
@@ -71,6 +72,24 @@ class MethodOptions(Section):
     """Options of every method."""
 
     classifier: ClassifierConfig = ClassifierConfig()  # from embeddings to scores
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, given: Any) -> Any:
+        """A section that gives one value keeps the other defaults of this method.
+
+        Without this, ``diversity.weight`` alone would set the other values of ``diversity`` to the
+        defaults of the section, which may differ from those of the method.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        complete = dict(given)
+        for name, field in cls.model_fields.items():
+            default, value = field.default, complete.get(name)
+            if isinstance(default, Section) and isinstance(value, Mapping):
+                own = {key: getattr(default, key) for key in default.model_fields_set}
+                complete[name] = {**own, **value}
+        return complete
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.classifiers import Embedded
 from pipeline.methods.base import Inputs, Method, given
-from pipeline.model.anchors import FixedAnchors
+from pipeline.model.anchors import Anchors, FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompts import unit
 
@@ -21,7 +21,7 @@ class ZeroShot(Method):
         """The frozen features alone: no image is decoded twice."""
         return Inputs(images=False, features=True)
 
-    def build_anchors(self) -> FixedAnchors:
+    def build_anchors(self) -> Anchors | None:
         """The text embeddings of the frozen text tower."""
         context = self.context
         return FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)

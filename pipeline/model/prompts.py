@@ -22,7 +22,8 @@ class VisualPromptOptions(Section):
     """Size and form of the visual prompts."""
 
     generator: Literal["weighted", "shared"] = "weighted"  # tokens per image, or for all images
-    growth: Literal["chunk", "tuned"] = "chunk"  # a new chunk per task, or one for all tasks
+    # A new chunk per task; one that all tasks train; or one that only the first task trains.
+    growth: Literal["chunk", "tuned", "first_task"] = "chunk"
     components: int = Field(10, gt=0)  # M, per chunk; 'shared' always has one
     length: int = Field(8, gt=0)  # L, tokens in each prompted layer
     depth: int | None = Field(None, gt=0)  # number of prompted layers, from the first; None: all
@@ -71,10 +72,12 @@ class VisualPrompts(nn.Module):
         return self._options.generator == "weighted"
 
     def begin_task(self) -> None:
-        """Freeze the chunks of earlier tasks and add a chunk; ``tuned`` only adds the first."""
+        """Freeze the chunks of earlier tasks and add a chunk, unless there is but one for all."""
         if self.chunks and self._options.growth == "tuned":
             return
         self.chunks.requires_grad_(False)
+        if self.chunks and self._options.growth == "first_task":
+            return
         self.chunks.append(self._new_chunk(len(self.chunks)))
 
     def forward(self, query_BV: Tensor | None, n_images: int) -> Tensor:

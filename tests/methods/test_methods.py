@@ -317,10 +317,18 @@ def test_term_of_weight_zero_is_left_out(tiny_clip):
     assert method.losses(*embedded(method, tiny_clip)).terms.keys() == {"image_to_text"}
 
 
+def learns_in_second_task(label: str, clip: FrozenClip) -> bool:
+    method = learn(build_variant(label, clip), TASKS[:1], clip)
+    method.begin_task(TASKS[1])
+    return bool(active(method))
+
+
 @pytest.mark.parametrize("label", LEARNING)
 def test_fixed_anchors_are_encoded_once_per_task(label, tiny_clip):
     """must not run the text tower in a training step unless the anchors move"""
     method = build_variant(label, tiny_clip)
+    if not learns_in_second_task(label, tiny_clip):
+        return
     texts: list[int] = []
     hook = tiny_clip.clip.ln_final.register_forward_hook(
         lambda module, given, out: texts.append(out.shape[0])

@@ -140,9 +140,9 @@ def test_all_seen_images_are_shown_to_a_method_that_wants_them(tiny_arch, tiny_s
     config = build_config(
         tiny_arch, tiny_shards, output=str(tmp_path / "run"), optim={"epochs": 1},
         method={
-            "name": "tests.probes:Joint",
+            "name": "joint",
             "options": {
-                "tests.probes:Joint": {
+                "joint": {
                     "loss_classes": "seen",
                     "visual_prompts": {"generator": "shared", "growth": "tuned"},
                 }

@@ -1,0 +1,156 @@
+"""Ridge regression of the class labels, accumulated task by task; exact, as if all were one task.
+
+Axes: B images · C classes seen so far · F width of the vectors · M random features.
+
+Source: RanPAC, arXiv 2307.02251: random projection, ReLU, Gram matrix, ridge regression.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from pipeline.classifiers.base import (
+    Classifier,
+    ClassifierContext,
+    Embedded,
+    EmbeddedImages,
+    Moment,
+    split_off,
+)
+from pipeline.classifiers.vectors import Vector, class_sums, reads_features, vectors_of, width_of
+from pipeline.model.prompts import unit
+from pipeline.rng import torch_stream
+from pipeline.settings_file import Section
+from pipeline.tasks import Task
+
+_MOST_BYTES = 256 * 10**6  # of the Gram matrix, in memory and in the file of each task
+_STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 7))
+
+
+class RidgeOptions(Section):
+    """The vectors, their random projection, and the strength of the penalty."""
+
+    vectors: list[Vector] = ["embedding"]  # side by side, each scaled to length 1
+    projection: int = Field(0, ge=0)  # M random ReLU features; 0 = the vectors themselves
+    strength: float | None = Field(None, gt=0)  # λ; None = chosen in the first task
+
+    @field_validator("projection")
+    @classmethod
+    def _fits_in_memory(cls, projection: int) -> int:
+        size = 8 * projection**2
+        if size > _MOST_BYTES:
+            most = int((_MOST_BYTES / 8) ** 0.5)
+            raise ValueError(
+                f"projection: {projection} random features make a matrix of {projection:,} × "
+                f"{projection:,} doubles, {size / 1e6:,.0f} MB in memory and in the file of each "
+                f"task; choose at most {most}"
+            )
+        return projection
+
+
+class Ridge(Classifier):
+    """``logits = φ(x) (G + λ I)⁻¹ Q`` with ``G = Σ φ φᵀ`` and ``Q`` the sum of φ of each class.
+
+    ``φ(x) = relu(x P)`` with a fixed random ``P``, or ``x`` itself. Without a given strength, λ is
+    chosen on every fifth training image of the first task, which the others then classify: the
+    candidate with the smallest squared error of the labels (RanPAC, section 4).
+    """
+
+    Options = RidgeOptions
+
+    def __init__(self, context: ClassifierContext, options: RidgeOptions) -> None:
+        super().__init__(context, options)
+        width = width_of(options.vectors, context)
+        self._projection_FM: Tensor | None = None
+        if options.projection:
+            stream = torch_stream("ridge projection", context.seed)
+            shape = width, options.projection
+            self._projection_FM = torch.randn(shape, generator=stream, dtype=torch.float64).to(
+                context.clip.device
+            )
+        size = options.projection or width
+        self.gram_MM: Tensor
+        self.strength: Tensor
+        self.register_buffer("gram_MM", torch.zeros(size, size, dtype=torch.float64))
+        self.register_buffer("strength", torch.zeros((), dtype=torch.float64))
+        self.sums = nn.ParameterList()  # per task, C×M in float64
+        self._task: Task | None = None
+        self._weight_MC: Tensor | None = None
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether a vector comes from the frozen tower."""
+        return reads_features(self.options.vectors)
+
+    @property
+    def fits(self) -> frozenset[Moment]:
+        """The end of a task."""
+        return frozenset({"end"})
+
+    def begin_task(self, task: Task) -> None:
+        """Make room for the sums of the classes of ``task``."""
+        self._task = task
+        zero_CM = torch.zeros(len(task.labels), len(self.gram_MM), dtype=torch.float64)
+        self.sums.append(nn.Parameter(zero_CM, requires_grad=False))
+
+    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
+        """Add the task's images to the Gram matrix and to the sums of their classes."""
+        if not float(self.strength):
+            self.strength.fill_(self.options.strength or self._choose_strength(images))
+        gram_MM, sum_CM = self._statistics(images)
+        self.gram_MM += gram_MM
+        self.sums[-1].add_(sum_CM)
+
+    def end_task(self, task: Task) -> None:
+        """Forget the weights; they are solved for when they are first needed."""
+        self._weight_MC = None
+
+    def logits(self, embedded: Embedded) -> Tensor:
+        """Regressed labels ``logits_BC``, near 1 for the class of an image."""
+        if self._weight_MC is None:
+            targets_MC = torch.cat([*self.sums]).T
+            self._weight_MC = _solve(self.gram_MM, targets_MC, float(self.strength))
+        return self._expand(embedded) @ self._weight_MC
+
+    def _expand(self, embedded: Embedded) -> Tensor:
+        """``φ(x)`` of each image, ``expanded_BM``."""
+        vector_BF = torch.cat(
+            [unit(vectors_of(embedded, [vector])) for vector in self.options.vectors], dim=1
+        )
+        if self._projection_FM is None:
+            return vector_BF
+        return (vector_BF @ self._projection_FM).relu()
+
+    def _statistics(self, images: EmbeddedImages) -> tuple[Tensor, Tensor]:
+        """The Gram matrix of some images of the task, and the sums of their classes."""
+        assert self._task is not None, "no task has begun"
+        gram_MM, sum_CM = torch.zeros_like(self.gram_MM), torch.zeros_like(self.sums[-1])
+        for embedded, label_B in images:
+            expanded_BM = self._expand(embedded)
+            gram_MM += expanded_BM.T @ expanded_BM
+            position_B = label_B - self._task.first
+            sum_CM += class_sums(expanded_BM, position_B, len(sum_CM))
+        return gram_MM, sum_CM
+
+    def _choose_strength(self, images: EmbeddedImages) -> float:
+        assert self._task is not None, "no task has begun"
+        kept, held = split_off(images)
+        gram_MM, sum_CM = self._statistics(kept)
+        expanded_BM = torch.cat([self._expand(embedded) for embedded, _ in held])
+        position_B = torch.cat([label_B for _, label_B in held]) - self._task.first
+        target_BC = F.one_hot(position_B, len(sum_CM)).double()
+
+        def error(strength: float) -> float:
+            predicted_BC = expanded_BM @ _solve(gram_MM, sum_CM.T, strength)
+            return float((predicted_BC - target_BC).square().mean())
+
+        return min(_STRENGTHS, key=error)
+
+
+def _solve(gram_MM: Tensor, targets_MC: Tensor, strength: float) -> Tensor:
+    """The weights ``(G + λ I)⁻¹ Q``."""
+    penalty_MM = strength * torch.eye(len(gram_MM), dtype=gram_MM.dtype, device=gram_MM.device)
+    return torch.linalg.solve(gram_MM + penalty_MM, targets_MC)
