@@ -28,11 +28,12 @@ _FINETUNE = {
     "visual_prompts": _VISUAL_PROMPTS,
     "loss_classes": "current",
 }
+_DIVERSITY = {"form": "none", "weight": 10.0, "temperature": 0.1}
 _TPPT_V = {
     **_FINETUNE,
     "text_to_image": {"weight": 0.3, "normalisation": "mean", "scale": None},
     "anchor_residuals": False,
-    "diversity": {"form": "none", "weight": 10.0, "temperature": 0.1},
+    "diversity": _DIVERSITY,
 }
 
 FIRST_OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ FIRST_OPTIONS: dict[str, dict[str, Any]] = {
     "tppt_vt": {
         **_TPPT_V,
         "anchor_residuals": True,
-        "diversity": {"form": "relation_matching", "weight": 10.0, "temperature": 0.1},
+        "diversity": {**_DIVERSITY, "form": "relation_matching"},
         "textual_prompts": {
             "length": 4,
             "initial_words": "a photo of a",
@@ -67,6 +68,23 @@ def resolved_options(method: MethodConfig) -> dict[str, Any]:
         return resolve_options(method).options[method.name]
     except ConfigError:
         return method.options.get(method.name, {})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the values of ``above`` in place of its own, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def options_of_record(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run whose record names those in ``recorded``."""
+    first = dict(FIRST_OPTIONS.get(method, {}))
+    if "diversity" in first and "diversity" in recorded:
+        first["diversity"] = _DIVERSITY  # then, one given value replaced all those of the method
+    return _merged(first, recorded)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
