@@ -58,7 +58,10 @@ FIRST_OPTIONS: dict[str, dict[str, Any]] = {
 def recorded_options(method: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a recorded method; those that an old record lacks have their first default."""
     name = method["name"]
-    options = _merged(FIRST_OPTIONS.get(name, {}), method.get("options", {}).get(name, {}))
+    recorded, first = method.get("options", {}).get(name, {}), dict(FIRST_OPTIONS.get(name, {}))
+    if "diversity" in first and "diversity" in recorded:
+        first["diversity"] = _DIVERSITY  # then, one given value replaced all those of the method
+    options = _merged(first, recorded)
     return resolved_options(MethodConfig(name=name, options={name: options}))
 
 
@@ -68,23 +71,6 @@ def resolved_options(method: MethodConfig) -> dict[str, Any]:
         return resolve_options(method).options[method.name]
     except ConfigError:
         return method.options.get(method.name, {})
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with the values of ``above`` in place of its own, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
-def options_of_record(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run whose record names those in ``recorded``."""
-    first = dict(FIRST_OPTIONS.get(method, {}))
-    if "diversity" in first and "diversity" in recorded:
-        first["diversity"] = _DIVERSITY  # then, one given value replaced all those of the method
-    return _merged(first, recorded)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

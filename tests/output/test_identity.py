@@ -113,6 +113,21 @@ def test_option_that_an_old_record_does_not_name_had_its_first_default(index):
     assert conflict(found, identity(index, method=changed), started=0) == words
 
 
+@pytest.mark.parametrize("weight", [10.0, 5.0])
+def test_weight_alone_keeps_the_form_of_the_method(index, weight):
+    """must differ from a run of that time, where it also set the form to 'none'"""
+    plain = {"name": "tppt_vt"}
+    written = {"name": "tppt_vt", "options": {"tppt_vt": {"diversity": {"weight": weight}}}}
+    found = identity(index, method=plain)
+    assert (conflict(found, identity(index, method=written), started=3) is None) == (weight == 10)
+    of_that_time = shortened(found, written)
+    words = f"{SETTING} method.options.tppt_vt.diversity.form='none' instead of 'relation_matching'"
+    assert conflict(of_that_time, identity(index, method=written), started=3) == words
+    same = {"weight": weight, "form": "none"}
+    method = {"name": "tppt_vt", "options": {"tppt_vt": {"diversity": same}}}
+    assert conflict(of_that_time, identity(index, method=method), started=3) is None
+
+
 def test_later_default_changes_neither_an_old_run_nor_its_hash(index, monkeypatch):
     """must take the default of that time for an option that the record does not name"""
     plain = {"name": "tppt_v"}
