@@ -82,7 +82,8 @@ def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Imag
     except UnidentifiedImageError as error:
         raise SampleError("cannot be decoded (no image of a known format)") from error
     except Exception as error:  # PIL's readers raise almost anything on damaged files
-        raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SampleError(f"cannot be decoded ({cause})") from error
 
 
 def _grey_HW(image: Image.Image) -> np.ndarray:

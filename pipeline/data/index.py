@@ -205,7 +205,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
         content = json.loads(data)
         if content["schema"] != SCHEMA:
             raise DataError(
-                f"{place}: has schema {content['schema']}, this version reads {SCHEMA}; "
+                f"{place}: has schema {repr(content['schema'])[:40]}, this version reads {SCHEMA}; "
                 "prepare the data set again"
             )
         index = ShardIndex(
@@ -285,7 +285,7 @@ def _renumbered(shard: Shard, first_label: int) -> Shard:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{str(value)[:40]!r} is not text")
     return value
 
 

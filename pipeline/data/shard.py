@@ -69,9 +69,10 @@ def parse_shard(entry: dict[str, Any]) -> Shard:
     """
     name, split, size = entry["name"], entry["split"], _count(entry["bytes"])
     if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-        raise ValueError(f"shard name {name!r} leaves the folder, or does not end in .tar")
+        shown = str(name)[:80]
+        raise ValueError(f"shard name {shown!r} leaves the folder, or does not end in .tar")
     if split not in ("train", "test"):
-        raise ValueError(f"split {split!r} of shard {name}")
+        raise ValueError(f"split {str(split)[:40]!r} of shard {name}")
     segments = tuple(
         Segment(_count(label), _count(samples), _count(offset), _count(length), _sha256(sha256))
         for label, samples, offset, length, sha256 in entry["segments"]
@@ -91,13 +92,13 @@ def parse_shard(entry: dict[str, Any]) -> Shard:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} is not a count")
+        raise ValueError(f"{str(value)[:40]!r} is not a count")
     return value
 
 
 def _sha256(value: Any) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{value!r} is not a sha256")
+        raise ValueError(f"{str(value)[:40]!r} is not a sha256")
     return value
 
 

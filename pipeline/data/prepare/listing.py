@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pipeline import storage
-from pipeline.data.class_names import find_bad_class_name
 from pipeline.data.prepare.source_images import SourceImage, printable
 from pipeline.data.prepare.splits import SPLITS
 from pipeline.errors import DataError
@@ -57,10 +58,7 @@ def read_classes(
     else:
         names, folders = _read_names(names_url, found)
         place = storage.redact(names_url)
-    if problem := find_bad_class_name(names):
-        raise DataError(
-            f"{place}: {problem}; give each class another name in a list of names (--names)"
-        )
+    _refuse_bad_names(names, folders, place)
     return names, folders
 
 
@@ -98,6 +96,29 @@ def _read_names(names_url: str, found: Sequence[str]) -> tuple[list[str], list[s
             f"{place}: lists class {min(absent)!r}, which the source does not have; remove it"
         )
     return names, folders
+
+
+def _refuse_bad_names(names: Sequence[str], folders: Sequence[str], place: str) -> None:
+    """Return if the text tower can tell the class names apart.
+
+    The tokenizer of CLIP ignores case and the number of spaces. Equal names would give equal
+    anchors, and one of the two classes would never be predicted.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for name, folder in zip(names, folders, strict=True):
+        text = " ".join(html.unescape(unicodedata.normalize("NFC", name)).lower().split())
+        problem = ""
+        if not text or not text.isprintable():
+            problem = f"the name {name!r} of class {folder!r} is blank or cannot be printed"
+        elif text in known:
+            first, first_folder = known[text]
+            problem = (
+                f"classes {first_folder!r} and {folder!r} have the same name for the text tower, "
+                f"{first!r}" + (f" and {name!r}" if name != first else "")
+            )
+        if problem:
+            raise DataError(f"{place}: {problem}; give other names in a list of names (--names)")
+        known[text] = name, folder
 
 
 def _is_text(name: str) -> bool:

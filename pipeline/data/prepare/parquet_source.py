@@ -248,7 +248,12 @@ def _label(value: Any, names: tuple[str, ...] | None, place: str) -> str:
         value = value.decode(errors="replace")
     if names and type(value) is int and 0 <= value < len(names):
         return names[value]
-    if names or value is None or type(value) not in (int, str):
+    if value is None:
+        raise DataError(
+            f"{place}: has no label; remove rows without a label, or leave their split out with "
+            "--splits"
+        )
+    if names or type(value) not in (int, str):
         raise DataError(
             f"{place}: has the label {str(value)[:40]!r}, which is "
             + (f"not one of its {len(names)} class names" if names else "no text or whole number")
