@@ -69,8 +69,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--group-by", choices=["protocol"], help="a table per protocol instead of a refusal")
     add("--over", choices=["order"], help="average runs of different class orders too")
     add("--baseline", metavar="NAME", help="show differences to this row, over equal seeds")
-    for name in _FORMATS:
-        add(f"--{name}", metavar="FILE", help=f"write the rows as {name.upper()} too")
+    for name, title in (("csv", "CSV"), ("json", "JSON"), ("latex", "LaTeX")):
+        add(f"--{name}", metavar="FILE", help=f"also write the rows as {title}")
     return parser
 
 
