@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ _TRANSIENT_NAMES = {
     "ResponseParserError",  # an error page that was cut off
     "ServerDisconnectedError",
 }
+_UNREACHABLE_NAMES = {
+    "ClientConnectorError",
+    "ConnectTimeoutError",
+    "EndpointConnectionError",
+    "ProxyConnectionError",
+}
 _PERMANENT_NAMES = {"ClientConnectorCertificateError", "SSLCertVerificationError"}
 
 
@@ -65,10 +72,15 @@ class RetryDeadlineExceeded(Exception):
 
 
 def retry_until(
-    action: Callable[[float], T], *, deadline_s: float, describe: Callable[[BaseException], str]
+    action: Callable[[float], T],
+    *,
+    deadline_s: float,
+    describe: Callable[[BaseException], str],
+    unreachable_s: float = math.inf,
 ) -> T:
     """``action(seconds left)``, retried after each transient failure until ``deadline_s``.
 
+    The time is ``unreachable_s`` instead, if that is less, while no server can be reached.
     ``describe`` gives the log line of a failure.
 
     Raises:
@@ -78,19 +90,28 @@ def retry_until(
     started = time.monotonic()
     jitter = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_LONGEST_PAUSE_S)
 
-    def log_failure(state: tenacity.RetryCallState) -> None:
-        pause_s, cause = state.upcoming_sleep, _failure(state.outcome)
-        number = state.attempt_number
-        log.warning("%s; attempt %d, again in %.1f s", describe(cause), number, pause_s)
+    def limit_s(state: tenacity.RetryCallState) -> float:
+        is_unreachable = cannot_be_reached(_failure(state.outcome))
+        return min(deadline_s, unreachable_s) if is_unreachable else deadline_s
 
-    def pause(state: tenacity.RetryCallState) -> float:
-        # the last attempt starts when the deadline ends, not a long pause after it
-        return min(jitter(state), max(0.0, deadline_s - (state.seconds_since_start or 0.0)))
+    def left_s(state: tenacity.RetryCallState) -> float:
+        return limit_s(state) - (state.seconds_since_start or 0.0)
+
+    def log_failure(state: tenacity.RetryCallState) -> None:
+        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left_s(state)))
+        log.warning(
+            "%s; attempt %d, again in %.1f s, until %s",
+            describe(_failure(state.outcome)),
+            state.attempt_number,
+            state.upcoming_sleep,
+            end,
+        )
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        wait=pause,
-        stop=tenacity.stop_after_delay(deadline_s),
+        # The last attempt starts when the time ends, not a long pause after it.
+        wait=lambda state: min(jitter(state), max(0.0, left_s(state))),
+        stop=lambda state: left_s(state) <= 0,
         before_sleep=log_failure,
     )
     try:
@@ -101,9 +122,18 @@ def retry_until(
         raise RetryDeadlineExceeded(last.attempt_number, elapsed_s, cause) from cause
 
 
+def cannot_be_reached(error: BaseException) -> bool:
+    """Whether no server was there: refused, unknown name, or no answer to a connection."""
+    return any(
+        isinstance(cause, (ConnectionRefusedError, socket.gaierror))
+        or {base.__name__ for base in type(cause).__mro__} & _UNREACHABLE_NAMES
+        for cause in causes(error)
+    )
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
-    chain = list(_causes(error))
+    chain = list(causes(error))
     names = {base.__name__ for cause in chain for base in type(cause).__mro__}
     if names & _PERMANENT_NAMES or isinstance(error, (FileNotFoundError, PermissionError)):
         return False
@@ -134,7 +164,8 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -14,6 +14,7 @@ The only module that imports fsspec. Decisions, with their cost:
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import shutil
@@ -30,8 +31,11 @@ from fsspec.core import url_to_fs
 
 from pipeline.errors import StorageError
 from pipeline.retry import RetryDeadlineExceeded, retry_until
+from pipeline.storage_errors import codes, explain
+from pipeline.storage_errors import scrub as scrub
 
 DEADLINE_S = 120.0  # default time for the retries of one call
+_EARLY_S = 25.0  # the same before a run, while no server can be reached
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -45,13 +49,27 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
+
+_unreachable_s = math.inf  # see giving_up_early
 
 # The time limit of one attempt: a base, and the time that its bytes need on a very slow line.
 _ATTEMPT_S = 60.0
 _SLOWEST_BYTES_PER_S = 256 << 10
+
+
+@contextmanager
+def giving_up_early() -> Iterator[None]:
+    """Within the block a server that cannot be reached is an error after 25 s.
+
+    For the checks before a run, while a person waits; training itself keeps its patience.
+    """
+    global _unreachable_s
+    before, _unreachable_s = _unreachable_s, _EARLY_S
+    try:
+        yield
+    finally:
+        _unreachable_s = before
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
@@ -185,14 +203,6 @@ def redact(url: str) -> str:
     return scrub(url) if _PROTOCOL.match(url) else url
 
 
-def scrub(text: str) -> str:
-    """``text`` without the credentials in its URLs, and with known secrets masked."""
-    text = _URL.sub(r"\1\3", text)
-    for secret in filter(None, map(os.environ.get, _SECRETS)):
-        text = text.replace(secret, "***")
-    return text
-
-
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     found = _PROTOCOL.match(url)
     protocol = found[1].lower() if found else "file"
@@ -243,10 +253,12 @@ def _call(
         return sync(filesystem.loop, _within, limit_s, call, path, *arguments, **options)
 
     def describe(error: BaseException) -> str:
-        return f"cannot {verb} {redact(url)}: {_cause(error)}"
+        return f"cannot {verb} {redact(url)}: {explain(error, url)}"
 
     with _explained(verb, url):
-        return retry_until(attempt, deadline_s=deadline_s, describe=describe)
+        return retry_until(
+            attempt, deadline_s=deadline_s, describe=describe, unreachable_s=_unreachable_s
+        )
 
 
 async def _within(
@@ -262,20 +274,16 @@ def _explained(verb: str, url: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError:
-        raise StorageError(f"cannot {verb} {redact(url)}: there is no such file") from None
+    except FileNotFoundError as error:
+        problem = explain(error, url) if "NoSuchBucket" in codes(error) else "there is no such file"
+        raise StorageError(f"cannot {verb} {redact(url)}: {problem}") from error
     except RetryDeadlineExceeded as error:
         raise StorageError(
             f"cannot {verb} {redact(url)}: {error.attempts} attempts in {error.elapsed_s:.0f} s, "
-            f"the last failed with {_cause(error.cause)}"
+            f"the last failed with {explain(error.cause, url)}"
         ) from error
     except Exception as error:  # every plugin has its own error classes
-        raise StorageError(f"cannot {verb} {redact(url)}: {_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The error on one line, without secrets."""
-    return scrub(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(": ")
+        raise StorageError(f"cannot {verb} {redact(url)}: {explain(error, url)}") from error
 
 
 def _replace_local(path: Path, data: bytes) -> None:

@@ -68,6 +68,7 @@ def learn(options: argparse.Namespace) -> int:
     from pipeline.config import dump_config, load_config
     from pipeline.distributed.world import read_world
     from pipeline.log import setup_logging
+    from pipeline.storage import giving_up_early
     from pipeline.training.checked_run import check_run, with_all_options
     from pipeline.training.dry_run import format_plan
     from pipeline.training.run import open_trainer
@@ -78,10 +79,13 @@ def learn(options: argparse.Namespace) -> int:
         return 0
     world = read_world(os.environ)
     setup_logging(world.rank)
-    run = check_run(config, world.world_size)
+    with giving_up_early():
+        run = check_run(config, world.world_size)
     if options.dry_run:
         if world.is_main:
-            sys.stdout.write(format_plan(run) + "\n")
+            with giving_up_early():
+                plan = format_plan(run)
+            sys.stdout.write(plan + "\n")
         return 0
     with open_trainer(run, world, stop) as trainer:
         if trainer:

@@ -50,6 +50,7 @@ def _tune(options: argparse.Namespace) -> int:
     # Imported after the arguments are checked, since these take seconds.
     from pipeline.distributed.preemption import StopRequest
     from pipeline.log import setup_logging
+    from pipeline.storage import giving_up_early
     from pipeline.sweep.config import load_sweep
     from pipeline.sweep.plan import load_plan
     from pipeline.sweep.ray_environment import ray_environment
@@ -57,7 +58,8 @@ def _tune(options: argparse.Namespace) -> int:
     setup_logging(0)
     stop = StopRequest(how_to_continue=_CONTINUE)
     stop.listen()
-    plan = load_plan(load_sweep(options.config, options.overrides))
+    with giving_up_early():
+        plan = load_plan(load_sweep(options.config, options.overrides))
     os.environ |= ray_environment(plan.sweep.address)  # before anything imports Ray
     if options.dry_run:
         from pipeline.sweep.dry_run import describe_sweep

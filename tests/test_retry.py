@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 
 import pytest
@@ -86,3 +87,35 @@ def test_error_at_the_deadline_has_attempts_and_cause():
     assert caught.value.attempts > 1
     assert 0.3 < caught.value.elapsed_s < 3
     assert "nobody there" in str(caught.value.cause)
+
+
+def refuse(seconds_left: float) -> None:
+    raise ConnectionRefusedError("nobody there")
+
+
+def test_server_that_cannot_be_reached_gets_less_time():
+    with pytest.raises(RetryDeadlineExceeded) as caught:
+        retry_until(refuse, deadline_s=60, describe=str, unreachable_s=0.5)
+    assert 0.3 < caught.value.elapsed_s < 5
+
+
+def test_server_that_answers_with_errors_keeps_its_time():
+    """must not take an overloaded server for one that is not there"""
+    attempts = []
+
+    def act(seconds_left: float) -> str:
+        attempts.append(seconds_left)
+        if len(attempts) < 4:
+            raise ClientError(503)
+        return "done"
+
+    assert retry_until(act, deadline_s=30, describe=str, unreachable_s=0.0) == "done"
+
+
+def test_first_warning_says_until_when(caplog):
+    with pytest.raises(RetryDeadlineExceeded):
+        retry_until(refuse, deadline_s=0.3, describe=lambda error: f"cannot read x: {error}")
+    assert re.match(
+        r"cannot read x: nobody there; attempt 1, again in \d\.\d s, until \d\d:\d\d:\d\d",
+        caplog.messages[0],
+    )

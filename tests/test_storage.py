@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
 
-from pipeline import storage
+from pipeline import storage, storage_errors
 from pipeline.errors import StorageError
 
 
@@ -101,3 +103,82 @@ def test_public_bucket_is_read_without_credentials():
         command = [sys.executable, "-c", program]
         shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert (shown.stdout.strip().lower() == "true") is expected
+
+
+def test_sizes_are_listed_below_a_folder(folder):
+    for name, content in (("b", b"1"), ("a/c", b"123")):
+        storage.write_atomically(storage.join(folder, name), content)
+    sizes = storage.list_sizes(folder)
+    assert {url.rpartition("/")[2]: size for url, size in sizes.items()} == {"b": 1, "c": 3}
+    assert storage.list_sizes(storage.join(folder, "none")) == {}
+
+
+# Each call of the module, on a URL.
+CALLS = {
+    "read": storage.read_bytes,
+    "range": lambda url: storage.read_range(url, 0, 1),
+    "write": lambda url: storage.write_atomically(url, b"x"),
+    "list": storage.list_files,
+    "look at": storage.size,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "OTHERKEY99"}, "the key OTHE… of AWS_ACCESS_KEY_ID"),
+        ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, "of AWS_ACCESS_KEY_ID"),
+        (
+            {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+            "no access key was found; set AWS_PROFILE",
+        ),
+    ],
+)
+def test_refused_key_is_named_by_its_variable(bucket, monkeypatch, changes, words, call):
+    """must show which key was refused, and no secret"""
+    url = f"s3://{bucket.name}/file"
+    storage.write_atomically(url, b"content")
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    storage._instance.cache_clear()  # a process keeps its client
+    with pytest.raises(StorageError) as caught:
+        call(url)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "not-the-secret" not in str(caught.value) and "OTHERKEY99" not in str(caught.value)
+    storage._instance.cache_clear()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_bucket_that_does_not_exist_is_named(bucket, call):
+    with pytest.raises(StorageError, match="there is no bucket 'no-bucket-of-that-name' at http"):
+        call("s3://no-bucket-of-that-name/file")
+
+
+def test_endpoint_that_refuses_is_named_early_before_a_run(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "_EARLY_S", 1.0)
+    with storage.giving_up_early(), pytest.raises(StorageError) as caught:
+        storage.read_bytes(f"s3://{bucket.name}/file")
+    assert re.search(
+        r"\d+ attempts in [1-9] s, the last failed with no server can be reached at "
+        r"http://127.0.0.1:9 \(AWS_ENDPOINT_URL\); start the server",
+        str(caught.value),
+    )
+
+
+def test_training_keeps_its_patience(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "_EARLY_S", 0.1)
+    with storage.giving_up_early():
+        pass
+    started = time.monotonic()
+    with pytest.raises(StorageError):
+        storage.read_bytes(f"s3://{bucket.name}/file", deadline_s=3.0)
+    assert time.monotonic() - started > 2.5
+
+
+def test_long_cause_is_cut_between_two_words():
+    words = " ".join(["refused"] * 200)
+    shown = storage_errors.cause(OSError(f"https://me:hidden@host/{words}"))
+    assert len(shown) < 320 and shown.endswith("refused …") and "hidden" not in shown

@@ -9,6 +9,7 @@ from pipeline import storage
 from pipeline.data.cache_folder import BoundedFolder
 from pipeline.data.shared_memory import check_shared_memory, ranks_on_this_node
 from pipeline.errors import StorageError
+from pipeline.output.ownership import NAME
 from pipeline.text import format_bytes
 from pipeline.training.checked_run import Run
 
@@ -56,7 +57,7 @@ def check_room_on_disk(run: Run, trainable: int) -> None:
 
 def _check_output(setting: str, url: str, needed: int) -> None:
     if not storage.is_local(url):
-        storage.exists(url)  # asks the server: a wrong key or bucket is an error
+        storage.list_files(storage.join(url, NAME))  # a wrong key or bucket is an error
         return
     folder = Path(storage.local_path(url))
     there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,89 @@
+"""The errors of object storage in words that name the cause, without secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pipeline.retry import cannot_be_reached, causes
+from pipeline.text import shorten
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
+_NO_KEY = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError"}
+_WRONG_SECRET = {"SignatureDoesNotMatch"}
+_OLD_TOKEN = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken"}
+
+
+def explain(error: BaseException, url: str) -> str:
+    """The cause of an error at ``url``, on one line."""
+    if not url.lower().startswith("s3:"):
+        return cause(error)
+    found, names = codes(error), {type(each).__name__ for each in causes(error)}
+    bucket = url.split("/")[2] if url.count("/") >= 2 else ""
+    if "NoSuchBucket" in found:
+        return f"there is no bucket {bucket!r} at {_endpoint()}; correct the name, or create it"
+    if names & _NO_KEY:
+        return (
+            "no access key was found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true for a public bucket"
+        )
+    if found & {"401", "403"} or isinstance(error, PermissionError):
+        return f"{_refusal(found)} at {_endpoint()}; correct the variable ({cause(error)})"
+    if cannot_be_reached(error):
+        return (
+            f"no server can be reached at {_endpoint()}; start the server, or correct the variable "
+            f"({cause(error)})"
+        )
+    return cause(error)
+
+
+def cause(error: BaseException) -> str:
+    """The error as it is, on one line, without secrets, cut between two words if it is long."""
+    return shorten(scrub(f"{type(error).__name__}: {error}")).rstrip(": ")
+
+
+def codes(error: BaseException) -> set[str]:
+    """The error codes and the HTTP status of an answer of S3."""
+    found: set[str] = set()
+    for each in causes(error):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            found.add(str(response.get("Error", {}).get("Code")))
+            found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
+    return found
+
+
+def scrub(text: str) -> str:
+    """``text`` without the credentials in its URLs, and with known secrets masked."""
+    text = _URL.sub(r"\1\3", text)
+    for secret in filter(None, map(os.environ.get, _SECRETS)):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _refusal(found: set[str]) -> str:
+    """Which key was refused, and from which variable it comes; only its first characters."""
+    if found & _WRONG_SECRET:
+        return f"AWS_SECRET_ACCESS_KEY does not belong to {_key()}, so it was refused"
+    if found & _OLD_TOKEN:
+        return f"the session token of {_key()} (AWS_SESSION_TOKEN) has expired or is wrong"
+    if "InvalidAccessKeyId" in found:
+        return f"{_key()} is not known"
+    return f"{_key()} was refused, or it has no right to this bucket"
+
+
+def _key() -> str:
+    key = os.environ.get("AWS_ACCESS_KEY_ID")
+    if key:
+        return f"the key {key[:4]}… of AWS_ACCESS_KEY_ID"
+    if os.environ.get("AWS_PROFILE"):
+        return f"the key of the profile {os.environ['AWS_PROFILE']!r} (AWS_PROFILE)"
+    return "the key of this machine (~/.aws or its role; AWS_ACCESS_KEY_ID is not set)"
+
+
+def _endpoint() -> str:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            return f"{scrub(os.environ[name])} ({name})"
+    return "Amazon S3 (AWS_ENDPOINT_URL is not set)"
