@@ -130,8 +130,8 @@ def _tar_faults(data: bytes, table: SampleTable) -> list[str]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             names = {member.name.partition(".")[0] for member in tar}
-    except tarfile.TarError as error:
-        return [f"is not a tar ({error})"]
+    except Exception as error:  # tarfile raises almost anything on a damaged header
+        return [f"is not a tar ({type(error).__name__}: {error})"]
     return [
         f"contains {name}, which is not in its table" for name in sorted(names - set(table.keys))
     ]

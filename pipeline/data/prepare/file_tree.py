@@ -44,9 +44,9 @@ def select_images(
     place = storage.redact(url)
     found = [_File(_checked_parts(path, place), location) for path, location in files]
     found = [file for file in found if not _is_hidden(file, left_out)]
-    depths = {file: _split_depth(file, choice) for file in found}
-    if any(depth is not None for depth in depths.values()):
-        return _in_splits(depths, place, choice, left_out)
+    depths = [_split_depth(file, choice) for file in found]
+    if any(depth is not None for depth in depths):
+        return _in_splits(list(zip(found, depths, strict=True)), place, choice, left_out)
     if choice.test_fraction and choice.chosen is None:
         return _without_splits(found, place, choice, left_out)
     for file in found:
@@ -64,12 +64,12 @@ def select_images(
 
 
 def _in_splits(
-    depths: dict[_File, int | None], place: str, choice: SplitChoice, left_out: LeftOut
+    files: Sequence[tuple[_File, int | None]], place: str, choice: SplitChoice, left_out: LeftOut
 ) -> Listing:
     kept: list[tuple[str, str, str, _File]] = []  # split of the source, folder, path, file
     seen: Counter[str] = Counter()
     roots = set()
-    for file, depth in depths.items():
+    for file, depth in files:
         if depth is None:
             left_out.add("it is not in a folder of a split", "/".join(file.parts))
         elif len(file.parts) < depth + 3:
@@ -103,11 +103,11 @@ def _without_splits(
     files: Sequence[_File], place: str, choice: SplitChoice, left_out: LeftOut
 ) -> Listing:
     """``<class>/*``, below any number of folders that have a single folder and nothing else."""
+    tops = [file.parts[:-1] for file in files if _has_image_suffix(file)]
     depth = 0
-    while len({file.parts[depth] for file in files if len(file.parts) > depth + 1}) == 1:
-        inner = [file for file in files if len(file.parts) > depth + 1]
-        if any(len(file.parts) == depth + 2 and _has_image_suffix(file) for file in inner):
-            break
+    while len({parts[depth : depth + 1] for parts in tops}) == 1 and all(
+        len(parts) > depth + 1 for parts in tops
+    ):
         depth += 1
     images, seen = [], Counter[str]()
     for file in files:

@@ -7,7 +7,6 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline import storage
 from pipeline.data.decoding import SampleError
@@ -105,14 +104,14 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
             continue
         if folder and not entries:
             left_out.add("it is a folder without a file", folder)
-        folders = []
+        folders, place = [], os.path.abspath(path)
         for entry in entries:
             name = f"{folder}/{entry.name}".lstrip("/")
             kind = _kind(entry)
             if kind == "folder":
                 folders.append((name, above | {inode}))
             elif kind == "file":
-                yield name, Path(os.path.abspath(path), entry.name).as_posix()
+                yield name, f"{place}/{entry.name}"
             else:
                 left_out.add(kind, name)
         pending += reversed(folders)

@@ -108,7 +108,7 @@ def _refuse_bad_names(names: Sequence[str], folders: Sequence[str], place: str) 
     for name, folder in zip(names, folders, strict=True):
         text = " ".join(html.unescape(unicodedata.normalize("NFC", name)).lower().split())
         problem = ""
-        if not text or not text.isprintable():
+        if not any(map(str.isprintable, text)) or "Cc" in map(unicodedata.category, text):
             problem = f"the name {name!r} of class {folder!r} is blank or cannot be printed"
         elif text in known:
             first, first_folder = known[text]

@@ -40,9 +40,9 @@ class SplitChoice:
     seed: int = 1
 
     @property
-    def known(self) -> Mapping[str, str]:
-        """The names of splits that are looked for, in lower case, and the split that each means."""
-        return SPLIT_NAMES if self.chosen is None else self.chosen
+    def known(self) -> tuple[str, ...]:
+        """The names of splits that are looked for, in lower case."""
+        return tuple(dict.fromkeys((*SPLIT_NAMES, *(self.chosen or ()))))
 
     def assign(self, found: Iterable[str], place: str) -> dict[str, str]:
         """``train`` or ``test`` for each name in ``found``; a name that is not chosen is absent.

@@ -64,7 +64,7 @@ class TableSource:
             return path
         if path.startswith("/"):
             return posixpath.normpath(path)
-        folder = self.url.rpartition("/")[0] or "."
+        folder = self.url.rpartition("/")[0] or ("/" if self.url.startswith("/") else ".")
         if "://" in folder:
             return storage.join(folder, posixpath.normpath(path))
         return posixpath.normpath(storage.join(folder, path))
