@@ -276,7 +276,18 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def load_learned(self, learned: Mapping[str, Tensor]) -> None:
-        """Copy ``learned`` into the tensors of the same name that exist."""
+        """Copy ``learned`` into the tensors of the same name that exist.
+
+        Raises:
+            DataError: a tensor has another shape or type.
+        """
         own = self.state_dict()
         for name in own.keys() & learned.keys():
-            own[name].copy_(learned[name])
+            here, stored = own[name], learned[name]
+            if (here.shape, here.dtype) != (stored.shape, stored.dtype):
+                raise DataError(
+                    f"the stored tensor {name} has shape {list(stored.shape)} of {stored.dtype}, "
+                    f"and this run needs {list(here.shape)} of {here.dtype}; restore the output "
+                    "from a copy, or remove it to start again"
+                )
+            here.copy_(stored)

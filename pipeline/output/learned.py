@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
@@ -116,6 +115,16 @@ def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor
             "or remove the whole output to start again"
         )
     try:
-        return from_safetensors(data)
-    except SafetensorError as error:
-        raise DataError(f"{storage.redact(url)}: is not a safetensors file ({error})") from None
+        tensors = from_safetensors(data)
+        wrong = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+    except Exception as error:  # of safetensors, or of torch for a type or shape
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"{storage.redact(url)}: is not a safetensors file ({reason}); restore it from a copy"
+        ) from None
+    if wrong is not None:
+        raise DataError(
+            f"{storage.redact(url)}: {wrong!r} holds values that are not finite, and every learned "
+            "tensor is finite; restore the file from a copy"
+        )
+    return tensors

@@ -5,19 +5,68 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.output.identity import conflict
 from pipeline.output.learned import read_learned
 from pipeline.output.results import read_results
 from pipeline.output.snapshots import Snapshot, read_latest
 
 log = logging.getLogger(__name__)
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Stage(BaseModel):
+    """Measurements after a task, see :class:`pipeline.output.results_builder.Stage`."""
+
+    correct: list[int]
+    images: list[int]
+    anchor_cosine: float | None
+    modality_gap: float | None
+    feature_drift: float | None
+    trainable_parameters: int
+    images_per_second: float | None
+    train_seconds: float
+    test_seconds: float
+
+
+class _Results(BaseModel):
+    tuning: dict[str, Any] | None
+    stages: list[_Stage]
+    skipped_samples: list[dict[str, Any]]
+    skipped_steps: list[dict[str, Any]]
+
+
+class _Task(BaseModel):
+    names: list[str]
+    sha256: str
+
+
+class RecordedIdentity(BaseModel):
+    """The form of :func:`pipeline.output.identity.identify`."""
+
+    settings: dict[str, Any]
+    backbone_sha256: str
+    tasks: list[_Task]
+
+
+class _State(BaseModel):
+    """The form of a snapshot's state, beside its position."""
+
+    identity: RecordedIdentity
+    results: _Results
+    skipped_samples: dict[Annotated[str, Field(pattern="^[0-9]{1,18}$")], dict[str, str]]
+    learned_sha256: list[_Sha256 | None]
+    train_seconds: float
+    metrics_lines: int = Field(ge=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +110,7 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
     if snapshot is None:
         _raise_if_learned(config)
         return None
+    _check_state(config, snapshot)
     started = snapshot.task + (snapshot.step > 0)
     _raise_conflict(config, conflict(snapshot.state["identity"], identity, started=started))
     learned = [
@@ -68,6 +118,33 @@ def recover(config: Config, identity: Mapping[str, Any]) -> Recovered | None:
         for task, sha256 in enumerate(snapshot.state["learned_sha256"])
     ]
     return Recovered(snapshot, learned)
+
+
+def _check_state(config: Config, snapshot: Snapshot) -> None:
+    """Refuse a snapshot whose files are undamaged and that no run can have written."""
+    try:
+        state = _State.model_validate(snapshot.state)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _refusal(config, snapshot, f"{place} in its state has not its form") from None
+    n_tasks, means = snapshot.task, snapshot.group("class_means")
+    names = [len(task.names) for task in state.identity.tasks]
+    lengths = {len(state.learned_sha256), len(state.results.stages), len(means)}
+    if lengths != {n_tasks} or len(names) < n_tasks:
+        raise _refusal(config, snapshot, f"it does not record {n_tasks} learned tasks")
+    for number, n_classes in enumerate(names[:n_tasks]):
+        mean_CE = means.get(str(number), torch.empty(0))
+        if mean_CE.ndim != 2 or len(mean_CE) != n_classes:
+            shape = list(mean_CE.shape)
+            raise _refusal(config, snapshot, f"class_means of task {number + 1} has shape {shape}")
+
+
+def _refusal(config: Config, snapshot: Snapshot, problem: str) -> DataError:
+    place = storage.redact(storage.join(snapshot_folder(config), snapshot.name))
+    return DataError(
+        f"{place}: {problem}; restore the snapshots from a copy, or remove the output to start "
+        "again"
+    )
 
 
 def _raise_if_learned(config: Config) -> None:

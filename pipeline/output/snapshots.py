@@ -128,11 +128,11 @@ def read_latest(folder: str) -> Snapshot | None:
     """
     names = _snapshot_names(folder, complete=True)
     for name in reversed(names):
-        snapshot = _read(folder, name)
-        if snapshot:
-            return snapshot
-        place = storage.redact(storage.join(folder, name))
-        log.warning("%s: is damaged; reading the previous snapshot", place)
+        try:
+            return _read(folder, name)
+        except _Damaged as damage:
+            place = storage.redact(storage.join(folder, name))
+            log.warning("%s: is damaged: %s; reading the previous snapshot", place, damage)
     if names:
         raise DataError(
             f"{storage.redact(folder)}: every snapshot is damaged; restore the folder from a copy, "
@@ -147,7 +147,7 @@ def _write(folder: str, snapshot: Snapshot) -> None:
     # A run that stops again before its first step takes the snapshot from which it resumed. A valid
     # one stays untouched, as it may be the only one. A damaged one loses its marker first, so that
     # it never looks valid while it is replaced.
-    if snapshot.name not in before or not _read(folder, snapshot.name):
+    if snapshot.name not in before or not _is_valid(folder, snapshot.name):
         place = storage.join(folder, snapshot.name)
         storage.remove(storage.join(place, _MARKER))
         tensors = to_safetensors(snapshot.tensors)
@@ -182,28 +182,64 @@ def _delete(place: str) -> None:
     storage.remove_folder(place)
 
 
-def _read(folder: str, name: str) -> Snapshot | None:
-    """The snapshot called ``name``, or None if it is incomplete or damaged."""
+class _Damaged(Exception):
+    """The reason why a snapshot cannot be used."""
+
+
+def _is_valid(folder: str, name: str) -> bool:
+    try:
+        return _read(folder, name) is not None
+    except _Damaged:
+        return False
+
+
+def _read(folder: str, name: str) -> Snapshot:
+    """The snapshot called ``name``.
+
+    Raises:
+        _Damaged: it is incomplete, or a file has another content than was written.
+        DataError: it has another schema.
+    """
     place = storage.join(folder, name)
     marker, tensors_url = storage.join(place, _MARKER), storage.join(place, _TENSORS)
     if not storage.exists(marker) or not storage.exists(tensors_url):
-        return None
-    try:
-        content = json.loads(storage.read_bytes(marker))
-        state = content["state"]
-        if content["sha256"] != _digest(state):
-            return None
-    except (ValueError, KeyError, TypeError):
-        return None
-    if state["schema"] != SCHEMA:
+        raise _Damaged(f"{_TENSORS} or {_MARKER} is missing")
+    state = _parse_state(storage.read_bytes(marker))
+    if state.get("schema") != SCHEMA:
         raise DataError(
-            f"{storage.redact(place)}: has schema {state['schema']}, this version reads "
+            f"{storage.redact(place)}: has schema {state.get('schema')!r}, this version reads "
             f"{SCHEMA}; finish the run with the version that started it"
         )
-    tensors = storage.read_bytes(tensors_url)
-    if hashlib.sha256(tensors).hexdigest() != state["tensors_sha256"]:
-        return None
-    return Snapshot(state["task"], state["step"], from_safetensors(tensors), state)
+    task, step = state.get("task"), state.get("step")
+    if (task, step) != _position(name) or not isinstance(task, int) or not isinstance(step, int):
+        raise _Damaged(f"{_MARKER} is that of another snapshot")
+    data = storage.read_bytes(tensors_url)
+    if hashlib.sha256(data).hexdigest() != state.get("tensors_sha256"):
+        raise _Damaged(f"{_TENSORS} has another content")
+    return Snapshot(task, step, _parse_tensors(data), state)
+
+
+def _parse_state(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+        state = content["state"]
+        is_same = content["sha256"] == _digest(state)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _Damaged(f"{_MARKER} holds no state ({type(error).__name__})") from error
+    if not is_same or not isinstance(state, dict):
+        raise _Damaged(f"{_MARKER} has another content")
+    return state
+
+
+def _parse_tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors = from_safetensors(data)
+        wrong = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+    except Exception as error:  # of safetensors, or of torch for a type or shape
+        raise _Damaged(f"{_TENSORS} holds no tensors ({type(error).__name__})") from error
+    if wrong is not None:
+        raise _Damaged(f"{wrong} in {_TENSORS} holds values that are not finite")
+    return tensors
 
 
 def _snapshot_names(folder: str, *, complete: bool = False) -> list[str]:

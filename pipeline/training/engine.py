@@ -19,6 +19,7 @@ from pipeline.classifiers import Embedded
 from pipeline.config import Config
 from pipeline.distributed.collectives import gather, ordered_reduce_scatter, pairwise_sum
 from pipeline.distributed.world import World, new_world_group
+from pipeline.errors import DataError
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
 from pipeline.rng import seed_torch
@@ -173,9 +174,14 @@ class Engine:
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the value of :meth:`optimizer_state`, on any layout."""
+        """Take over the value of :meth:`optimizer_state`, on any layout.
+
+        Raises:
+            DataError: it is not that of these parameters.
+        """
         if not state:
             return
+        self._check_fits(state)
         stored = self._optimizer.param_groups[0]["params"]
         for parameter in stored:
             self._optimizer.state[parameter]["step"] = state["step"].clone()
@@ -190,6 +196,19 @@ class Engine:
             for parameter, part in zip(stored, parts, strict=True):
                 value = part.view_as(parameter).clone().to(parameter.device)
                 self._optimizer.state[parameter][moment] = value
+
+    def _check_fits(self, state: Mapping[str, Tensor]) -> None:
+        wanted = {"step": torch.Size()}
+        for name, parameter in self._trainable.items():
+            wanted |= {f"{name}.{moment}": parameter.shape for moment in _MOMENTS}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        for name in sorted(wanted | found):
+            if wanted.get(name) != found.get(name):
+                raise DataError(
+                    f"the stored optimizer state {name} has shape {found.get(name)}, and this run "
+                    f"needs {wanted.get(name)}; restore the snapshots from a copy, or remove the "
+                    "output to start again"
+                )
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks and buffers; the method keeps its tensors."""
