@@ -27,7 +27,7 @@ from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 _MOST_BYTES = 256 * 10**6  # of the Gram matrix, in memory and in the file of each task
-_STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 7))
+_STRENGTHS = tuple(10 ** (half / 2) for half in range(-8, 13))  # two per decade
 
 
 class RidgeOptions(Section):
