@@ -107,11 +107,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _print(shown: Group | Text) -> None:
-    """Print to a terminal at its width, to a file without breaking lines."""
+    """Print without cutting a figure, however narrow the terminal is; to a file in full width."""
     console = Console()
-    if not console.is_terminal:
-        unbounded = console.options.update(max_width=10_000)
-        console.width = max(1, *(Measurement.get(console, unbounded, shown)))
+    needed = Measurement.get(console, console.options.update(max_width=10_000), shown)
+    narrow = max(console.width, needed.minimum)
+    console.width = narrow if console.is_terminal else max(1, needed.maximum)
     console.print(shown)
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, decisive_settings
 from pipeline.output.manifest import build_manifest
 from pipeline.output.results_builder import ResultsBuilder, Stage
 from pipeline.tasks import Task, class_order, split_classes
@@ -50,6 +50,7 @@ def build_results(
     config = build_config("local-dir:clip", "shards", **sections)
     tasks = _tasks(config)
     identity = {
+        "settings": decisive_settings(config),
         "backbone_sha256": _sha256(weights),
         "tasks": [
             {"names": list(task.names), "sha256": _sha256(data, *sorted(task.labels))}

@@ -15,6 +15,7 @@ import pytest
 from pipeline import storage
 from pipeline.compare import main
 from pipeline.config import EvaluationConfig, TuningConfig
+from pipeline.output.results import finished_results
 from tests.stages import build_results, stage
 
 STAGES = ((8,), (6, 8), (5, 7, 9))
@@ -152,6 +153,11 @@ def test_every_setting_that_differs_among_many_runs_is_named(capsys):
         assert sentence.count(f".{setting} is ") == 1
 
 
+def test_hashes_of_protocols_differ_where_the_protocols_do():
+    results = [finished_results(output) for output in write_protocols().values()]
+    assert len({run.protocol.sha256 for run in results}) == len(results)
+
+
 def test_runs_tested_on_other_numbers_of_images_are_refused(capsys):
     """must hold where a test skipped damaged images: no setting shows it"""
     outputs = ["memory://tested/all", "memory://tested/fewer"]
@@ -221,6 +227,10 @@ def test_option_with_its_default_tells_no_run_apart(capsys):
         write("other", 1, length),
         write("other default", 2, {**length, "loss_classes": "current"}),
     ]
+    path = f"{given[0]}/results.json"  # a configuration of another version, without an option
+    content = json.loads(storage.read_text(path))
+    content["manifest"]["config"]["retired"] = 1
+    storage.write_atomically(path, json.dumps(content).encode())
     table = table_of(capsys, *given)
     assert table["after task"] == ["finetune ×2", "finetune visual_prompts.length=3 ×2"]
 
@@ -358,6 +368,13 @@ def test_results_of_older_versions_are_compared(capsys):
     del content["manifest"]["config"]["data"]["eval_transform"]
     storage.write_atomically(path, json.dumps(content).encode())
     assert table_of(capsys, *outputs)["after task"] == ["finetune ×2"]
+
+
+def test_skipped_samples_and_steps_are_reported(capsys):
+    sample = {"shard": "train-0.tar", "key": "7", "reason": "damaged"}
+    output = write_run("memory://skipped/a", "finetune", *STAGES, skipped_samples=[sample])
+    assert main([output]) == 0
+    assert f"{output} skipped 1 sample(s) and 0 step(s)" in capsys.readouterr().out
 
 
 def test_stages_that_chose_the_settings_are_dashes_and_the_title_explains_it(capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets anot
 _FOLDER = (
     "local-dir"  # of a backbone in a folder: the folder's name does not matter, its content does
 )
+_CODE = re.compile(r'"\w[\w.]*:\w+"')  # package.module:Class
 
 # Settings of a configuration that belong to the protocol as they are.
 PROTOCOL_SETTINGS = (
@@ -52,11 +54,11 @@ def protocol_of(
     ``config`` are the settings of a run, by default those that it lacks. ``tasks`` have the
     ``names`` of their classes in order and the ``sha256`` of their images, as in the run identity.
     """
-    arch, _, folder = setting_of(config, "model.arch").partition(":")
+    arch = setting_of(config, "model.arch")
     settings = {
         "tasks": [list(task["names"]) for task in tasks],
         "data": [task["sha256"] for task in tasks if "sha256" in task],
-        "model.arch": _FOLDER if folder else arch,
+        "model.arch": _FOLDER if arch.startswith(f"{_FOLDER}:") else arch,
         "backbone_sha256": backbone_sha256,
         **{key: setting_of(config, key) for key in PROTOCOL_SETTINGS},
         "metrics_version": metrics_version,
@@ -119,7 +121,14 @@ def setting_of(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _options(method: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the method by its name, complete with defaults if the method is known."""
+    """The options of the method by its name, complete with defaults for a method of this package.
+
+    Those of another package remain as they are: no code is imported because a result names it.
+    """
     from pipeline.output.first_options import recorded_options  # imports torch: seconds
 
-    return {method["name"]: recorded_options(method)}
+    name = method["name"]
+    given = method.get("options", {}).get(name, {})
+    if _CODE.search(json.dumps([name, given])):
+        return {name: given}
+    return {name: recorded_options(method)}

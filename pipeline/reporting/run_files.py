@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline import storage
 from pipeline.reporting.run_groups import RunTable
 from pipeline.reporting.run_rows import FIGURES, Row, Spread
 from pipeline.text import NOT_KNOWN
@@ -86,7 +87,7 @@ def _flat_row(table: RunTable, row: Row) -> dict[str, Any]:
         **flat,
         "trained_parameters": row.parameters,
         "seconds": round(row.seconds, 3),
-        "outputs": " ".join(run.output for run in row.group.runs),
+        "outputs": " ".join(storage.redact(run.output) for run in row.group.runs),
         "protocol_sha256": " ".join(_hashes(table)),
     }
 
@@ -101,7 +102,7 @@ def _nested_row(row: Row) -> dict[str, Any]:
         "seconds": round(row.seconds, 3),
         "runs": [
             {
-                "output": run.output,
+                "output": storage.redact(run.output),
                 "seed": run.repetition[0],
                 "class_order": list(run.repetition[1]),
                 **{key: getattr(run.results, key) for key in FIGURES},

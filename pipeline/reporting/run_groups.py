@@ -8,7 +8,7 @@ method have differently.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,29 +186,31 @@ class _Distinctions:
         return " ".join([method, *settings])
 
     def _add(self, method: str, members: Sequence[FinishedRun]) -> None:
-        settings, differing = _compare(members, with_defaults=False)
+        settings, differing, defaults = _compare(method, members, with_defaults=False)
         # Only differing options are completed: the import of a method takes seconds.
-        complete = any(key.startswith("method.options.") for key in differing)
-        defaults = default_settings(method, with_defaults=complete) if differing else {}
-        if complete:
-            settings, differing = _compare(members, with_defaults=True, below=defaults)
+        if any(key.startswith("method.options.") for key in differing):
+            settings, differing, defaults = _compare(method, members, with_defaults=True)
         self._defaults[method] = defaults
         for run, each in zip(members, settings, strict=True):
             self._differing[run] = {key: each[key] for key in differing if key in each}
 
 
 def _compare(
-    runs: Sequence[FinishedRun], *, with_defaults: bool, below: Mapping[str, Any] | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The settings of each run, ``below`` where it has none, and the keys that differ."""
+    method: str, runs: Sequence[FinishedRun], *, with_defaults: bool
+) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
+    """The settings of each run, the keys that differ, and the defaults of the settings.
+
+    A setting that the record of an older version lacks has its default.
+    """
+    defaults = default_settings(method, with_defaults=with_defaults)
     manifests = [run.results.manifest for run in runs]
     settings = [
-        {**(below or {}), **compared_settings(m.config, m.identity, with_defaults=with_defaults)}
+        {**defaults, **compared_settings(m.config, m.identity, with_defaults=with_defaults)}
         for m in manifests
     ]
     keys = dict.fromkeys(key for each in settings for key in each)
     shown = [{key: json.dumps(value) for key, value in each.items()} for each in settings]
-    return settings, [key for key in keys if len({each.get(key) for each in shown}) > 1]
+    return settings, [k for k in keys if len({each.get(k) for each in shown}) > 1], defaults
 
 
 def _show(value: Any) -> str:

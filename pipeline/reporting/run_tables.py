@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline import storage
 from pipeline.reporting.protocols import Difference
-from pipeline.reporting.run_groups import RunGroup, RunTable
+from pipeline.reporting.run_groups import FinishedRun, RunGroup, RunTable
 from pipeline.reporting.run_rows import FIGURES, Row, Spread
 from pipeline.text import format_percent
 
@@ -60,7 +60,7 @@ def summary_table(
     titles = [*FIGURES.values(), *(f"Δ {FIGURES[key]}" for key in compared)]
     titles += ["seed" if single else "seeds", *(["orders"] if over_order else [])]
     for title in [*titles, "parameters", "seconds"]:
-        shown.add_column(title, justify="right", no_wrap=True)
+        shown.add_column(title, justify="right")
     if single:
         shown.add_column("output", overflow="fold")
     for row in rows:
@@ -88,7 +88,8 @@ def _difference(row: Row, key: str) -> str:
 
 def _framed(table: RunTable, shown: Table, notes: Sequence[str] = ()) -> Group:
     # rich would wrap a title or caption of the table at the width of the table.
-    lines = [*notes, *_sources(table.groups), *_copies(table.groups)]
+    runs = [run for group in table.groups for run in group.runs]
+    lines = [*notes, *_sources(table.groups), *_copies(runs), *_skipped(runs)]
     return Group(Text(_title(table)), shown, *map(Text, lines))
 
 
@@ -117,12 +118,17 @@ def _sources(groups: Sequence[RunGroup]) -> Iterator[str]:
     yield from lines
 
 
-def _copies(groups: Sequence[RunGroup]) -> Iterator[str]:
+def _copies(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """A line for each output that repeats another one."""
-    for group in groups:
-        for run in group.runs:
-            for copy in run.copies:
-                yield (
-                    f"{storage.redact(copy)} is the run of {storage.redact(run.output)} again: "
-                    "counted once"
-                )
+    for run in runs:
+        place = storage.redact(run.output)
+        for copy in run.copies:
+            yield f"{storage.redact(copy)} is the run of {place} again: counted once"
+
+
+def _skipped(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """A line for each run that left out samples or optimizer steps."""
+    for run in runs:
+        samples, steps = len(run.results.skipped_samples), len(run.results.skipped_steps)
+        if samples or steps:
+            yield f"{storage.redact(run.output)} skipped {samples} sample(s) and {steps} step(s)"
