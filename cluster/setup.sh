@@ -15,7 +15,8 @@ unless a requirements file, the Python or the folder has changed.
             cannot be installed is named, and its tests are skipped
 
 environment:
-  PYTHON    the interpreter to use (3.10 or newer); without it, the first suitable one
+  PYTHON    the interpreter to use; refused if it is older than 3.10. Without it, the first
+            suitable one
 
 On a Debian or Ubuntu without the venv module of Python, apt-get installs it if this is root or
 sudo allows it. Exit status: 0 done, 2 something is missing that only you can provide.
@@ -173,6 +174,10 @@ install_into() {
     done
 }
 
+if [ -n "${PYTHON:-}" ] && ! find_python >/dev/null; then
+    found=$("$PYTHON" -V 2>&1) || found="no Python that can be started"
+    give_up "PYTHON=$PYTHON is $found; Python 3.10 or newer is needed: name one, or unset PYTHON"
+fi
 python=$(find_python) || { apt_install python3 python3-venv && python=$(find_python); } ||
     give_up "no Python 3.10 or newer found; install one, or name it with PYTHON=/path/to/python3"
 

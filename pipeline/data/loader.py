@@ -32,6 +32,7 @@ from pipeline.text import format_bytes
 _PRELOADED = ["torch.utils.data", "webdataset", "PIL.Image"]
 _START_S = 60.0  # for the first answer of new workers, in addition to the limit of every answer
 _POLL_S = 0.5
+_MOMENT_S = 1.0  # from the broken connection of a killed process to its exit status
 _SIGNALS = {
     signal.SIGKILL: "the system probably had no memory left; lower data.workers, or free memory",
     signal.SIGBUS: f"{SHARED_MEMORY} is probably full; set data.workers=0, or enlarge it "
@@ -114,8 +115,8 @@ class Loader:
         self._give_up = time.monotonic() + limit_s
         try:
             yield
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two from a broken connection
+            if not self._has_dead_worker():
                 raise
             raise DataError(_late(limit_s) if self._is_late else self._death()) from error
         finally:
@@ -127,12 +128,21 @@ class Loader:
         def follow() -> None:
             while not self._is_closed.wait(_POLL_S):
                 if time.monotonic() > self._give_up:
-                    self._is_late = True
+                    self._is_late |= all(process.exitcode is None for process in self._processes)
                     self._kill()
 
         if self._thread is None:
             self._thread = threading.Thread(target=follow, name="loader limit", daemon=True)
             self._thread.start()
+
+    def _has_dead_worker(self) -> bool:
+        """Whether a worker has ended, or ends within a moment."""
+        give_up = time.monotonic() + _MOMENT_S
+        while not any(process.exitcode is not None for process in self._processes):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _death(self) -> str:
         """Why a worker has ended."""

@@ -1,0 +1,80 @@
+"""A loader worker that is killed or does not answer ends the stream with a sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from pipeline.data import loader as loader_module
+from pipeline.data.index import read_index
+from pipeline.data.plan import Layout
+from pipeline.data.stream import ShardSource, eval_stream
+from pipeline.data.transforms import build_transform
+from pipeline.errors import DataError
+
+
+@pytest.fixture
+def source(tiny_shards):
+    opened = ShardSource(read_index(tiny_shards), timeout_s=2.0)
+    yield opened
+    opened.close()
+
+
+def stream(source):
+    selection = source.index.select("train", list(range(7)))
+    transform = build_transform("clip", 21)
+    layout = Layout(workers=1)
+    return eval_stream(source, selection, transform, batch_size=1, layout=layout)
+
+
+def test_worker_that_stands_still_ends_the_stream_at_the_limit(source):
+    """must kill it, and neither wait for ever nor leave it behind"""
+    batches = stream(source)
+    next(batches)
+    (worker,) = source._loader._processes
+    os.kill(worker.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        list(batches)
+    assert 1.5 < time.monotonic() - started < 20
+    assert str(caught.value).startswith(
+        "the loader workers gave no batch within 2 s (engine.timeout_s); /dev/shm has "
+    )
+    assert "set data.workers=0" in str(caught.value)
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL: the system probably had no memory left"),
+        (signal.SIGBUS, "was killed by SIGBUS: /dev/shm is probably full"),
+        (signal.SIGSEGV, "was killed by SIGSEGV: start the same command again"),
+    ],
+)
+def test_killed_worker_is_explained(source, number, words):
+    batches = stream(source)
+    next(batches)
+    (worker,) = source._loader._processes
+    os.kill(worker.pid, number)
+    with pytest.raises(DataError, match=f"loader worker {worker.pid} {words}"):
+        list(batches)
+
+
+def test_slow_consumer_is_not_an_error(source, monkeypatch):
+    """must limit the wait for a worker, not the time between two batches"""
+    batches = stream(source)
+    next(batches)
+    time.sleep(3.5)
+    assert len(list(batches)) == len(source.index.select("train", list(range(7)))) - 1
+
+
+def test_new_workers_have_more_time(source, monkeypatch):
+    monkeypatch.setattr(loader_module, "_START_S", 30.0)
+    source._loader._timeout_s = 0.01
+    first = next(stream(source))
+    assert first.image_BCHW.shape[0] == 1
