@@ -5,6 +5,7 @@ PipelineError              one sentence: the place, the value found, the value w
 ├── DataError              an index, a shard or a sample with wrong content
 ├── StorageError           a URL that cannot be read or written
 ├── WeightsError           a backbone that is missing or of the wrong type
+├── ContractError          a method that breaks a law of the contract
 ├── DivergenceError        a loss that is not a finite number
 ├── LostRankError          a rank that died, hangs or cannot be reached
 ├── TakenOverError         an output to which a later start of the command writes
@@ -37,6 +38,10 @@ class StorageError(PipelineError):
 
 class WeightsError(PipelineError):
     """A backbone that is missing or of the wrong type."""
+
+
+class ContractError(PipelineError):
+    """A method that breaks a law of the contract, see ``pipeline.methods.contract``."""
 
 
 class DivergenceError(PipelineError):

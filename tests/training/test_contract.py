@@ -45,13 +45,20 @@ def embed(clip: FrozenClip, image_BCHW: Tensor) -> Tensor:
     return unit(clip.clip.encode_image(clip.normalise(image_BCHW))).double()
 
 
-def test_class_means_are_an_independent_computation(tiny_arch, tiny_shards, tiny_images, tiny_clip):
-    """must reproduce SimpleCIL: the nearest class mean in the joint space"""
-    results = run(configure(tiny_arch, tiny_shards, "memory://class-means", "class means"))
+@pytest.mark.parametrize("label", ["class means", "simplecil"])
+def test_class_means_are_an_independent_computation(
+    label, tiny_arch, tiny_shards, tiny_images, tiny_clip
+):
+    """must be the nearest mean of unit embeddings, and for SimpleCIL of raw features"""
+    results = run(configure(tiny_arch, tiny_shards, f"memory://means/{label[0]}", label))
+    prepare = unit if label == "class means" else torch.nn.Identity()
+
+    def encode(image_BCHW: Tensor) -> Tensor:
+        return prepare(tiny_clip.clip.encode_image(tiny_clip.normalise(image_BCHW)).double())
 
     def scores(image_BCHW: Tensor, names: list[str]) -> Tensor:
-        means = [rows.mean(dim=0) for rows in train_features(tiny_clip, tiny_images, names)]
-        return embed(tiny_clip, image_BCHW) @ unit(torch.stack(means)).T
+        means = [encode(read_images(tiny_images, "train", name)).mean(dim=0) for name in names]
+        return unit(encode(image_BCHW)) @ unit(torch.stack(means)).T
 
     assert lower_triangle(results) == curve_of(scores, tiny_tasks(), tiny_images)
     assert results["last_accuracy"] > 0.5, "colours are easy for class means"

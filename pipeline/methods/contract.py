@@ -1,0 +1,261 @@
+"""The laws that every method obeys, as a function that you can call on your own::
+
+    from pipeline.methods.contract import check_method
+
+    check_method("my_package.my_module:MyMethod")
+
+It learns two small tasks of random images on the demo's CLIP, in seconds, without ranks or files.
+
+Axes: B images · C classes · E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import MethodConfig
+from pipeline.errors import ContractError
+from pipeline.methods import build_method
+from pipeline.methods.base import Losses, Method, MethodContext
+from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.model.weights import load_clip
+from pipeline.tasks import Task, split_classes
+
+_DEMO_CLIP = Path(__file__).resolve().parents[1] / "demo" / "clip"
+_TASKS = split_classes(range(6), ["ant", "bell", "cup", "drum", "egg", "fork"], classes_per_task=3)
+_N_IMAGES = 6  # of a batch
+_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # of the same sums in another order
+_STEP = 0.1  # of plain gradient descent, large enough to see
+
+Law = Callable[["_Bench"], "str | None"]
+
+
+def check_method(
+    name: str, options: Mapping[str, Any] | None = None, *, clip: FrozenClip | None = None
+) -> None:
+    """Check the method ``name``, one of ``METHODS`` or ``package.module:Class``, with ``options``.
+
+    Raises:
+        ContractError: laws are broken; one line for each, with its remedy.
+        ConfigError: there is no such method, or it does not know an option.
+    """
+    clip = clip or load_clip(f"local-dir:{_DEMO_CLIP}", None, device=torch.device("cpu"))
+    bench = _Bench(MethodConfig(name=name, options={name: dict(options or {})}), clip)
+    broken = [problem for law in _LAWS if (problem := law(bench))]
+    if broken:
+        raise ContractError("\n".join(f"{name}: {problem}" for problem in broken))
+
+
+class _Bench:
+    """Builds the method anew for each law and learns the small tasks with it."""
+
+    def __init__(self, config: MethodConfig, clip: FrozenClip) -> None:
+        self.config = config
+        self.clip = clip
+
+    def build(self) -> Method:
+        """The method before its first task."""
+        context = MethodContext(self.clip, lambda name: [f"a photo of a {name}."], False, seed=1)
+        return build_method(self.config, context)
+
+    def learned(self, n_tasks: int) -> Method:
+        """The method after some tasks, two steps each."""
+        method = self.build()
+        for task in _TASKS[:n_tasks]:
+            self.learn(method, task)
+        return method
+
+    def learn(self, method: Method, task: Task) -> None:
+        """One task: fits and steps as in a run."""
+        method.begin_task(task)
+        self.fit(method, "start", task)
+        for number in range(2):
+            if trainable(method):
+                self.step(method, task, number)
+        self.fit(method, "end", task)
+        method.end_task(task)
+
+    @torch.no_grad()
+    def fit(self, method: Method, moment: Any, task: Task) -> None:
+        """Show the task's images, if the method reads them at this moment."""
+        if moment in method.fits:
+            batches = (self.batch(task, 40 + number) for number in range(2))
+            images = [(method.encode(image, frozen), label) for image, label, frozen in batches]
+            method.fit(moment, images)
+
+    def step(self, method: Method, task: Task, seed: int) -> None:
+        """One step of plain gradient descent."""
+        self.losses(method, task, seed).total.backward()
+        with torch.no_grad():
+            for parameter in trainable(method).values():
+                if parameter.grad is not None:
+                    parameter -= _STEP * parameter.grad
+                parameter.grad = None
+
+    def losses(self, method: Method, task: Task, seed: int) -> Losses:
+        """The losses of one batch in one graph."""
+        image_BCHW, label_B, frozen = self.batch(task, seed)
+        inputs = method.inputs
+        return method(
+            image_BCHW if inputs.images else None, label_B, frozen if inputs.features else None
+        )
+
+    @torch.no_grad()
+    def batch(self, task: Task, seed: int) -> tuple[Tensor, Tensor, ImageFeatures]:
+        """Random images, their class numbers and their frozen features."""
+        stream = torch.Generator().manual_seed(1000 * task.index + seed)
+        size = self.clip.image_size
+        shape = (_N_IMAGES, 3, size, size)
+        image_BCHW = torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8)
+        label_B = task.first + torch.arange(_N_IMAGES) % len(task.labels)
+        return image_BCHW, label_B, self.clip.encode_image(image_BCHW)
+
+    @torch.no_grad()
+    def logits(self, method: Method, rows: slice = slice(None)) -> Tensor:
+        """Scores of some of the images of one batch."""
+        image_BCHW, _, frozen = self.batch(_TASKS[0], 77)
+        features = ImageFeatures(*(column[rows] for column in frozen))
+        return method.logits(method.encode(image_BCHW[rows], features))
+
+
+def trainable(method: Method) -> dict[str, Tensor]:
+    """The parameters that the present task trains."""
+    return {name: p for name, p in method.named_parameters() if p.requires_grad}
+
+
+def _only_trained_tensors_get_a_gradient(bench: _Bench) -> str | None:
+    for task in _TASKS:
+        method = bench.learned(task.index)
+        method.begin_task(task)
+        names = trainable(method)
+        if names:
+            losses = bench.losses(method, task, 0)
+            if not torch.isfinite(losses.total):
+                return f"the loss of task {task.index + 1} is {float(losses.total)}"
+            losses.total.backward()
+            lacking = [name for name, parameter in names.items() if parameter.grad is None]
+            if lacking:
+                return (
+                    f"{lacking[0]} is trained in task {task.index + 1} and gets no gradient; use "
+                    "it in embed or losses, or set requires_grad_(False)"
+                )
+    if any(parameter.grad is not None for parameter in bench.clip.clip.parameters()):
+        return "the backbone got a gradient; it is frozen"
+    return None
+
+
+def _terms_add_up(bench: _Bench) -> str | None:
+    method = bench.build()
+    method.begin_task(_TASKS[0])
+    if not trainable(method):
+        return None
+    losses = bench.losses(method, _TASKS[0], 0)
+    if torch.allclose(losses.total, sum(losses.terms.values(), start=torch.zeros(()))):
+        return None
+    return "the terms of a loss do not add up to its total; return Losses.of(terms)"
+
+
+def _losses_read_their_arguments_alone(bench: _Bench) -> str | None:
+    method = bench.build()
+    method.begin_task(_TASKS[0])
+    if not trainable(method):
+        return None
+    inputs, totals = method.inputs, []
+    for others in (0, 1):
+        image_BCHW, label_B, frozen = bench.batch(_TASKS[0], 0)
+        embedded = method.embed(
+            image_BCHW if inputs.images else None, frozen if inputs.features else None
+        )
+        if others:  # another rank's part, or the second pass of engine.recompute
+            image_BCHW, _, frozen = bench.batch(_TASKS[0], 1)
+            method.embed(image_BCHW if inputs.images else None, frozen if inputs.features else None)
+        totals.append(method.losses(embedded, label_B).total.detach())
+    if torch.equal(*totals):
+        return None
+    return (
+        "losses depends on state that embed has left behind, which is another part's on several "
+        "ranks; return it from embed as a term of Embedded.terms"
+    )
+
+
+def _one_logit_per_class(bench: _Bench) -> str | None:
+    for n_tasks in (1, 2):
+        found, expected = bench.logits(bench.learned(n_tasks)).shape, _TASKS[n_tasks - 1].last
+        if found != (_N_IMAGES, expected):
+            return f"logits have the shape {tuple(found)} instead of ({_N_IMAGES}, {expected})"
+    return None
+
+
+def _predictions_are_of_one_image(bench: _Bench) -> str | None:
+    method = bench.learned(2)
+    together_BC = bench.logits(method)
+    alone_BC = torch.cat([bench.logits(method, slice(row, row + 1)) for row in range(_N_IMAGES)])
+    if torch.allclose(together_BC, alone_BC, **_TOLERANCE):
+        return None
+    return "a prediction depends on the other images of its batch; use no statistics of a batch"
+
+
+def _other_tensors_stay(bench: _Bench) -> str | None:
+    method = bench.learned(1)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    bench.learn(method, _TASKS[1])
+    now, allowed = method.state_dict(), _changeable_in_second_task(bench)
+    for name, value in before.items():
+        if name not in now:
+            return f"{name} is gone after the second task; keep the tensors of earlier tasks"
+        if name not in allowed and not torch.equal(value, now[name]):
+            return (
+                f"the second task changed {name}, which it does not train; freeze it, or make it "
+                "a buffer if every task may change it"
+            )
+    return None
+
+
+def _changeable_in_second_task(bench: _Bench) -> set[str]:
+    method = bench.learned(1)
+    method.begin_task(_TASKS[1])
+    return method.changeable_names()
+
+
+def _state_restores_the_method(bench: _Bench) -> str | None:
+    learned, again = bench.build(), bench.build()
+    for task in _TASKS:
+        before = set(learned.state_dict())
+        bench.learn(learned, task)
+        changed = _changeable_in_second_task(bench) | (learned.state_dict().keys() - before)
+        state = {k: v.clone() for k, v in learned.state_dict().items() if k in changed}
+        again.restore_task(task, state)
+    if torch.equal(bench.logits(learned), bench.logits(again)):
+        return None
+    return (
+        "a method restored from its stored tensors predicts otherwise; keep everything that is "
+        "learned in parameters and buffers, made in begin_task"
+    )
+
+
+def _two_runs_are_equal(bench: _Bench) -> str | None:
+    states = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        states.append(bench.learned(2).state_dict())
+    for name, value in states[0].items():
+        if not torch.equal(value, states[1][name]):
+            return f"{name} differs between two runs with one seed; draw from torch_stream(…, seed)"
+    return None
+
+
+_LAWS: tuple[Law, ...] = (
+    _only_trained_tensors_get_a_gradient,
+    _terms_add_up,
+    _losses_read_their_arguments_alone,
+    _one_logit_per_class,
+    _predictions_are_of_one_image,
+    _other_tensors_stay,
+    _state_restores_the_method,
+    _two_runs_are_equal,
+)
