@@ -18,7 +18,7 @@ from pipeline.data.decoding import SampleError, decode_sample
 from pipeline.data.reader import ShardReader
 from pipeline.data.samples import Samples
 from pipeline.data.transforms import Transform
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.rng import numpy_stream
 
 
@@ -90,6 +90,9 @@ class BatchMaker(Dataset[Answer]):
             records = self.reader.read(samples)
         except PipelineError as error:  # the loader would make a traceback's text of it
             return Answer(error)
+        except OSError as error:  # a disk that fails
+            where = error.filename or self.reader.place(int(samples.shard_S[0]))
+            return Answer(StorageError(f"cannot read {where}: {error.strerror or error}"))
         image_BCHW = torch.zeros(len(samples), 3, size, size, dtype=torch.uint8)
         bad: dict[int, str] = {}
         for row, record in enumerate(records):

@@ -22,6 +22,8 @@ from pathlib import Path
 from pipeline.errors import StorageError
 
 POLL_S = 0.05
+_LOCK_POLL_S = 0.002
+_SHORTEST_LOCK_WAIT_S = 10.0
 
 _SUFFIX = ".segment"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -153,17 +155,40 @@ class BoundedFolder:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes from reserving; held for moments only, so waiting has no limit."""
+        """Keep other processes from reserving; each holds it for moments only.
+
+        Raises:
+            StorageError: another process holds it for longer than the limit of a wait.
+        """
         try:
             flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
             file = os.open(self.path / "room.lock", flags, 0o666)
         except OSError as error:
             raise self._disk_error("1 more file", error) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            self._wait_for_lock(file)
             yield
         finally:
             os.close(file)
+
+    def _wait_for_lock(self, file: int) -> None:
+        limit_s = max(self._deadline_s, _SHORTEST_LOCK_WAIT_S)
+        give_up = time.monotonic() + limit_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pass
+            except OSError as error:  # a network file system without locks
+                raise self._disk_error("a lock", error) from error
+            if time.monotonic() > give_up:
+                raise StorageError(
+                    f"{self.path}/room.lock: another process has held this lock for "
+                    f"{limit_s:g} s (data.cache.deadline_s); end that process, or choose "
+                    "another data.cache.folder"
+                )
+            time.sleep(_LOCK_POLL_S)
 
     def _disk_error(self, wanted: str, error: OSError) -> StorageError:
         disk = os.statvfs(next(p for p in (self.path, *self.path.parents) if p.exists()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data import cache_folder
 from pipeline.data.cache_folder import BoundedFolder
 from pipeline.errors import StorageError
 
@@ -137,3 +139,14 @@ def test_path_with_an_unset_variable_is_refused(tmp_path, monkeypatch):
         build(Path("$NO_SUCH_PLACE/cache"))
     monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
     assert build(Path("$NO_SUCH_PLACE/cache")).path == tmp_path / "cache"
+
+
+def test_lock_that_another_process_never_releases_is_named(tmp_path, monkeypatch):
+    """must end the wait at the limit, with the file and the setting"""
+    monkeypatch.setattr(cache_folder, "_SHORTEST_LOCK_WAIT_S", 0.0)
+    folder = build(tmp_path)
+    with open(tmp_path / "room.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match=r"room\.lock: another process .*data\.cache\.dead"):
+            add(folder, ("a", 10))
+    add(folder, ("a", 10))
