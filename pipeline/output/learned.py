@@ -21,6 +21,7 @@ from pipeline.methods.base import Method, MethodContext
 from pipeline.model.weights import load_clip
 from pipeline.output.results import RunResults, read_results
 from pipeline.rng import seed_torch
+from pipeline.settings_file import parse_section
 from pipeline.tasks import Task
 
 
@@ -48,7 +49,9 @@ def load_method(
             f"{storage.redact(output)}: has learned {results.n_learned} tasks, and stage {stage} "
             f"was asked for; choose 1 to {results.n_learned}"
         )
-    config = Config.model_validate(results.manifest.config)
+    config = parse_section(
+        Config, results.manifest.config, place=f"{storage.redact(output)}: manifest.config"
+    )
     place = torch.device("cpu") if device is None else device
     clip = load_clip(config.model.arch, config.model.weights, device=place)
     if clip.sha256 != results.manifest.backbone_sha256:
@@ -88,6 +91,11 @@ def restore_method(
 
 def _learned_of(results: RunResults, output: str, task: int) -> dict[str, Tensor]:
     if results.learned_sha256 is not None:
+        if task >= len(results.learned_sha256):
+            raise DataError(
+                f"{storage.redact(output)}: results.json has no hash for task {task + 1} in "
+                "learned_sha256; restore it from a copy"
+            )
         sha256 = results.learned_sha256[task]
         return {} if sha256 is None else read_learned(output, task, sha256)
     # An older version of the program did not record the hashes.

@@ -50,10 +50,19 @@ class _Task(BaseModel):
     sha256: str
 
 
-class RecordedIdentity(BaseModel):
+class _Method(BaseModel):
+    name: str
+    options: dict[str, dict[str, Any]]
+
+
+class _Settings(BaseModel):
+    method: _Method
+
+
+class _Identity(BaseModel):
     """The form of :func:`pipeline.output.identity.identify`."""
 
-    settings: dict[str, Any]
+    settings: _Settings
     backbone_sha256: str
     tasks: list[_Task]
 
@@ -61,7 +70,7 @@ class RecordedIdentity(BaseModel):
 class _State(BaseModel):
     """The form of a snapshot's state, beside its position."""
 
-    identity: RecordedIdentity
+    identity: _Identity
     results: _Results
     skipped_samples: dict[Annotated[str, Field(pattern="^[0-9]{1,18}$")], dict[str, str]]
     learned_sha256: list[_Sha256 | None]
@@ -87,6 +96,7 @@ def is_finished(config: Config, identity: Mapping[str, Any]) -> bool:
 
     Raises:
         ConfigError: it holds another run.
+        DataError: its results are damaged.
     """
     results = read_results(config.output)
     if results is None:
@@ -94,6 +104,14 @@ def is_finished(config: Config, identity: Mapping[str, Any]) -> bool:
     done = results.n_learned
     # The weights are not compared: loading the backbone would only slow down a finished run.
     found = {**results.manifest.identity, "backbone_sha256": identity["backbone_sha256"]}
+    try:
+        _Identity.model_validate(found)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"{storage.redact(config.output)}: results.json: manifest.identity.{place} has not its "
+            "form; choose another output=, or remove that file"
+        ) from None
     _raise_conflict(config, conflict(found, identity, started=done))
     return done == len(identity["tasks"])
 

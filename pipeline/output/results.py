@@ -7,15 +7,17 @@ of the program is read with defaults for the fields that it lacks; unknown field
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import storage
 from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
 from pipeline.errors import DataError
 from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
+from pipeline.settings_file import parse_section
 
 SCHEMA = 2
 NAME = "results.json"
@@ -122,6 +124,27 @@ class RunResults(_Record):
     skipped_steps: list[SkippedStep] = []
     manifest: RunManifest
 
+    @model_validator(mode="after")
+    def _check_sizes(self) -> RunResults:
+        """Refuse figures of other tasks than those that are named."""
+        n_tasks, n_learned = len(self.tasks), len(self.accuracy_matrix)
+        rows = {len(row) for row in self.accuracy_matrix} | {n_tasks}
+        lengths = {len(self.counts.correct), len(self.counts.images), n_learned}
+        if n_learned > n_tasks or rows != {n_tasks} or len(lengths) > 1:
+            raise ValueError(f"the figures are not those of {n_learned} learned of {n_tasks} tasks")
+        for number, counts in enumerate(
+            zip(self.counts.correct, self.counts.images, strict=True), start=1
+        ):
+            if {len(row) for row in counts} != {number}:
+                raise ValueError(f"the counts after task {number} are not those of {number} tasks")
+            if not all(0 <= right <= total for right, total in zip(*counts, strict=True)):
+                raise ValueError(f"the counts after task {number} are not possible")
+        if len(self.manifest.class_order) != sum(map(len, self.tasks)):
+            raise ValueError("manifest.class_order has another number of classes than tasks")
+        if len(self.learned_sha256 or ()) > n_learned:
+            raise ValueError("learned_sha256 has more tasks than accuracy_matrix")
+        return self
+
     @property
     def is_finished(self) -> bool:
         """Whether every task has been learned and tested."""
@@ -171,10 +194,13 @@ def read_results(output: str) -> RunResults | None:
         return None
     try:
         return RunResults.model_validate_json(storage.read_text(url))
-    except ValidationError:
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        reason = textwrap.shorten(f"{place}: {first['msg']}", 200, placeholder=" …")
         raise DataError(
-            f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; "
-            "choose another output=, or remove that file"
+            f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; choose another "
+            f"output=, or remove that file ({reason})"
         ) from None
 
 
@@ -208,7 +234,9 @@ def update_summary(config: Config) -> None:
     if all(getattr(results, key) == value for key, value in changes.items()):
         return
     sections = {key: value and value.model_dump(mode="json") for key, value in changes.items()}
-    recorded = Config.model_validate({**results.manifest.config, **sections})
+    recorded = parse_section(
+        Config, {**results.manifest.config, **sections}, place=storage.join(config.output, NAME)
+    )
     manifest = results.manifest.model_copy(
         update={
             "config": recorded.model_dump(mode="json"),
