@@ -35,6 +35,7 @@ def build_results(
     n_tasks: int | None = None,
     data: str = "photographs",
     weights: str = "pretrained",
+    class_names: Sequence[str] = tuple(CLASSES),
     settings: dict[str, Any] | None = None,
     **fields: Any,
 ) -> ResultsBuilder:
@@ -48,7 +49,7 @@ def build_results(
     if "evaluation" in fields:
         sections["evaluation"] = fields["evaluation"].model_dump()
     config = build_config("local-dir:clip", "shards", **sections)
-    tasks = _tasks(config)
+    tasks = _tasks(config, class_names)
     identity = {
         "settings": decisive_settings(config),
         "backbone_sha256": _sha256(weights),
@@ -58,16 +59,20 @@ def build_results(
         ],
     }
     manifest = build_manifest(
-        config, tasks=tasks, index_sha256=_sha256(data), identity=identity, ranks=2
+        config,
+        tasks=tasks,
+        index_sha256=_sha256(data, *class_names),
+        identity=identity,
+        ranks=2,
     )
     return ResultsBuilder(method, tasks, manifest, stages=list(stages), **fields)
 
 
-def _tasks(config: Config) -> tuple[Task, ...]:
+def _tasks(config: Config, class_names: Sequence[str]) -> tuple[Task, ...]:
     tasks = config.tasks
     return split_classes(
-        class_order(tasks.class_order, len(CLASSES), tasks.order_seed),
-        list(CLASSES),
+        class_order(tasks.class_order, len(class_names), tasks.order_seed),
+        class_names,
         classes_per_task=tasks.classes_per_task,
         initial_classes=tasks.initial_classes,
         limit=tasks.limit,

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.compare import main
 from pipeline.config import EvaluationConfig, TuningConfig
 from pipeline.output.results import finished_results
 from tests.stages import build_results, stage
+from tests.tiny import CLASSES
 
 STAGES = ((8,), (6, 8), (5, 7, 9))
 
@@ -91,6 +92,7 @@ PROTOCOLS = {
     "number of tasks": {"n_tasks": 1},
     "templates": {"settings": {"text": {"templates": ["art of a {}."]}}},
     "names": {"settings": {"text": {"names": "raw"}}},
+    "class names": {"class_names": ["fox", *list(CLASSES)[1:]]},
     "ensemble": {"settings": {"text": {"ensemble": True}}},
     "test transform": {"settings": {"data": {"eval_transform": "squash"}}},
     "training transform": {"settings": {"data": {"train_transform": "random_crop"}}},
@@ -110,6 +112,7 @@ WORDS = {
     "3 classes) in {}",
     "templates": 'text.templates is ["a photo of a {{}}."] in {} and ["art of a {{}}."] in {}',
     "names": "text.names is spaced in {} and raw in {}",
+    "class names": "the name of a class is red fox in {} and fox in {}",
     "ensemble": "text.ensemble is false in {} and true in {}",
     "test transform": "data.eval_transform is clip in {} and squash in {}",
     "training transform": "data.train_transform is clip in {} and random_crop in {}",
@@ -166,6 +169,17 @@ def test_runs_tested_on_other_numbers_of_images_are_refused(capsys):
         build_results(stages, method="zeroshot").build().write(output)
     words = f"the number of tested images is 30 (10, 10, 10 by task) in {outputs[0]} and 29 ("
     assert words in refusal_of(capsys, *outputs)
+
+
+def test_other_images_of_one_index_are_refused(capsys):
+    """must believe the hashes of the tasks' images before that of the index"""
+    outputs = [
+        write_run(f"memory://images/{n}", "finetune", *STAGES, data="kites", seed=n) for n in (1, 2)
+    ]
+    content = json.loads(storage.read_text(f"{outputs[1]}/results.json"))
+    content["manifest"]["identity"]["tasks"][1]["sha256"] = "0" * 64
+    storage.write_atomically(f"{outputs[1]}/results.json", json.dumps(content).encode())
+    assert f"and shards (sha256 00000000…) in {outputs[1]}" in refusal_of(capsys, *outputs)
 
 
 def test_same_data_at_two_places_are_one_protocol(capsys):
@@ -368,6 +382,29 @@ def test_results_of_older_versions_are_compared(capsys):
     del content["manifest"]["config"]["data"]["eval_transform"]
     storage.write_atomically(path, json.dumps(content).encode())
     assert table_of(capsys, *outputs)["after task"] == ["finetune ×2"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("config.model", None),
+        ("config.data.index", 7),
+        ("config.method.options", {"finetune": 3}),
+        ("config.seed", "one"),
+        ("identity.tasks", ["kite"]),
+        ("identity.settings", []),
+    ],
+)
+def test_manifest_of_another_form_is_refused(capsys, place, value):
+    output = write_run("memory://damaged/a", "finetune", *STAGES)
+    content = json.loads(storage.read_text(f"{output}/results.json"))
+    *path, last = place.split(".")
+    reduce(lambda node, key: node[key], path, content["manifest"])[last] = value
+    storage.write_atomically(f"{output}/results.json", json.dumps(content).encode())
+    sentence = refusal_of(capsys, output)
+    assert (
+        f"{output}/results.json: manifest.{place}" in sentence and "not its form; run" in sentence
+    )
 
 
 def test_skipped_samples_and_steps_are_reported(capsys):

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, decisive_settings
+from pipeline.config import Config, EvaluationConfig, TextConfig, decisive_settings
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
 _FOLDER = (
@@ -27,11 +27,8 @@ PROTOCOL_SETTINGS = (
     "data.train_transform",
     "data.eval_transform",
     "data.validation_fraction",
-    "text.names",
-    "text.templates",
-    "text.ensemble",
-    "evaluation.split",
-    "evaluation.exclude_tasks",
+    *(f"text.{name}" for name in TextConfig.model_fields),
+    *(f"evaluation.{name}" for name in EvaluationConfig.model_fields),
 )
 # Settings that decide whether a run ends at an error, not its figures.
 _TOLERANCES = (

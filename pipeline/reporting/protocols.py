@@ -35,6 +35,8 @@ def differences(
     """
     mine, theirs = one.protocol.settings, other.protocol.settings
     found = [*_data(one, other), *_sizes(one, other)]
+    if not found and mine["text.names"] == theirs["text.names"]:
+        found += _names(one, other)
     if not over_order:
         found += _order(one, other)
     found += _backbone(one, other)
@@ -44,7 +46,7 @@ def differences(
                 Difference(key, _show(mine[key], theirs[key]), _show(theirs[key], mine[key]))
             )
     if not found and not over_order:
-        found += _tested_images(one, other)
+        found += _classes(one, other) or _tested_images(one, other)
     return found
 
 
@@ -57,16 +59,42 @@ def explain(found: Sequence[tuple[Difference, str, str]]) -> str:
 
 
 def _data(one: RunResults, other: RunResults) -> Iterator[Difference]:
-    if one.manifest.index_sha256 == other.manifest.index_sha256:
+    mine, theirs = one.protocol.settings, other.protocol.settings
+    pairs = list(zip(mine["data"], theirs["data"], strict=False))
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    hashes = one.manifest.index_sha256, other.manifest.index_sha256
+    # An index may have further classes that no task uses, so the images of the tasks decide. Only
+    # where tasks of equal number have other classes does the index decide.
+    if differing and mine["tasks"] == theirs["tasks"]:
+        hashes = hashes if hashes[0] != hashes[1] else differing[0]
+    elif (pairs and not differing) or hashes[0] == hashes[1]:
         return
-    mine, theirs = (run.protocol.settings["data"] for run in (one, other))
-    if mine and theirs and all(a == b for a, b in zip(mine, theirs, strict=False)):
-        return  # an index with more classes, of which the tasks use none
-    yield Difference("data.index", _name_data(one), _name_data(other))
+    places = (
+        f"{_name_index(run)} (sha256 {digest[:_DIGEST]}…)"
+        for run, digest in zip((one, other), hashes, strict=True)
+    )
+    yield Difference("data.index", *places)
+
+
+def _names(one: RunResults, other: RunResults) -> Iterator[Difference]:
+    """The same images under another class name, as if prepared with other names."""
+    if _shares_index(one, other):
+        mine, theirs = (
+            dict(zip(run.manifest.class_order, chain.from_iterable(run.tasks), strict=False))
+            for run in (one, other)
+        )
+        pairs = [(name, theirs[label]) for label, name in mine.items() if label in theirs]
+        pairs = [(a, b) for a, b in pairs if a != b]
+    else:
+        names = [list(chain.from_iterable(run.tasks)) for run in (one, other)]
+        alone = [[name for name in names[k] if name not in names[1 - k]] for k in (0, 1)]
+        pairs = list(zip(*alone, strict=False))
+    if pairs:
+        yield Difference("the name of a class", *map(_show, pairs[0]))
 
 
 def _order(one: RunResults, other: RunResults) -> Iterator[Difference]:
-    if one.manifest.index_sha256 == other.manifest.index_sha256:
+    if _shares_index(one, other):
         orders: list[list[Any]] = [list(run.manifest.class_order) for run in (one, other)]
     else:
         orders = [list(chain.from_iterable(run.tasks)) for run in (one, other)]
@@ -105,19 +133,29 @@ def _backbone(one: RunResults, other: RunResults) -> Iterator[Difference]:
         yield Difference("model.weights", _name_weights(one), _name_weights(other))
 
 
-def _tested_images(one: RunResults, other: RunResults) -> Iterator[Difference]:
+def _classes(one: RunResults, other: RunResults) -> list[Difference]:
+    """Any other difference of the classes, their names or their order."""
+    tasks = one.protocol.settings["tasks"], other.protocol.settings["tasks"]
+    pairs = [pair for pair in zip(*tasks, strict=True) if pair[0] != pair[1]]
+    return [Difference("a task", *map(first_few, pairs[0]))] if pairs else []
+
+
+def _tested_images(one: RunResults, other: RunResults) -> list[Difference]:
     """Images that could not be decoded are skipped; then a test has fewer."""
     counts = [run.counts.images[-1] if run.counts.images else [] for run in (one, other)]
-    if counts[0] != counts[1]:
-        shown = (f"{sum(count)} ({first_few(count)} by task)" for count in counts)
-        yield Difference("the number of tested images", *shown)
+    if counts[0] == counts[1]:
+        return []
+    shown = (f"{sum(count)} ({first_few(count)} by task)" for count in counts)
+    return [Difference("the number of tested images", *shown)]
 
 
-def _name_data(run: RunResults) -> str:
+def _shares_index(one: RunResults, other: RunResults) -> bool:
+    return one.manifest.index_sha256 == other.manifest.index_sha256
+
+
+def _name_index(run: RunResults) -> str:
     index = setting_of(run.manifest.config, "data.index")
-    urls = [index] if isinstance(index, str) else list(index)
-    place = " + ".join(map(storage.redact, urls))
-    return f"{place} (sha256 {run.manifest.index_sha256[:_DIGEST]}…)"
+    return " + ".join(map(storage.redact, [index] if isinstance(index, str) else index))
 
 
 def _name_order(config: Mapping[str, Any]) -> str:

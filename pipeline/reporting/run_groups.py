@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from pipeline import storage
 from pipeline.errors import DataError
 from pipeline.output.protocol import compared_settings, default_settings
-from pipeline.output.results import RunResults, finished_results
+from pipeline.output.results import NAME, RunResults, finished_results
 from pipeline.reporting.protocols import Difference, differences, explain
 
 
@@ -81,7 +83,7 @@ def group_runs(
         DataError: an output holds no finished run; the runs follow several protocols, without
             ``by_protocol``; or two runs have equal settings and seeds but other figures.
     """
-    runs = [FinishedRun(output, finished_results(output)) for output in dict.fromkeys(outputs)]
+    runs = [_read_run(output) for output in dict.fromkeys(outputs)]
     protocols = _divide_by_protocol(runs, over_order)
     if len(protocols) > 1 and not by_protocol:
         raise DataError(_refusal(runs, protocols, over_order))
@@ -97,6 +99,57 @@ def group_runs(
         )
         for members in protocols
     ]
+
+
+class _Data(BaseModel):
+    index: str | list[str]
+
+
+class _Model(BaseModel):
+    arch: str
+    weights: str | None = None
+
+
+class _Method(BaseModel):
+    name: str
+    options: dict[str, dict[str, Any]] = {}
+
+
+class _Config(BaseModel):
+    seed: int = 1
+    data: _Data
+    tasks: dict[str, Any]
+    model: _Model
+    method: _Method
+
+
+class _Task(BaseModel):
+    sha256: str
+
+
+class _Identity(BaseModel):
+    settings: dict[str, dict[str, Any] | int] = {}
+    tasks: list[_Task] = []
+
+
+class _Manifest(BaseModel):
+    """The parts of a manifest that are compared, as any version wrote them."""
+
+    config: _Config
+    identity: _Identity
+
+
+def _read_run(output: str) -> FinishedRun:
+    results = finished_results(output)
+    try:
+        _Manifest.model_validate(results.manifest.model_dump())
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"{storage.redact(storage.join(output, NAME))}: manifest.{place} has not its form; "
+            "run it again into another output"
+        ) from None
+    return FinishedRun(output, results)
 
 
 def _divide_by_protocol(runs: Iterable[FinishedRun], over_order: bool) -> list[list[FinishedRun]]:
@@ -120,7 +173,8 @@ def _refusal(
         for difference in differences(first.results, other.results, over_order=over_order):
             one, two = (storage.redact(run.output) for run in (first, other))
             found.setdefault(difference.setting, (difference, one, two))
-    order = ", or average class orders with --over order" if "tasks.class_order" in found else ""
+    is_order = found.keys() == {"tasks.class_order"}
+    order = ", or average class orders with --over order" if is_order else ""
     return (
         f"the {len(runs)} runs follow {len(protocols)} protocols: {explain(list(found.values()))}; "
         f"compare runs of one protocol, or make a table of each with --group-by protocol{order}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import storage
+from pipeline.data.index import read_index
+from pipeline.output.identity import identify
 from pipeline.output.protocol import compared_settings, flatten, protocol_of, setting_of
 from pipeline.output.results import RunResults
 from tests.stages import build_results, stage
-from tests.tiny import build_config
+from tests.tiny import build_config, tiny_tasks
 
 TASKS = [{"names": ["kite", "oak"], "sha256": "1" * 64}, {"names": ["bell"], "sha256": "2" * 64}]
 
@@ -38,6 +42,18 @@ def test_places_machine_seed_and_method_do_not_change_the_hash():
         engine={"micro_batch": 3},
     )
     assert hash_of(other) == hash_of(config_of())
+
+
+def test_copy_of_shards_at_another_url_is_the_same_data(tiny_shards: str):
+    copy = "memory://protocol/copied-shards"
+    for file in Path(tiny_shards).iterdir():
+        storage.write_atomically(storage.join(copy, file.name), file.read_bytes())
+    hashes = set()
+    for url in (tiny_shards, copy):
+        config = build_config("local-dir:clip", url)
+        identity = identify(config, read_index(url), tiny_tasks(), "b" * 64)
+        hashes.add(hash_of(config.model_dump(mode="json"), identity["tasks"]))
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize(
