@@ -7,7 +7,9 @@ sets their number.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -46,3 +48,21 @@ def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:
                     extreme = _EXTREME[int(draw.integers(0, len(_EXTREME)))]
                     damaged[place] = extreme if draw.random() < 0.5 else value
         yield bytes(damaged)
+
+
+class PeakMemory:
+    """The growth of this process's memory, C libraries included, at its highest since the start."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # restarts the kernel's record of the peak
+        self._start = self._status("VmRSS")
+
+    def growth(self) -> int:
+        """Bytes."""
+        return self._status("VmHWM") - self._start
+
+    @staticmethod
+    def _status(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found, name
+        return int(found[1]) << 10

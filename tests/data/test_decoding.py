@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 from webdataset import TarWriter
@@ -84,6 +85,49 @@ def test_members_that_could_run_code_are_not_read(suffix):
     assert decode_sample(record("ant/1", **members), key="ant/1", label=3).size == (29, 23)
     with pytest.raises(SampleError, match="no image member"):
         decode_sample(record("ant/1", **{"cls": b"3", suffix: bomb}), key="ant/1", label=3)
+
+
+def grey_file(value_HW: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(value_HW).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_to_eight_bits(kind):
+    value_HW = np.array([[0, 128, 129, 257], [32767, 32768, 65534, 65535]], dtype=np.uint16)
+    image = open_image(grey_file(value_HW, kind))
+    expected_HW = np.round(value_HW / 257).astype(np.uint8)
+    assert np.array_equal(np.asarray(image), np.repeat(expected_HW[..., None], 3, axis=2))
+
+
+def test_sixteen_bit_colour_has_its_upper_eight_bits():
+    raw = struct.pack(">6H", 0, 256, 65535, 32768, 513, 65280)
+    head = b"P6 2 1 65535\n"
+    expected = np.round(np.frombuffer(raw, ">u2") / 257).astype(int).reshape(1, 2, 3)
+    assert np.abs(np.asarray(open_image(head + raw)).astype(int) - expected).max() <= 1
+
+
+def test_float_values_up_to_one_are_multiplied_by_255():
+    value_HW = np.linspace(0, 1, 52, dtype=np.float32).reshape(4, 13)
+    grey_HW = np.asarray(open_image(grey_file(value_HW, "TIFF")))[..., 0]
+    assert np.array_equal(grey_HW, np.floor(value_HW * np.float32(255) + np.float32(0.5)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_wide_values_up_to_255_are_kept(dtype):
+    value_HW = np.arange(256, dtype=dtype).reshape(16, 16)
+    assert np.array_equal(np.asarray(open_image(grey_file(value_HW, "TIFF")))[..., 0], value_HW)
+
+
+@pytest.mark.parametrize(
+    "value", [-1.0, 256.0, 4095.0, float("nan"), float("inf"), -5, 65536, 1 << 30]
+)
+def test_values_of_no_known_range_are_refused_with_the_remedy(value):
+    dtype = np.int32 if isinstance(value, int) else np.float32
+    value_HW = np.array([[0, 1], [2, value]], dtype=dtype)
+    with pytest.raises(SampleError, match="of no known range; convert it to 8 bits"):
+        open_image(grey_file(value_HW, "TIFF"))
 
 
 def test_postscript_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.data.index import INDEX_NAME, format_index, parse_index, read_index
+from pipeline.data.samples import read_table
 from pipeline.errors import DataError, StorageError
 from tests.shards import CLASSES, TEST, TRAIN, draw_samples, overwrite_byte, store
 
@@ -101,6 +103,17 @@ def test_table_that_does_not_match_the_index_is_refused(url):
         (lambda content: content["shards"][0].update(split="dev"), "split 'dev'"),
         (lambda content: content["classes"].pop(), f"contains classes {len(CLASSES) - 1}"),
         (lambda content: content["shards"][0].update(samples=1), "do not add up"),
+        (lambda content: content["shards"][0].update(samples=10**30), "is not a count"),
+        (lambda content: content["shards"][0].update(bytes=-1), "'-1' is not a count"),
+        (lambda content: content["shards"][0].update(bytes=9.0), "'9.0' is not a count"),
+        (lambda content: content["shards"][0].update(name="a\\..\\b.tar"), "leaves the folder"),
+        (lambda content: content["shards"][0].update(name="index"), "does not end in .tar"),
+        (lambda content: content["shards"][0]["segments"][0].__setitem__(3, 10**9), "ends after"),
+        (lambda content: content["shards"][0]["segments"][0].__setitem__(4, "../x"), "a sha256"),
+        (lambda content: content["shards"].append(content["shards"][0]), "lists a shard twice"),
+        (lambda content: content["classes"][0].update(name=None), "'None' is not text"),
+        (lambda content: content.update(orientation="up"), "orientation is 'up', not"),
+        (lambda content: content.update(shards=5), "is not an index of shards .TypeError"),
     ],
 )
 def test_impossible_index_is_refused(url, change, message):
@@ -108,6 +121,44 @@ def test_impossible_index_is_refused(url, change, message):
     change(content)
     with pytest.raises(DataError, match=message):
         parse_index(url, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "null", "[" * 100_000, '{"schema": ' + "9" * 5000])
+def test_text_that_is_no_index_is_refused(url, text):
+    with pytest.raises(DataError, match="is not an index of shards"):
+        parse_index(url, text.encode())
+
+
+def test_orientation_of_images_is_kept_if_it_is_recorded(url):
+    index = read_index(url)
+    parts = (index.class_names, index.class_folders, index.shards)
+    assert index.orientation is None
+    assert parse_index(url, format_index(*parts, "applied")).orientation == "applied"
+    assert b"orientation" not in format_index(*parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.pop("key"), "is not the table of a shard .KeyError"),
+        (lambda table: table["key"].pop(), "does not list"),
+        (lambda table: table["key"].__setitem__(0, 7), "a key is not text"),
+        (lambda table: table["offset"].__setitem__(0, -1), "an address is not a count"),
+        (lambda table: table["size"].__setitem__(0, 10**30), "OverflowError"),
+        (lambda table: table["crc32"].__setitem__(0, None), "an address is not a count"),
+        (lambda table: table["image_sha256"].__setitem__(0, "zz"), "ValueError"),
+    ],
+)
+def test_table_with_impossible_content_is_refused(tmp_path, change, words):
+    """must hold though its hash is right: a stranger may have written both"""
+    index = store(str(tmp_path), draw_samples())
+    shard = index.shards[0]
+    table = json.loads(storage.read_bytes(shard.table_url))
+    change(table)
+    data = json.dumps(table).encode()
+    storage.write_atomically(shard.table_url, data)
+    with pytest.raises(DataError, match=words):
+        read_table(shard.table_url, shard.samples, hashlib.sha256(data).hexdigest())
 
 
 def test_folder_without_an_index_is_named(tmp_path):

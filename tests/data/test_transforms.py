@@ -15,6 +15,7 @@ from torchvision.transforms import functional as reference
 from pipeline.data.transforms import build_transform
 from pipeline.errors import ConfigError
 from pipeline.rng import numpy_stream
+from tests.fuzz import PeakMemory
 
 SIZES = [(29, 23), (23, 29), (17, 17), (64, 64), (31, 200), (500, 375), (101, 33)]
 
@@ -33,6 +34,27 @@ def test_clip_equals_open_clip_to_the_bit(size):
         image = step(image)
     ours = build_transform("clip", 21)(draw(size))
     assert torch.equal(ours, torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (2, 30_000)])
+def test_strip_takes_the_memory_of_its_crop(size):
+    strip = Image.new("RGB", size, (10, 120, 240))
+    memory = PeakMemory()
+    ours = build_transform("clip", 64)(strip)
+    assert ours.shape == (3, 64, 64) and ours[:, 0, 0].tolist() == [10, 120, 240]
+    assert memory.growth() < 32 << 20
+
+
+@pytest.mark.parametrize("size", [(700, 20), (20, 700)])
+def test_crop_of_a_strip_is_that_of_open_clip(size):
+    """must hold to a small difference: PIL rounds in between, in another order"""
+    ramp_HWC = np.indices((size[1], size[0])).sum(0)[..., None].repeat(3, 2) % 256
+    strip = Image.fromarray(np.uint8(127 + 100 * np.sin(ramp_HWC / 40)))
+    image = strip
+    for step in open_clip.image_transform(21, is_train=False).transforms[:2]:
+        image = step(image)
+    ours = build_transform("clip", 21)(strip).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - np.array(image).astype(int)).max() <= 2
 
 
 @pytest.mark.parametrize("size", SIZES)

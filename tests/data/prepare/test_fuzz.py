@@ -10,7 +10,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import tarfile
 import time
 import uuid
@@ -29,7 +28,7 @@ from pipeline.data.prepare import archive_sources, cifar_source, parquet_source
 from pipeline.data.prepare.encoding import encode_image_file
 from pipeline.data.prepare.sharding import Recipe, write_shards
 from pipeline.errors import PipelineError
-from tests.fuzz import inputs_per_format, mutations
+from tests.fuzz import PeakMemory, inputs_per_format, mutations
 from tests.shards import draw_image_file, draw_samples, store
 
 DEFAULT_INPUTS = 40
@@ -192,7 +191,7 @@ def test_damaged_input_is_refused_or_read(name, tmp_path, monkeypatch):
     good, read = reader_of(name, folder)
     read(good)
     before = set(os.listdir(tmp_path)) | {"out"}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = PeakMemory()
     count = inputs_per_format(DEFAULT_INPUTS)
     refused = 0
     for number, data in enumerate(mutations(good, count, seed=5)):
@@ -205,7 +204,7 @@ def test_damaged_input_is_refused_or_read(name, tmp_path, monkeypatch):
         except Exception as error:
             raise AssertionError(f"{name}, input {number}: {type(error).__name__}") from error
         assert time.monotonic() - started < LONGEST_S, (name, number)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10
+    grown = memory.growth()
     assert grown < MOST_MEMORY, f"{name}: {grown:,} bytes"
     assert set(os.listdir(tmp_path)) <= before
     print(f"{name}: {count} inputs, {refused} refused, {grown >> 20} MB")
