@@ -29,7 +29,7 @@ from pipeline.tasks import Task, split_classes
 _DEMO_CLIP = Path(__file__).resolve().parents[1] / "demo" / "clip"
 _TASKS = split_classes(range(6), ["ant", "bell", "cup", "drum", "egg", "fork"], classes_per_task=3)
 _N_IMAGES = 6  # of a batch
-_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # of the same sums in another order
+_TOLERANCE = 1e-4  # absolute and relative, of the same sums in another order
 _STEP = 0.1  # of plain gradient descent, large enough to see
 
 Law = Callable[["_Bench"], "str | None"]
@@ -195,7 +195,7 @@ def _predictions_are_of_one_image(bench: _Bench) -> str | None:
     method = bench.learned(2)
     together_BC = bench.logits(method)
     alone_BC = torch.cat([bench.logits(method, slice(row, row + 1)) for row in range(_N_IMAGES)])
-    if torch.allclose(together_BC, alone_BC, **_TOLERANCE):
+    if torch.allclose(together_BC, alone_BC, rtol=_TOLERANCE, atol=_TOLERANCE):
         return None
     return "a prediction depends on the other images of its batch; use no statistics of a batch"
 
