@@ -87,7 +87,7 @@ def make_terminal_safe() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
         elif hasattr(stream, "reconfigure"):  # not a stream of a test
             stream.reconfigure(errors="backslashreplace")
 

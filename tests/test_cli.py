@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from pipeline import errors
 from pipeline.cli import build_parser, run_command
-from pipeline.errors import ConfigError, LostRankError, PipelineError
+from pipeline.errors import ConfigError, LostRankError, PipelineError, RefusedBySystemError
+
+ROOT = Path(__file__).parents[1]
 
 STATUSES = {
     "ConfigError": 2,
+    "ContractError": 2,
     "DataError": 2,
     "StorageError": 2,
     "WeightsError": 2,
@@ -70,3 +80,114 @@ def test_help_keeps_the_lines_of_its_text():
     assert text.startswith("usage: tool")
     assert "First line.\n\n  indented\n" in text
     assert text.endswith("Exit status: 0 done.\n  2 not\n")
+
+
+def open_missing() -> int:
+    with open("/no/such/folder/file"):
+        return 0
+
+
+REFUSALS = {
+    "missing file": (open_missing, "/no/such/folder/file: No such file or directory"),
+    "full disk": (
+        lambda: raising(OSError(28, "No space left on device", "/data/x")),
+        "/data/x: No space left on device (OSError at ",
+    ),
+    "long socket": (lambda: raising(OSError("AF_UNIX path too long")), "AF_UNIX path too long"),
+    "text": (lambda: raising_text(), "set LC_ALL=C.UTF-8"),
+    "memory": (lambda: raising(MemoryError()), "out of memory at "),
+    "memory of torch": (
+        lambda: raising(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")),
+        "lower engine.micro_batch",
+    ),
+    "threads": (lambda: raising(RuntimeError("can't start new thread")), "ulimit -u"),
+    "open files": (lambda: raising(OSError(24, "Too many open files")), "ulimit -n"),
+}
+
+
+def raising_text() -> int:
+    "ü".encode("ascii")
+    return 0
+
+
+@pytest.mark.parametrize(("work", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_refusal_of_the_system_is_one_line_and_status_2(capsys, work, words):
+    ended = []
+    assert run_command(work, on_error=lambda error, status: ended.append((error, status))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err, err
+    ((error, status),) = ended
+    assert isinstance(error, RefusedBySystemError) and status == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
+def test_lost_connection_to_another_process_has_status_1(capsys, error):
+    assert run_command(lambda: raising(error)) == 1
+    assert "the connection to another process was lost at " in capsys.readouterr().err
+
+
+def test_place_of_a_refusal_is_a_line_of_the_package(tmp_path, capsys):
+    from pipeline.launching.private_folder import private_folder
+
+    assert run_command(lambda: bool(private_folder("a/b/c"))) == 2
+    assert re.search(r"at pipeline/launching/private_folder\.py:\d+\)", capsys.readouterr().err)
+
+
+PRINT = """
+import sys
+from pipeline.cli import run_command
+
+def work():
+    sys.stdout.write("größer → ü \\udcff\\n" * 100_000)
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(run_command(work))
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The file $PRINT of a command with much output."""
+    file = tmp_path_factory.mktemp("program") / "print_much.py"
+    file.write_text(PRINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRINT", str(file))
+        yield
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The end of a shell command."""
+    words = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=os.environ | words,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
+def test_reader_that_has_gone_ends_the_command_quietly():
+    shown = shell('(sleep 0.5; "$PYTHON" "$PRINT"; echo $? >&2) | true')
+    assert shown.stderr == "141\n"
+
+
+def test_output_that_cannot_be_written_is_named():
+    shown = shell('"$PYTHON" "$PRINT" >/dev/full')
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: standard output: No space left on device")
+    assert shown.stderr.count("\n") == 1
+
+
+def test_closed_output_is_no_error():
+    shown = shell('"$PYTHON" "$PRINT" >&-')
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_terminal_of_any_encoding_is_no_error(encoding):
+    shown = shell('"$PYTHON" "$PRINT" | head -c 40', PYTHONIOENCODING=encoding)
+    assert "Error" not in shown.stderr and shown.stdout
+    shown = shell('"$PYTHON" -m pipeline.train --help', PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")

@@ -46,9 +46,7 @@ def read_world(environment: Mapping[str, str]) -> World:
     rank, world_size = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
     local_rank = _number(environment, "LOCAL_RANK", 0)
     if rank >= world_size:
-        raise _wrong(
-            f"RANK is {rank} and WORLD_SIZE is {world_size}; ranks are 0 to {world_size}-1"
-        )
+        raise _wrong(f"RANK is {rank} and WORLD_SIZE is {world_size}; it must be less")
     use_gpu = torch.cuda.is_available()
     if use_gpu and local_rank >= torch.cuda.device_count():
         raise _wrong(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from pipeline.distributed.collectives import gather_objects, sum_over_ranks
 from pipeline.distributed.world import World, new_world_group, process_group, read_world
 from pipeline.errors import ConfigError, LostRankError
 from tests.ranks import run_ranks
+from tests.services.object_store import free_ports
 
 
 def test_world_is_read_from_the_variables_of_a_launcher():
@@ -29,6 +32,77 @@ def test_process_without_a_launcher_is_rank_0_of_1():
 def test_incomplete_variables_are_refused(environment):
     with pytest.raises(ConfigError, match="set only one of RANK and WORLD_SIZE; start with"):
         read_world(environment)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number of ranks"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number of ranks"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', not a number of ranks"),
+        ({"RANK": "-1"}, "RANK is '-1', not a number of ranks"),
+        ({"RANK": "1.0"}, "RANK is '1.0', not a number of ranks"),
+        ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2; it must be less"),
+        ({"LOCAL_RANK": "gpu0"}, "LOCAL_RANK is 'gpu0', not a number of ranks"),
+    ],
+)
+def test_wrong_variables_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=f"the launcher's environment: {words}; .* or unset RANK"):
+        read_world({"RANK": "0", "WORLD_SIZE": "2"} | changes)
+
+
+MEETING = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+
+
+def join(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], timeout_s: float) -> None:
+    """Form the process group with these variables of a launcher."""
+    for name, value in (MEETING | changes).items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, False)
+    with process_group(read_world(os.environ), timeout_s=timeout_s):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"MASTER_ADDR": None}, "are set, but not MASTER_ADDR"),
+        ({"MASTER_PORT": None}, "are set, but not MASTER_PORT"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "but not MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', not a port from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0', not a port"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', not a port"),
+        ({"LOCAL_WORLD_SIZE": "some"}, "LOCAL_WORLD_SIZE is 'some', not a number of ranks"),
+    ],
+)
+def test_half_a_rendezvous_is_refused(monkeypatch, changes, words):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(ConfigError, match=words):
+        join(monkeypatch, changes, 5)
+    assert not dist.is_initialized()
+
+
+def test_port_in_use_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"cannot listen at 127.0.0.1:{port} .* is in use"):
+            join(monkeypatch, {"MASTER_PORT": port}, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid"},
+    ],
+)
+def test_ranks_that_do_not_come_are_an_error_at_the_limit(monkeypatch, changes):
+    port = str(free_ports(1)[0])
+    with pytest.raises(LostRankError, match=r"did not meet the others at .*engine\.timeout_s"):
+        join(monkeypatch, changes | {"MASTER_PORT": port}, 2)
+    assert not dist.is_initialized()
 
 
 def test_group_of_one_needs_no_launcher_and_can_be_formed_again():
