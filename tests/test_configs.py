@@ -119,6 +119,8 @@ def write_index(folder: Path, n_classes: int) -> str:
     ]
     names = [f"class {label}" for label in range(n_classes)]
     (folder / "index.json").write_bytes(format_index(names, names, shards))
+    for shard in shards:
+        (folder / shard.name).write_bytes(bytes(shard.bytes))
     return str(folder)
 
 

@@ -113,6 +113,11 @@ def _listed(entry: str) -> list[str]:
         urls = list(map(expand_path, listed))
     except ValueError as error:
         raise ConfigError(f"data.index: {entry}: {error}") from None
+    if any(url.startswith("@") for url in urls):
+        raise ConfigError(
+            f"{storage.redact(file)}: an index of a list cannot be another list; write its "
+            "entries into this file"
+        )
     folder = os.path.dirname(file) or "."
     return [
         url if not storage.is_local(url) or os.path.isabs(url) else storage.join(folder, url)

@@ -115,6 +115,28 @@ def test_added_tasks_can_be_interrupted_too(extension):
     outcome(extension.extended.output).assert_equals(outcome(at_once.output))
 
 
+def test_week_that_a_file_lists_becomes_one_task(extension, tiny_shards, late_shards, tmp_path):
+    """must need no change of the command: the file with the indexes has grown"""
+    file = tmp_path / "arrivals.yaml"
+    file.write_text(f"- {tiny_shards}\n")
+    config = changed(extension.first, data={"index": f"@{file}"}, tasks={"appended": "one_task"})
+    assert start(config)
+    before = extension.task_files()
+    assert not start(config), "nothing to do before the file grows"
+    file.write_text(f"- {tiny_shards}\n- {late_shards}\n")
+    assert start(config)
+    after = extension.task_files()
+    assert {name: after[name] for name in before} == before
+    results = read_results(config.output).content()
+    assert [len(names) for names in results["tasks"]] == [3, 3, 1, 5]
+    at_once = changed(config, output=f"{config.output}-at-once")
+    assert start(at_once)
+    outcome(config.output).assert_equals(outcome(at_once.output))
+    file.write_text(f"- {tiny_shards}\n")
+    with pytest.raises(ConfigError, match="it has started 4 tasks, and these settings give 3"):
+        start(config)
+
+
 def test_higher_limit_of_tasks_continues_too(tiny_arch, tiny_shards, tmp_path):
     sections = {"method": VT, "optim": {"epochs": 1}}
     unlimited = build_config(tiny_arch, tiny_shards, output=str(tmp_path / "all"), **sections)

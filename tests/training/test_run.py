@@ -61,6 +61,8 @@ def write_index(folder: Path, train: list[int], test: list[int]) -> str:
     ]  # fmt: skip
     names = [f"class {label}" for label in range(len(train))]
     (folder / "index.json").write_bytes(format_index(names, names, shards))
+    for shard in shards:
+        (folder / shard.name).write_bytes(bytes(shard.bytes))
     return str(folder)
 
 
