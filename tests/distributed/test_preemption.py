@@ -204,6 +204,7 @@ WAYS = [
     ("deepspeed", signal.SIGTERM, front_process, -signal.SIGTERM),
     ("deepspeed", signal.SIGTERM, inner_launcher, 1),
     ("torchrun", signal.SIGTERM, front_process, 1),
+    ("deepspeed", signal.SIGINT, all_ranks, 75),
 ]
 
 
@@ -258,6 +259,48 @@ def test_one_process_without_a_launcher(run, tmp_path):
     run.begin()
     assert run.status() == 0, run.log_text[-4000:]
     outcome(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
+    run.assert_leaves_nothing()
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_stops_in_order_and_the_same_command_continues(run, tmp_path):
+    """must take a snapshot, end with 75 and one line, and later reach the undisturbed bits"""
+    run.words = [sys.executable, "-m", "pipeline.train"]
+    run.config = changed(run.config, optim={"epochs": 4}, data={"workers": 1})
+    os.symlink(ROOT / "pipeline", run.folder / "pipeline")
+    run.begin()
+    run.wait_for_steps(2)
+    for process in with_children(psutil.Process(run.process.pid)):  # as a terminal does it
+        process.send_signal(signal.SIGINT)
+    assert run.status() == 75, run.log_text[-4000:]
+    last = run.log_text.splitlines()[-1]
+    assert last == "error: stopped by SIGINT; start the same command again to continue"
+    assert "Traceback" not in run.log_text
+    assert run.last_step() == newest_snapshot(run.config)
+    run.assert_leaves_nothing()
+    run.begin()
+    assert run.status() == 0, run.log_text[-4000:]
+    outcome(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
+
+
+def test_second_ctrl_c_ends_at_once(run, monkeypatch):
+    """must hold while the process waits in a library, here for a second rank"""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_ports(1)[0]))
+    run.words = [sys.executable, "-m", "pipeline.train"]
+    run.config = changed(run.config, engine={"timeout_s": 600})
+    os.symlink(ROOT / "pipeline", run.folder / "pipeline")
+    run.begin()
+    wait_until(lambda: listens(run.process.pid), timeout_s=START_S, every_s=0.01)
+    time.sleep(5)  # into the wait
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert run.process.poll() is None
+    assert "a second Ctrl-C ends at once" in run.log_text
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(10) == 130
+    assert "Traceback" not in run.log_text
     run.assert_leaves_nothing()
 
 
