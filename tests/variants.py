@@ -70,7 +70,10 @@ _add(
     "ranpac without prompts",
     "ranpac",
     first_session=False,
-    classifier={"name": "ridge", "options": {"vectors": ["joint", "pooled"], "projection": 31}},
+    classifier={
+        "name": "ridge",
+        "options": {"vectors": ["frozen_joint", "pooled"], "projection": 31},
+    },
 )
 _add(
     "sum of two",

@@ -32,14 +32,17 @@ class Embedded(NamedTuple):
 
     embedding_BE: Tensor
     terms: Mapping[str, Tensor] = {}  # loss terms of each image, term_B, gathered over ranks
+    pooled_BV: Tensor | None = None  # the pooled token that the embedding comes from, if any
     features: ImageFeatures | None = None  # of the frozen image tower, where they are asked for
 
     def rows(self, rows: slice | Tensor) -> Embedded:
         """Some of the images, without loss terms."""
-        features = self.features
+        features, pooled_BV = self.features, self.pooled_BV
         if features is not None:
             features = ImageFeatures(*(column[rows] for column in features))
-        return Embedded(self.embedding_BE[rows], features=features)
+        if pooled_BV is not None:
+            pooled_BV = pooled_BV[rows]
+        return Embedded(self.embedding_BE[rows], pooled_BV=pooled_BV, features=features)
 
 
 # A task's training images in canonical order, with their class numbers; may be read repeatedly.

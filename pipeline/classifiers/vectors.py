@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded
 
-# The method's own embedding; the frozen tower's joint feature; its pooled token. The last two are
-# not normalised and never change, whatever the method learns.
-Vector = Literal["embedding", "joint", "pooled"]
+# The method's unit embedding; the pooled token that it comes from; and two vectors of the frozen
+# tower, which never change: its joint feature and its pooled token. The last three are raw.
+Vector = Literal["embedding", "pooled", "frozen_joint", "frozen_pooled"]
 
 
 def reads_features(vectors: Sequence[Vector]) -> bool:
     """Whether a vector comes from the frozen tower."""
-    return any(vector != "embedding" for vector in vectors)
+    return any(vector.startswith("frozen") for vector in vectors)
 
 
 def width_of(vectors: Sequence[Vector], context: ClassifierContext) -> int:
@@ -29,8 +29,9 @@ def width_of(vectors: Sequence[Vector], context: ClassifierContext) -> int:
     clip = context.clip
     widths = {
         "embedding": context.embedding_width,
-        "joint": clip.joint_width,
         "pooled": clip.vision_width,
+        "frozen_joint": clip.joint_width,
+        "frozen_pooled": clip.vision_width,
     }
     return sum(widths[vector] for vector in vectors)
 
@@ -38,13 +39,17 @@ def width_of(vectors: Sequence[Vector], context: ClassifierContext) -> int:
 def vectors_of(embedded: Embedded, vectors: Sequence[Vector]) -> Tensor:
     """The vectors of each image side by side, ``vector_BF``, float64 so that sums are exact."""
     features = embedded.features
+    known = {
+        "embedding": embedded.embedding_BE,
+        "pooled": embedded.pooled_BV,
+        "frozen_joint": features and features.joint_BE,
+        "frozen_pooled": features and features.pooled_BV,
+    }
     columns = []
     for vector in vectors:
-        if vector == "embedding":
-            columns.append(embedded.embedding_BE)
-        else:
-            assert features is not None, "the method was not asked for frozen features"
-            columns.append(features.joint_BE if vector == "joint" else features.pooled_BV)
+        column = known[vector]
+        assert column is not None, f"embed has returned no {vector}"
+        columns.append(column)
     return torch.cat(columns, dim=1).double()
 
 

@@ -81,7 +81,8 @@ class Finetune(Method):
         image_BCHW = given(image_BCHW)
         query_BV = given(features).pooled_BV if self.inputs.features else None
         prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
-        return Embedded(unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE))
+        adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
+        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """Image→text cross-entropy."""

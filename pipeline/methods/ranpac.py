@@ -55,4 +55,5 @@ class RanPac(Finetune):
         """Unit embeddings of the adapted or the frozen image tower."""
         if self.options.first_session:
             return super().embed(image_BCHW, features)
-        return Embedded(unit(given(features).joint_BE))
+        features = given(features)
+        return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)

@@ -15,7 +15,7 @@ class SimpleCilOptions(MethodOptions):
     """Class means of the frozen joint features."""
 
     classifier: ClassifierConfig = ClassifierConfig(
-        name="class_means", options={"vectors": ["joint"]}
+        name="class_means", options={"vectors": ["frozen_joint"]}
     )
 
 

@@ -28,4 +28,5 @@ class ZeroShot(Method):
 
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the frozen image tower."""
-        return Embedded(unit(given(features).joint_BE))
+        features = given(features)
+        return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)

@@ -1,6 +1,6 @@
 """The images of a selection, encoded by the method as it is now.
 
-Axes: B images of this rank · E embedding width.
+Axes: B images of this rank · S images of a selection · E embedding width · V vision width.
 """
 
 from __future__ import annotations
@@ -47,21 +47,22 @@ class Encoder:
     def everything(self, selection: Selection) -> list[tuple[Embedded, Tensor]]:
         """All images in canonical order, the same chunks with the same bits on every rank.
 
-        Takes ``S × E × 4`` bytes for S images on every rank.
+        Takes ``S × (E + V) × 4`` bytes for S images on every rank.
         """
         if not self._method.inputs.images:
             frozen = self._features(selection)
             return [self._encode_rows(frozen, rows) for rows in self._chunks(frozen.sample_S)]
         encode = self._image_encoder(selection)
-        usable_S, (embedding_SE,) = gather_columns(
+        clip = self._method.clip
+        usable_S, (embedding_SE, pooled_SV) = gather_columns(
             selection,
             self._batches.all_of(selection, self._batches.eval_transform),
-            lambda batch: [encode(batch).embedding_BE],
-            [self._method.embedding_width],
+            lambda batch: _columns(encode(batch), clip.vision_width),
+            [self._method.embedding_width, clip.vision_width],
             self._world.device,
         )
         label_S = self._batches.classes(torch.from_numpy(selection.label_S)[usable_S])
-        embedded = Embedded(embedding_SE)
+        embedded = Embedded(embedding_SE, pooled_BV=pooled_SV)
         if self._method.needs_features:
             embedded = embedded._replace(features=self._features(selection).features)
         return [(embedded.rows(rows), label_S[rows]) for rows in self._chunks(label_S)]
@@ -100,3 +101,11 @@ class Encoder:
         """Rows of at most ``batch`` images, in canonical order."""
         starts = range(0, len(column_S), self._batch)
         return [slice(start, start + self._batch) for start in starts]
+
+
+def _columns(embedded: Embedded, vision_width: int) -> list[Tensor]:
+    """Embedding and pooled token of a batch; zeros for a method that returns no such token."""
+    pooled_BV = embedded.pooled_BV
+    if pooled_BV is None:
+        pooled_BV = embedded.embedding_BE.new_zeros(len(embedded.embedding_BE), vision_width)
+    return [embedded.embedding_BE, pooled_BV]

@@ -36,7 +36,8 @@ def draw_images(first: int, last: int, seed: int, n_batches: int = 3) -> Images:
         joint_BE = centre_CE[label_B] + torch.randn(11, JOINT_WIDTH, generator=stream)
         pooled_BV = torch.randn(11, VISION_WIDTH, generator=stream)
         embedding_BE = torch.nn.functional.normalize(joint_BE, dim=1)
-        embedded = Embedded(embedding_BE, features=ImageFeatures(pooled_BV, joint_BE))
+        frozen = ImageFeatures(pooled_BV, joint_BE)
+        embedded = Embedded(embedding_BE, pooled_BV=2 * pooled_BV + 1, features=frozen)
         images.append((embedded, label_B))
     return images
 
@@ -68,15 +69,16 @@ def unit_rows(rows: Tensor) -> Tensor:
 TEST = draw_images(0, 6, seed=50, n_batches=1)[0][0]
 
 
-@pytest.mark.parametrize("vectors", [["embedding"], ["joint"], ["embedding", "pooled"]])
+@pytest.mark.parametrize("vectors", [["embedding"], ["frozen_joint"], ["frozen_pooled", "pooled"]])
 def test_class_means_are_means(tiny_clip, vectors):
     classifier = learn(build(tiny_clip, "class_means", vectors=vectors), 2)
 
     def columns(embedded: Embedded) -> Tensor:
         named = {
             "embedding": embedded.embedding_BE,
-            "joint": embedded.features.joint_BE,
-            "pooled": embedded.features.pooled_BV,
+            "pooled": embedded.pooled_BV,
+            "frozen_joint": embedded.features.joint_BE,
+            "frozen_pooled": embedded.features.pooled_BV,
         }
         return torch.cat([named[vector] for vector in vectors], dim=1).double()
 
