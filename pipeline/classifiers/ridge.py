@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.classifiers.base import (
-    Classifier,
     ClassifierContext,
     Embedded,
     EmbeddedImages,
     Moment,
     split_off,
 )
-from pipeline.classifiers.vectors import Vector, class_sums, reads_features, vectors_of, width_of
+from pipeline.classifiers.closed_form import ClosedForm
+from pipeline.classifiers.vectors import Vector, vectors_of, width_of
 from pipeline.model.prompts import unit
 from pipeline.rng import torch_stream
 from pipeline.settings_file import Section
@@ -51,7 +51,7 @@ class RidgeOptions(Section):
         return projection
 
 
-class Ridge(Classifier):
+class Ridge(ClosedForm):
     """``logits = φ(x) (G + λ I)⁻¹ Q`` with ``G = Σ φ φᵀ`` and ``Q`` the sum of φ of each class.
 
     ``φ(x) = relu(x P)`` with a fixed random ``P``, or ``x`` itself. Without a given strength, λ is
@@ -62,39 +62,19 @@ class Ridge(Classifier):
     Options = RidgeOptions
 
     def __init__(self, context: ClassifierContext, options: RidgeOptions) -> None:
-        super().__init__(context, options)
         width = width_of(options.vectors, context)
+        size = options.projection or width
+        super().__init__(context, options, width=size)
         self._projection_FM: Tensor | None = None
         if options.projection:
             stream = torch_stream("ridge projection", context.seed)
-            shape = width, options.projection
-            self._projection_FM = torch.randn(shape, generator=stream, dtype=torch.float64).to(
-                context.clip.device
-            )
-        size = options.projection or width
+            projection_FM = torch.randn(width, size, generator=stream, dtype=torch.float64)
+            self._projection_FM = projection_FM.to(context.clip.device)
         self.gram_MM: Tensor
         self.strength: Tensor
         self.register_buffer("gram_MM", torch.zeros(size, size, dtype=torch.float64))
         self.register_buffer("strength", torch.zeros((), dtype=torch.float64))
-        self.sums = nn.ParameterList()  # per task, C×M in float64
-        self._task: Task | None = None
         self._weight_MC: Tensor | None = None
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether a vector comes from the frozen tower."""
-        return reads_features(self.options.vectors)
-
-    @property
-    def fits(self) -> frozenset[Moment]:
-        """The end of a task."""
-        return frozenset({"end"})
-
-    def begin_task(self, task: Task) -> None:
-        """Make room for the sums of the classes of ``task``."""
-        self._task = task
-        zero_CM = torch.zeros(len(task.labels), len(self.gram_MM), dtype=torch.float64)
-        self.sums.append(nn.Parameter(zero_CM, requires_grad=False))
 
     def fit(self, moment: Moment, images: EmbeddedImages) -> None:
         """Add the task's images to the Gram matrix and to the sums of their classes."""
@@ -126,21 +106,18 @@ class Ridge(Classifier):
 
     def _statistics(self, images: EmbeddedImages) -> tuple[Tensor, Tensor]:
         """The Gram matrix of some images of the task, and the sums of their classes."""
-        assert self._task is not None, "no task has begun"
         gram_MM, sum_CM = torch.zeros_like(self.gram_MM), torch.zeros_like(self.sums[-1])
         for embedded, label_B in images:
             expanded_BM = self._expand(embedded)
             gram_MM += expanded_BM.T @ expanded_BM
-            position_B = label_B - self._task.first
-            sum_CM += class_sums(expanded_BM, position_B, len(sum_CM))
+            sum_CM += self.class_sums(expanded_BM, label_B)
         return gram_MM, sum_CM
 
     def _choose_strength(self, images: EmbeddedImages) -> float:
-        assert self._task is not None, "no task has begun"
         kept, held = split_off(images)
         gram_MM, sum_CM = self._statistics(kept)
         expanded_BM = torch.cat([self._expand(embedded) for embedded, _ in held])
-        position_B = torch.cat([label_B for _, label_B in held]) - self._task.first
+        position_B = torch.cat([label_B for _, label_B in held]) - self._first
         target_BC = F.one_hot(position_B, len(sum_CM)).double()
 
         def error(strength: float) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded
@@ -51,9 +50,3 @@ def vectors_of(embedded: Embedded, vectors: Sequence[Vector]) -> Tensor:
         assert column is not None, f"embed has returned no {vector}"
         columns.append(column)
     return torch.cat(columns, dim=1).double()
-
-
-def class_sums(vector_BF: Tensor, position_B: Tensor, n_classes: int) -> Tensor:
-    """The sum of the vectors of each class, ``sum_CF``."""
-    one_hot_BC = F.one_hot(position_B, n_classes).to(vector_BF.dtype)
-    return one_hot_BC.T @ vector_BF

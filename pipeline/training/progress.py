@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.text import format_clock
+
 log = logging.getLogger(__name__)
 
 
@@ -123,12 +125,3 @@ class Display:
             line = "task %d learned: %.1f %% of all seen; by task: %s%s"
             note = f" ({self._note})" if self._note else ""
             log.info(line, task + 1, 100 * micro, " ".join(cells), note)
-
-
-def format_clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds as ``1:02:03``."""
-    if seconds is None:
-        return "unknown"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
