@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import socket
+import subprocess
 import uuid
 
 import pytest
@@ -83,3 +87,52 @@ def test_later_start_ends_as_if_undisturbed_and_the_earlier_one_stops(
     assert results is None or not results.is_finished
     assert start(config)
     reference.assert_equals_run(config)
+
+
+def other_start(output: str, **changes: object) -> None:
+    """Write the name of an earlier start of this host into the output."""
+    about = {
+        "start": "earlier",
+        "host": socket.gethostname(),
+        "process": os.getppid(),  # it runs
+        "since": "2026-01-02T03:04:05+00:00",
+    }
+    storage.write_atomically(
+        storage.join(output, "owner.json"), json.dumps(about | changes).encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, rf"process {os.getppid()} on \S+, since 2026-01-02T03:04:05\+00:00; if that one "),
+        ({"host": "other-node", "process": 7}, "process 7 on other-node, since 2026-01-02"),
+        ({"host": None, "process": "x"}, "process x on None"),
+    ],
+)
+def test_start_warns_of_the_one_that_it_takes_over_from(output, caplog, changes, words):
+    other_start(output, **changes)
+    with caplog.at_level("WARNING"):
+        Ownership(output).take()
+    (message,) = caplog.messages
+    assert re.search(f"this start takes the output over from {words}", message)
+
+
+def test_start_after_an_ended_one_of_this_host_does_not_warn(output, caplog):
+    """must be silent for every ordinary continuation"""
+    with caplog.at_level("WARNING"):
+        Ownership(output).take()
+        Ownership(output).take()  # of this process
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        other_start(output, process=gone.pid)
+        Ownership(output).take()
+    assert caplog.messages == []
+
+
+def test_damaged_name_of_an_earlier_start_is_replaced(output, caplog):
+    storage.write_atomically(storage.join(output, "owner.json"), b"[")
+    owner = Ownership(output)
+    owner.take()
+    owner.raise_if_taken_over()
+    assert "an unknown start" in caplog.messages[0]
