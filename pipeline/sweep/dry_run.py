@@ -5,18 +5,30 @@ Axes: B images.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
 from pipeline import storage
-from pipeline.config import Config, MethodConfig
+from pipeline.config import Config, MethodConfig, dump_config
 from pipeline.data.plan import steps_per_epoch
 from pipeline.distributed.world import process_group, read_world
+from pipeline.errors import RefusedBySystemError
+from pipeline.launching.command import (
+    launch_command,
+    launch_environment,
+    on_this_host,
+    visible_devices,
+)
+from pipeline.launching.ports import reserved_port
 from pipeline.methods import build_method, find_method
 from pipeline.methods.base import MethodContext
 from pipeline.model.backbone import FrozenClip, ImageFeatures
@@ -30,6 +42,7 @@ from pipeline.training.checked_run import Run, check_run
 from pipeline.training.task_data import TaskData
 
 _TIMED_IMAGES = 16
+_LAUNCH_S = 300.0  # longest time of a launch that is timed
 
 
 def describe_sweep(plan: SweepPlan) -> str:
@@ -66,21 +79,64 @@ def describe_sweep(plan: SweepPlan) -> str:
 
 def _estimate(plan: SweepPlan, device: str) -> list[str]:
     """Lines about the device-hours of the sweep."""
-    finished = [r for r in read_records(plan.sweep.output) if r.status == "finished"]
+    sweep = plan.sweep
+    finished = [r for r in read_records(sweep.output) if r.status == "finished"]
     if finished:
-        hours = fmean(record.device_hours for record in finished) * plan.sweep.trials
-        basis = f"{len(finished)} finished trials of this sweep"
+        hours = fmean(record.device_hours for record in finished) * sweep.trials
+        lines = [f"rests on {len(finished)} finished trials of this sweep"]
     else:
-        hours, basis = _timed_hours(plan)
-    bound = "at most " if plan.sweep.scheduler.name == "asha" else ""
-    return [
-        f"estimate   {bound}{hours:.3g} {device}-hours",
-        f"           rests on {basis}",
-    ]
+        seconds, basis = _timed_seconds(plan)
+        n_runs = sweep.trials * len(sweep.repetitions)
+        start_s = _start_up_seconds(plan)
+        hours = (seconds + n_runs * sweep.resources.ranks * start_s) / 3600
+        lines = [
+            f"of which {seconds / 3600:.3g} for training and tests, and the rest for the start-up "
+            f"of {n_runs} run(s), {start_s:.0f} s each as measured here",
+            f"rests on {basis}",
+        ]
+    if sweep.scheduler.name == "asha":
+        lines.insert(0, "if no trial is stopped early")
+    return [f"estimate   about {hours:.3g} {device}-hours", *(f"           {x}" for x in lines)]
 
 
-def _timed_hours(plan: SweepPlan) -> tuple[float, str]:
-    """Device-hours from one timed batch per method on this machine, and the basis in words."""
+def _start_up_seconds(plan: SweepPlan) -> float:
+    """Seconds from the launch of a run of one rank until it has imported everything.
+
+    Raises:
+        RefusedBySystemError: such a run cannot be launched on this machine.
+    """
+    with tempfile.TemporaryDirectory() as folder, reserved_port() as port:
+        file = Path(folder) / "config.yaml"
+        file.write_text(dump_config(plan.run))
+        place = on_this_host(visible_devices(1, threads=1), port)
+        command = launch_command(file, place, overrides=["--print-config"], quiet=True)
+        environment = launch_environment(os.environ, place.devices)
+        started = time.perf_counter()
+        try:
+            ended = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_LAUNCH_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RefusedBySystemError(
+                f"the sweep: a run cannot be launched on this machine ({error}); start one with "
+                "`deepspeed pipeline/train.py` to see why"
+            ) from error
+        if ended.returncode:
+            last = (ended.stderr.strip() or "no message").splitlines()[-1]
+            raise RefusedBySystemError(
+                f"the sweep: a run that was launched here ended with {ended.returncode}: {last}; "
+                "start one with `deepspeed pipeline/train.py` to see why"
+            )
+        return time.perf_counter() - started
+
+
+def _timed_seconds(plan: SweepPlan) -> tuple[float, str]:
+    """Device-seconds from one timed batch per method on this machine, and the basis in words."""
     sweep = plan.sweep
     proposer = Proposer(plan.space, SamplerSettings(name="random"), sweep.metric, sweep.trials)
     first = dict(enumerate(plan.first))
@@ -97,9 +153,9 @@ def _timed_hours(plan: SweepPlan) -> tuple[float, str]:
     )
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "one core"
     timed = ", ".join(f"{name} {cost.images_per_second:.0f}" for name, cost in costs.items())
-    return seconds * len(sweep.repetitions) / 3600, (
+    return seconds * len(sweep.repetitions), (
         f"{len(configs)} random draws and a timed batch per method on {machine} of this machine "
-        f"({timed} images/s in training); start-up, decoding and transfer are not counted"
+        f"({timed} images/s in training); decoding and transfer are not counted"
     )
 
 

@@ -56,6 +56,7 @@ class SweepDisplay:
         self._started = clock()
         self._records: dict[int, TrialRecord] = {}
         self._changed: dict[int, float] = {}  # time of the last task of each trial
+        self._start_ups: list[float] = []  # seconds before the first task of each observed trial
         self._side_by_side = 1  # the most trials that ran at the same time
         self._live: Live | None = None
         self._is_shown = False
@@ -92,6 +93,9 @@ class SweepDisplay:
         self._records[record.number] = record
         running = sum(not each.has_ended for each in self._records.values())
         self._side_by_side = max(self._side_by_side, running)
+        if before is not None and not before.reports and len(record.reports) == 1:
+            waited = self._clock() - self._changed[record.number]
+            self._start_ups.append(max(0.0, waited - record.reports[0].seconds))
         if before is None or before.tasks_done != record.tasks_done:
             self._changed[record.number] = self._clock()
         if self._is_shown and not self._live:
@@ -156,7 +160,12 @@ class SweepDisplay:
         if per_task is None:
             return None
         since = self._clock() - self._changed[record.number]
-        return max(0.0, per_task * (self._n_tasks - record.tasks_done) - since)
+        start_up = 0.0 if record.tasks_done else self._start_up()
+        return max(0.0, start_up + per_task * (self._n_tasks - record.tasks_done) - since)
+
+    def _start_up(self) -> float:
+        """Mean seconds before the first task of a trial."""
+        return fmean(self._start_ups) if self._start_ups else 0.0
 
     def _summary(self) -> str:
         """The complete sweep in one line."""
@@ -173,7 +182,7 @@ class SweepDisplay:
             parts.insert(1, f"best {self._figure(best[0])} % (trial {best[0].number})")
         left = self._seconds_left(records)
         if left is not None:
-            parts.append(f"at most {format_clock(left)} left")
+            parts.append(f"about {format_clock(left)} left")
         return " · ".join(parts)
 
     def _seconds_left(self, records: Sequence[TrialRecord]) -> float | None:
@@ -182,7 +191,8 @@ class SweepDisplay:
         per_task = _seconds_per_task(records)
         if per_task is None or not running:
             return None
-        waiting = max(0, self._n_trials - len(records)) * self._n_tasks * per_task
+        trial = self._start_up() + self._n_tasks * per_task
+        waiting = max(0, self._n_trials - len(records)) * trial
         etas = [self._eta(record) or 0.0 for record in running]
         return max(*etas, (sum(etas) + waiting) / self._side_by_side)
 

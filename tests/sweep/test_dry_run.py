@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import dump_config
+from pipeline.errors import RefusedBySystemError
+from pipeline.sweep import dry_run
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.dry_run import count_images, describe_sweep
 from pipeline.sweep.plan import SweepPlan, load_plan
@@ -74,15 +76,50 @@ def test_settings_of_a_trial_decide_its_steps(run_file):
     assert counts[1].trained == 6 * counts[0].trained and counts[1].tested == counts[0].tested
 
 
+@pytest.fixture
+def start_up_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The seconds of a launch, without one."""
+    monkeypatch.setattr(dry_run, "_start_up_seconds", lambda plan: 18.0)
+    return 18.0
+
+
+def estimate(text: str) -> float:
+    """The device-hours in the description of a sweep."""
+    return float(text.split("estimate   about ")[1].split()[0])
+
+
 @pytest.mark.parametrize("method", ["finetune", "zeroshot"])
-def test_estimate_times_every_method(run_file, method):
+def test_estimate_times_every_method(run_file, method, start_up_s):
     """must work for a method that trains nothing, too"""
     plan = plan_of(run_file, "oracle_sequence", overrides=[f"method.name={method}"])
     text = describe_sweep(plan)
-    assert "estimate   at most " in text and f"({method} " in text
-    hours = float(text.split("at most ")[1].split()[0])
-    assert hours > 0
+    assert "if no trial is stopped early" in text and f"({method} " in text
+    assert estimate(text) >= 2 * start_up_s / 3600
     assert text.startswith(plan.mark.upper()) and "scored on the test split" in text
+
+
+def test_estimate_counts_the_start_up_of_every_run(run_file, start_up_s):
+    """must count it once per trial, repetition and rank"""
+    one = describe_sweep(plan_of(run_file, "first_task"))
+    more = {"seeds": [1, 2, 3], "trials": 4, "resources": {"cpus": 2}}
+    many = describe_sweep(plan_of(run_file, "first_task", **more))
+    assert "start-up of 2 run(s), 18 s each" in one and "start-up of 12 run(s), 18 s each" in many
+    assert estimate(one) == pytest.approx(2 * start_up_s / 3600, rel=0.2)
+    assert estimate(many) == pytest.approx(12 * 2 * start_up_s / 3600, rel=0.2)
+
+
+@pytest.mark.slow
+def test_start_up_is_measured_by_a_launch(run_file):
+    assert 0.5 < dry_run._start_up_seconds(plan_of(run_file, "first_task")) < 300
+
+
+def test_launch_that_fails_is_explained(run_file, monkeypatch):
+    monkeypatch.setattr(dry_run, "launch_command", lambda *words, **options: ["/no/such/file"])
+    with pytest.raises(RefusedBySystemError, match="cannot be launched on this machine"):
+        dry_run._start_up_seconds(plan_of(run_file, "first_task"))
+    monkeypatch.setattr(dry_run, "launch_command", lambda *words, **options: ["false"])
+    with pytest.raises(RefusedBySystemError, match="ended with 1: no message; start one with"):
+        dry_run._start_up_seconds(plan_of(run_file, "first_task"))
 
 
 def test_estimate_rests_on_finished_trials_if_there_are_any(run_file):
@@ -90,4 +127,4 @@ def test_estimate_rests_on_finished_trials_if_there_are_any(run_file):
     trial = TrialRecord(number=0, parameters={}, status="finished", device_hours=1.5)
     write_record(plan.sweep.output, trial)
     text = describe_sweep(plan)
-    assert "at most 3 core-hours" in text and "rests on 1 finished trials" in text
+    assert "about 3 core-hours" in text and "rests on 1 finished trials" in text

@@ -99,12 +99,26 @@ def test_summary_of_the_sweep_is_one_line():
     # trial 3 has 30 s left and two that wait take 60 s each, one after the other
     assert last == (
         "1 running, 2 finished, 1 stopped, 2 waiting · best 50.0 % (trial 1) · 0.75 device-hours "
-        "· elapsed 0:00:10 · at most 0:02:30 left"
+        "· elapsed 0:00:10 · about 0:02:30 left"
     )
     display.update(record(4, (0.3,)))
-    assert shown(display).rstrip().endswith("at most 0:01:05 left"), "(30 + 40 + 60) / 2"
+    assert shown(display).rstrip().endswith("about 0:01:05 left"), "(30 + 40 + 60) / 2"
     display.update(record(4, (0.3,), "failed"))  # the next one is about to take its place
-    assert shown(display).rstrip().endswith("at most 0:00:45 left"), "(30 + 60) / 2"
+    assert shown(display).rstrip().endswith("about 0:00:45 left"), "(30 + 60) / 2"
+
+
+def test_time_before_the_first_task_is_counted_for_waiting_trials():
+    """must count the start-up of a trial, which is longer than its training in a small sweep"""
+    clock = Clock()
+    display = build(clock, n_trials=3, n_tasks=1)
+    display.update(record(0, ()))
+    clock.now += 50
+    display.update(record(0, (0.5,)))
+    display.update(record(0, (0.5,), "finished", device_hours=0.5))
+    display.update(record(1, ()))
+    seconds = record(0, (0.5,)).reports[0].seconds
+    assert 0 < seconds < 50
+    assert shown(display).rstrip().endswith("about 0:01:40 left"), "two trials of 50 s each"
 
 
 def test_many_trials_show_the_running_and_the_best_and_count_the_rest():
@@ -178,7 +192,7 @@ def test_file_gets_the_results_of_earlier_starts_in_a_line(caplog, monkeypatch):
     lines = lines_of(display, caplog, record(1, (0.5,)), record(1, (0.5, 0.4)))
     assert lines == [
         "earlier starts: 1 running, 1 finished, 2 waiting · best 30.0 % (trial 0) · 0.00 "
-        "device-hours · elapsed 0:00:00 · at most 0:02:40 left",
+        "device-hours · elapsed 0:00:00 · about 0:02:40 left",
         f"trial 1 task 2/3: 40.0 % ({NOTE})  eta 0:00:20",
     ]
 
