@@ -26,8 +26,9 @@ from pipeline.data.prepare.splits import SplitChoice
 from pipeline.errors import DataError
 
 _BLOCK = 512
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile limits what these decompress
-_PIECE = 4096
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_OTHER_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
+_PIECE = 1 << 16  # bytes that are decompressed at once
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,17 @@ class ZipSource:
                 else:
                     files.append((entry.filename, entry.filename))
         refuse_archived_cifar((path for path, _ in files), self.url)
-        return select_images(files, self.url, choice, left_out)
+        listing = select_images(files, self.url, choice, left_out)
+        for image in listing.images:
+            method = _open_zip(self.url).getinfo(image.location).compress_type
+            if method not in _METHODS:
+                name = _OTHER_METHODS.get(method, f"method {method}")
+                raise DataError(
+                    f"{storage.redact(self.url)}: {printable(image.location)} is compressed with "
+                    f"{name}, which cannot be read with bounded memory; "
+                    "unpack the zip and give the folder"
+                )
+        return listing
 
     def read(self, image: SourceImage) -> bytes:
         """The bytes of one member."""
@@ -83,9 +94,7 @@ class ZipSource:
         with damage_named():
             entry = archive.getinfo(image.location)
             check_size(entry.file_size)
-            if entry.compress_type in _BOUNDED:
-                return archive.read(entry)
-            # The other methods decompress everything that they are given: give them little.
+            # In pieces: a member may contain far more than it claims.
             with archive.open(entry) as member:
                 return b"".join(iter(lambda: member.read(_PIECE), b""))
 

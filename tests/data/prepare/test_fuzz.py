@@ -140,7 +140,7 @@ def image_reader(data: bytes) -> None:
 
 
 FORMATS = [
-    "tar", "zip-deflated", "zip-lzma", "zip-bzip2", "csv", "jsonl", "parquet-snappy",
+    "tar", "zip-stored", "zip-deflated", "csv", "jsonl", "parquet-snappy",
     "parquet-zstd", "cifar-pickle", "cifar-binary", "index.json", "table",
     "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF",
 ]  # fmt: skip
@@ -156,7 +156,7 @@ def reader_of(name: str, folder: Path) -> tuple[bytes, Callable[[bytes], None]]:
     if kind == "tar":
         return tar_bytes(), write_in(folder, "x.tar")
     if kind == "zip":
-        method = {"deflated": 8, "bzip2": 12, "lzma": 14}[variant]
+        method = zipfile.ZIP_STORED if variant == "stored" else zipfile.ZIP_DEFLATED
         return zip_bytes(method), write_in(folder, "x.zip")
     if kind == "parquet":
         data = parquet_bytes(variant)
