@@ -16,6 +16,8 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from pipeline.errors import WeightsError
@@ -26,11 +28,14 @@ from pipeline.model.weights_file import (
     short_reason,
     weights_format,
 )
+from pipeline.text import format_bytes
 
 log = logging.getLogger(__name__)
 
 _LOCAL = "local-dir:"
 _QUICK = "-quickgelu"
+_HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+_HUB_TIMEOUT_S = 10.0
 
 
 def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int = 0) -> FrozenClip:
@@ -50,9 +55,14 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
 
 
-def blank_clip(arch: str) -> BlankClip:
-    """A stand-in for the CLIP that ``arch`` names, without its weights; raises WeightsError."""
-    clip, tokenizer = _create(arch, "random", seed=0)
+def blank_clip(arch: str, weights: str | None = "random") -> BlankClip:
+    """A stand-in for the CLIP that ``arch`` names; ``weights`` on this disk are read and checked.
+
+    Raises:
+        WeightsError: as :func:`load_clip`.
+    """
+    is_tag = weights in open_clip.list_pretrained_tags_by_model(arch)
+    clip, tokenizer = _create(arch, "random" if is_tag else weights, seed=0)
     return BlankClip(clip, tokenizer, name=arch, device=torch.device("cpu"))
 
 
@@ -83,6 +93,42 @@ def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, Any]:
     if not is_random:
         refuse_not_finite(clip.state_dict(), str(file or weights or arch))
     return clip, tokenizer
+
+
+def weights_place(arch: str, weights: str | None) -> str:
+    """Where weights are: ``on this disk``, or the bytes that must be downloaded.
+
+    Raises:
+        WeightsError: they are not on this disk, and cannot be fetched.
+    """
+    if weights is None or weights not in open_clip.list_pretrained_tags_by_model(arch):
+        return "on this disk"
+    return _find_tag(arch, weights)
+
+
+def _find_tag(arch: str, tag: str) -> str:
+    repository, _, name = open_clip.get_pretrained_cfg(arch, tag).get("hf_hub", "").rpartition("/")
+    names = [name] if name else _HUB_FILES
+    if not repository:
+        return "to be downloaded from the publisher"
+    if any(isinstance(try_to_load_from_cache(repository, each), str) for each in names):
+        return "on this disk"
+    problem: Exception | None = None
+    for each in names:
+        try:
+            found = get_hf_file_metadata(hf_hub_url(repository, each), timeout=_HUB_TIMEOUT_S)
+            return f"{format_bytes(found.size or 0)} to download"
+        except EntryNotFoundError as error:
+            problem = problem or error
+        except Exception as error:  # of the network, of its proxy, or of the hub
+            problem = error
+            break
+    assert problem is not None
+    raise WeightsError(
+        f"model.weights: {tag!r} of {arch} is not on this disk and cannot be fetched from "
+        f"{repository}: {short_reason(problem)}; connect this machine, or download on another one "
+        "and copy its HF_HOME, or give a file"
+    ) from problem
 
 
 def _weights_file(arch: str, weights: str | None) -> Path | None:

@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.base import Method, MethodContext
 from pipeline.model.backbone import FrozenClip
-from pipeline.model.weights import blank_clip
+from pipeline.model.weights import blank_clip, weights_place
 from pipeline.tasks import Task
 from pipeline.text import format_bytes
 from pipeline.training.checked_run import Run
@@ -44,10 +44,12 @@ def format_plan(run: Run) -> str:
 
     Raises:
         ConfigError: the batches of the loader workers do not fit into shared memory.
+        WeightsError: the weights cannot be read or fetched.
         StorageError: the cache or an output cannot be written, or its disk is too full.
     """
     config, index = run.config, run.index
-    clip = blank_clip(config.model.arch)
+    arch, weights = config.model.arch, config.model.weights
+    clip = blank_clip(arch, weights)
     method = build_method(config.method, MethodContext.of(config, clip))
     plans = _plan_tasks(run, method)
     trainable = [plan.trainable for plan in plans]
@@ -57,8 +59,8 @@ def format_plan(run: Run) -> str:
     lines = [
         f"run        {config.name}: {config.method.name} on {index.url}",
         f"output     {config.output}",
-        f"frozen     {clip.n_parameters:,} parameters of {config.model.arch}, "
-        f"{config.model.weights or 'its own weights'}",
+        f"frozen     {clip.n_parameters:,} parameters of {arch}, "
+        f"{weights or 'its own weights'} ({weights_place(arch, weights)})",
         f"ranks      {run.world_size}, {per_rank} images each in passes of "
         f"{min(config.engine.micro_batch, per_rank)}",
         *_notes(config),

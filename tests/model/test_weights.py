@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import WeightsError
 from pipeline.model import weights as module
-from pipeline.model.weights import load_clip, weights_problem
+from pipeline.model.weights import blank_clip, load_clip, weights_place, weights_problem
+from pipeline.model.weights_file import read_openai, weights_format
+from tests.fuzz import inputs_per_format, mutations
 from tests.tiny import model_config, write_clip
 
 CPU = torch.device("cpu")
@@ -231,3 +233,86 @@ def test_damaged_configuration_of_a_folder_is_refused(tmp_path, content, words):
     (tmp_path / "clip" / "open_clip_config.json").write_bytes(content)
     with pytest.raises(WeightsError, match=words):
         load_clip(arch, None, device=CPU)
+
+
+TAG = ("ViT-B-32-quickgelu", "openai")
+
+
+class Found:
+    size = 345_000_000
+
+
+def answer(*outcomes: Any) -> Any:
+    """A stand-in for the hub: the outcome of each call in turn, raised if it is an error."""
+    left = list(outcomes)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return call
+
+
+MISSING = module.EntryNotFoundError("404")
+
+
+@pytest.mark.parametrize(
+    ("cached", "outcomes", "place"),
+    [
+        (["/cache/file"], [], "on this disk"),
+        ([None, None], [Found], "345.0 MB to download"),
+        ([None, None], [MISSING, Found], "345.0 MB to download"),
+        ([None, None], [OSError("no route"), Found], None),
+        ([None, None], [MISSING, MISSING], None),
+    ],
+)
+def test_weights_of_a_tag_are_found_or_refused_without_download(
+    monkeypatch, cached, outcomes, place
+):
+    monkeypatch.setattr(module, "try_to_load_from_cache", answer(*cached))
+    monkeypatch.setattr(module, "get_hf_file_metadata", answer(*outcomes))
+    if place:
+        assert weights_place(*TAG) == place
+        return
+    with pytest.raises(WeightsError, match="is not on this disk and cannot be fetched"):
+        weights_place(*TAG)
+
+
+def test_weights_of_a_file_or_folder_are_on_this_disk(tiny_arch, tmp_path):
+    assert weights_place(tiny_arch, None) == "on this disk"
+    assert weights_place("ViT-B-32", str(tmp_path / "w.pt")) == "on this disk"
+
+
+def test_dry_run_reads_the_weights_themselves(tmp_path):
+    """must refuse a weight that is not finite before any machine is asked for"""
+    arch = write_clip(tmp_path / "clip")
+    file = tmp_path / "clip" / "open_clip_model.safetensors"
+    tensors = load_file(file)
+    tensors["text_projection"][1, 1] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match="of text_projection are not finite"):
+        blank_clip(arch, None)
+    assert blank_clip(arch).n_parameters == blank_clip(arch, "random").n_parameters
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "old.pt"])
+def test_damaged_file_is_refused_or_read(named_arch, state, tmp_path, suffix):
+    """must raise nothing but a WeightsError, whatever the bytes of the file are"""
+    small = {name: value for name, value in state.items() if value.numel() < 400}
+    file = tmp_path / f"w.{suffix}"
+    if suffix == "safetensors":
+        save_file(small, file)
+    else:
+        torch.save(small, file, _use_new_zipfile_serialization=suffix == "pt")
+    refused = 0
+    for damaged in mutations(file.read_bytes(), inputs_per_format(40), seed=3):
+        file.write_bytes(damaged)
+        try:
+            weights_format(file)
+            read_openai(file, set())
+        except WeightsError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused
