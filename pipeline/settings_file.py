@@ -186,7 +186,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} holds a value, not a section")
     try:
-        node[last] = parse_yaml(text, place="")
+        # No plain text of YAML starts with @, which marks a file with a list.
+        node[last] = text if text.startswith("@") else parse_yaml(text, place="")
     except ConfigError:
         raise ConfigError(
             f"override {_show(override)}: {_show(text)} is not a YAML value"

@@ -38,6 +38,14 @@ def test_override_replaces_a_value_at_any_depth(file):
     assert config.output == "s3://bucket/a=b"  # only the first = is a separator
 
 
+def test_file_of_a_list_needs_quotes_in_yaml_and_none_in_an_override(file):
+    assert load_config(file, ["data.index=@weeks.yaml"]).data.index == "@weeks.yaml"
+    assert load_config(file, ["data.index=[a, '@weeks.yaml']"]).data.index == ["a", "@weeks.yaml"]
+    file.write_text(SMALLEST.replace("index: shards", "index: @weeks.yaml"))
+    with pytest.raises(ConfigError, match="write the value that starts with @ in quotes"):
+        load_config(file)
+
+
 def test_later_override_replaces_the_earlier(file):
     assert load_config(file, ["seed=7", "seed=8"]).seed == 8
 
