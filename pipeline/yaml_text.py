@@ -46,7 +46,8 @@ def parse_yaml(text: str, *, place: str) -> Any:
         if loader is not None:
             loader.dispose()
     short = textwrap.shorten(problem, _MAX_REASON, placeholder=" …")
-    remedy = "write the value that starts with @ in quotes" if "'@'" in short else "correct the text"
+    is_marker = "'@'" in short  # of a file with a list
+    remedy = "write the value that starts with @ in quotes" if is_marker else "correct the text"
     raise ConfigError(f"{place}: not valid YAML: {short}; {remedy}")
 
 
