@@ -22,4 +22,14 @@ def expand_path(text: str) -> str:
         raise ValueError(f"{text!r}: the environment variable {missing[0]} is not set; set it")
     if re.match(r"~[\w.-]*(/|$)", path):
         raise ValueError(f"{text!r}: there is no home folder of that user; write a full path")
+    return _checked_url(path, text)
+
+
+def _checked_url(path: str, text: str) -> str:
+    """``path``, unless it is a URL with a typing error, which would name a local folder."""
+    found = re.match(r"(s3|gs|gcs|az|abfs|abfss|http|https):(/*)([^/]?)", path)
+    if found and (found[2] != "//" or not found[3]):
+        raise ValueError(
+            f"{text!r} is not a URL of this form: {found[1]}://BUCKET/FOLDER; correct it"
+        )
     return path

@@ -275,7 +275,8 @@ def _explained(verb: str, url: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        problem = explain(error, url) if "NoSuchBucket" in codes(error) else "there is no such file"
+        is_known = verb == "write" or "NoSuchBucket" in codes(error)
+        problem = explain(error, url) if is_known else "there is no such file"
         raise StorageError(f"cannot {verb} {redact(url)}: {problem}") from error
     except RetryDeadlineExceeded as error:
         raise StorageError(

@@ -40,7 +40,11 @@ def explain(error: BaseException, url: str) -> str:
 
 def cause(error: BaseException) -> str:
     """The error as it is, on one line, without secrets, cut between two words if it is long."""
-    return shorten(scrub(f"{type(error).__name__}: {error}")).rstrip(": ")
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return shorten(scrub(text)).rstrip(": ")
 
 
 def codes(error: BaseException) -> set[str]:

@@ -41,6 +41,10 @@ def test_settings_expand_home_and_variables(path, monkeypatch):
     [
         ("$NO_SUCH_VARIABLE/a", r"the environment variable \$NO_SUCH_VARIABLE is not set"),
         ("~nobody-of-that-name/a", "no home folder of that user"),
+        ("s3://", "not a URL of this form: s3://BUCKET/FOLDER"),
+        ("s3:/bucket/a", "not a URL of this form: s3://BUCKET/FOLDER"),
+        ("s3:bucket", "not a URL of this form"),
+        ("s3:///a", "not a URL of this form"),
         ('""', "'' is blank; give a folder, a file or a URL"),
         ('"  "', "'  ' is blank"),
     ],

@@ -32,10 +32,10 @@ def check_room_for_batches(run: Run, image_size: int) -> None:
     )
 
 
-def check_room_on_disk(run: Run, trainable: int) -> None:
+def check_room_on_disk(run: Run, trainable: int = 0) -> None:
     """Check that the cache and the outputs can be written and have room; writes to no output.
 
-    ``trainable`` is the number of trainable parameters of all tasks together.
+    ``trainable`` is the number of trainable parameters of all tasks together, if it is known.
 
     Raises:
         StorageError: a folder cannot be written, or its disk is too full.

@@ -26,7 +26,7 @@ from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.writer import OutputWriter
 from pipeline.training.batches import TaskBatches
 from pipeline.training.checked_run import Run
-from pipeline.training.room import check_room_for_batches
+from pipeline.training.room import check_room_for_batches, check_room_on_disk
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         clip = load_clip(config.model.arch, config.model.weights, device=world.device)
         check_room_for_batches(run, clip.image_size)
         identity = {**expected, "backbone_sha256": clip.sha256}
+        on_main(lambda: check_room_on_disk(run))
         recovered = on_main(lambda: recover(config, identity))
         owner = Ownership(config.output)
         on_main(owner.take)
