@@ -5,16 +5,20 @@ python -m pipeline.prepare verify URL                       read the data set ag
 python -m pipeline.prepare stats  URL                       classes, counts, sizes, duplicates
 python -m pipeline.prepare copy   URL URL                   copy and verify
 
-Exit status: 0 done, 2 an error that you can correct, 130 interrupted from the keyboard.
+Exit status: 0 done, 2 an error that you can correct, 75 stopped by Ctrl-C or SIGTERM (the same
+command continues).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -29,7 +33,7 @@ from rich.progress import Progress as ProgressDisplay
 
 from pipeline.cli import build_parser, run_command
 from pipeline.data.prepare.parallel import Progress, usable_cores
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, Preempted
 from pipeline.log import setup_logging
 from pipeline.paths import expand_path
 from pipeline.text import format_bytes
@@ -76,7 +80,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _build_parser().parse_args(arguments)
     setup_logging(0)
-    return run_command(lambda: options.run(_checked(options)))
+    with _stopped_by_signals():
+        return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return options.run(_checked(options))
+    except KeyboardInterrupt:
+        raise Preempted("stopped by a signal; start the same command again to continue") from None
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the work in order, and a second one end it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt  # no handler of errors catches it on its way
+
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup, or a job in the background of a script
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _checked(options: argparse.Namespace) -> argparse.Namespace:

@@ -203,20 +203,26 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
     storing: deque[tuple[BuiltShard, Future[None]]] = deque()
 
     def finish_oldest() -> None:
-        entry, future = storing.popleft()
-        future.result()
-        work.shards.append(entry.shard)
-        work.last_key = (entry.shard.split, entry.last_key)
-        work.orientations += entry.orientations
-        _record(out_url, work)
+        try:
+            entry, future = storing.popleft()
+            future.result()
+            work.shards.append(entry.shard)
+            work.last_key = (entry.shard.split, entry.last_key)
+            work.orientations += entry.orientations
+            _record(out_url, work)
+        except BaseException:
+            storing.clear()  # no later shard may be recorded without this one
+            raise
 
     with ThreadPoolExecutor(_STORING, thread_name_prefix="store") as threads:
-        for entry in built:
-            storing.append((entry, threads.submit(_store, out_url, entry)))
-            if len(storing) > _STORING:
+        try:
+            for entry in built:
+                storing.append((entry, threads.submit(_store, out_url, entry)))
+                if len(storing) > _STORING:
+                    finish_oldest()
+        finally:  # also after an error or a signal: the same command continues after these shards
+            while storing:
                 finish_oldest()
-        while storing:
-            finish_oldest()
 
 
 def _record(out_url: str, work: _Work) -> None:

@@ -8,7 +8,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -357,13 +361,55 @@ def test_interrupted_attempt_resumes(images, tmp_path, monkeypatch, stopped_at):
     assert contents(out) == contents(str(tmp_path / "whole"))
 
 
-def test_interruption_is_reported_with_status_130(images, tmp_path, monkeypatch, capsys):
+def test_interruption_is_reported_with_status_75(images, tmp_path, monkeypatch, capsys):
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(storage, "write_atomically", interrupt)
-    assert run("shard", "--source", images, "--out", tmp_path / "out", "--jobs", 1) == 130
-    assert "error: interrupted; " in capsys.readouterr().err
+    assert run("shard", "--source", images, "--out", tmp_path / "out", "--jobs", 1) == 75
+    assert "stopped by a signal; start the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_every_process_and_the_same_command_continues(tmp_path, number):
+    source, out = tmp_path / "in", tmp_path / "out"
+    data = draw_image_file(5, size=(300, 300), kind="PNG")
+    for split, count in (("train", 300), ("test", 1)):
+        (source / split / "ant").mkdir(parents=True)
+        for row in range(count):
+            (source / split / "ant" / f"{row}.png").write_bytes(data)
+    command = [sys.executable, "-m", "pipeline.prepare", "shard", "--source", str(source)]
+    command += ["--out", str(out), "--jobs", "2", "--shard-size", "1MB", "--resize", "200"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(out.glob("train-*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output) == (75, "")
+    assert error == "error: stopped by a signal; start the same command again to continue\n"
+    deadline = time.monotonic() + 10
+    while _lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(process.pid)
+    assert write_shards(str(source), str(out), Recipe(1_000_000, 200)).resumed > 0
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group is there, other than one that has ended."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            return True
+    return False
 
 
 def test_attempt_with_another_recipe_starts_again(images, tmp_path):
