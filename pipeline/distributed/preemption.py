@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from pipeline.cli import CONTINUE, INTERRUPTED
@@ -121,6 +122,7 @@ def stop_signals_blocked() -> Iterator[None]:
     A batch system signals every process of a job. A loader process that died of the signal would
     turn an orderly stop into an error.
     """
+    resource_tracker.ensure_running()  # Python's helper unblocks signals when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
