@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -297,24 +298,31 @@ def test_start_that_was_taken_over_writes_no_snapshot(tmp_path):
 
 def error_of(world: World, arch: str, index: str, folder: Path, every_steps: int) -> str:
     """The error of a rank in a run whose snapshots cannot be written."""
-    snapshot = {"folder": str(folder / "file" / "snapshots"), "every_steps": every_steps}
+    snapshot = {"folder": str(folder / "full" / "snapshots"), "every_steps": every_steps}
+    write_atomically = storage.write_atomically
+
+    def write_or_fail(url: str, data: bytes) -> None:
+        if "full/snapshots" in url:
+            raise StorageError(f"cannot write {url}: no space")
+        write_atomically(url, data)
+
     config = build_config(
         arch, index, output=str(folder / "run"), method={"name": "finetune"}, snapshot=snapshot
     )
-    with pytest.raises(StorageError) as caught:
-        execute(check_run(config, world.world_size), world)
+    with patch.object(storage, "write_atomically", write_or_fail):
+        with pytest.raises(StorageError) as caught:
+            execute(check_run(config, world.world_size), world)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("every_steps", [2, 1000], ids=["in training", "at the end of a task"])
 def test_failed_write_ends_every_rank(tiny_arch, tiny_shards, tmp_path, every_steps):
     """must not leave the other ranks waiting for the rank that writes"""
-    (tmp_path / "file").write_text("not a folder")
     answers = run_ranks(
         error_of, 2, tiny_arch, tiny_shards, tmp_path, every_steps, collective_s=None
     )
     assert answers[0] == answers[1]
-    assert "rank 0: cannot write" in answers[0] and "file/snapshots" in answers[0]
+    assert "rank 0: cannot write" in answers[0] and "full/snapshots" in answers[0]
 
 
 def test_tensors_keep_their_type_and_shape(tmp_path):
