@@ -225,8 +225,8 @@ def test_trials_of_a_sweep_need_no_test_split(tiny_arch, without_test, tmp_path,
 
 def test_sweep_on_the_evaluation_sequence_needs_the_test_split(tiny_arch, without_test, tmp_path):
     """must fail, as otherwise the test above would prove nothing"""
-    plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, "oracle_sequence"))
     with pytest.raises((DataError, StorageError), match="test-"):
+        plan = load_plan(write_sweep(tiny_arch, without_test, tmp_path, "oracle_sequence"))
         accuracy(plan.run_config({"optim.epochs": 1}, 0, 0))
 
 
