@@ -74,6 +74,7 @@ environment: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL; FSSPEC_S3_ANON=tr
 bucket.
 """
 _MOST_SHOWN = 20
+_LARGEST_SHARD = 8 << 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -265,7 +266,10 @@ def _parse_size(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", text.strip().upper())
     if not found or not int(found[1]):
         raise ConfigError(f"--shard-size {text!r} is not a size; write 64MB or 1GiB")
-    return int(found[1]) * units[found[2] or ""]
+    size = int(found[1]) * units[found[2] or ""]
+    if size > _LARGEST_SHARD:
+        raise ConfigError(f"--shard-size {text} is more than 8GiB; a shard is built in memory")
+    return size
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -314,7 +318,7 @@ def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shard.add_argument("--splits", metavar="CHOICE", help="which splits of the source, see below")
     shard.add_argument("--test-fraction", type=float, metavar="F", help="draw a test split")
     shard.add_argument(
-        "--split-seed", type=int, default=1, metavar="N", help="of --test-fraction (default: 1)"
+        "--split-seed", type=int, metavar="N", help="of --test-fraction (default: 1)"
     )
     shard.add_argument("--strict", action="store_true", help="refuse to leave a file out")
     shard.add_argument("--overwrite", action="store_true", help="replace the data set at --out")

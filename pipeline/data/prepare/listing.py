@@ -75,7 +75,7 @@ def sort_folders(folders: Iterable[str], class_order: Sequence[str] | None = Non
 def _read_names(names_url: str, found: Sequence[str]) -> tuple[list[str], list[str]]:
     place = storage.redact(names_url)
     try:
-        entries = json.loads(storage.read_text(names_url))
+        entries = json.loads(storage.read_text(names_url).removeprefix("\ufeff"))
         names = [entry["name"] for entry in entries]
         folders = [entry["folder"] for entry in entries]
         if not all(isinstance(text, str) for text in (*names, *folders)):

@@ -92,7 +92,9 @@ class SplitChoice:
         return self.drawn_split(folder, path) if self.test_fraction else assigned
 
 
-def parse_choice(splits: str | None, test_fraction: float | None, seed: int) -> SplitChoice:
+def parse_choice(
+    splits: str | None, test_fraction: float | None, split_seed: int | None
+) -> SplitChoice:
     """The options as the command line gives them; ``train,test`` or ``train=a,test=b+c``.
 
     Raises:
@@ -101,6 +103,9 @@ def parse_choice(splits: str | None, test_fraction: float | None, seed: int) -> 
     fraction = test_fraction or 0.0
     if test_fraction is not None and not 0 < fraction < 1:
         raise ConfigError(f"--test-fraction {test_fraction} is not between 0 and 1, such as 0.2")
+    if split_seed is not None and test_fraction is None:
+        raise ConfigError("--split-seed needs --test-fraction, whose split it draws; give both")
+    seed = 1 if split_seed is None else split_seed
     if splits is None:
         return SplitChoice(None, fraction, seed)
     chosen: dict[str, str] = {}

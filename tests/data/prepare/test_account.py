@@ -314,6 +314,7 @@ def test_test_fraction_never_replaces_a_test_split(tmp_path, capsys):
     assert sum(counts(tmp_path / "out")["train"].values()) < 40
     for bad in (0, 1, -3, "nan"):
         assert shard(source, tmp_path / "x", "--test-fraction", bad) == 2
+    assert shard(source, tmp_path / "x", "--split-seed", 3) == 2
 
 
 # The target

@@ -325,7 +325,9 @@ def test_bad_images_are_left_out_with_the_option(tmp_path, capsys):
     assert "train/ant/p.3.jpg cannot be decoded" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--shard-size", "big"], ["--resize", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--shard-size", "big"], ["--shard-size", "9TB"], ["--resize", "0"]]
+)
 def test_bad_option_is_explained(images, tmp_path, capsys, options):
     assert run("shard", "--source", images, "--out", tmp_path, *options) == 2
     assert options[0] in capsys.readouterr().err
