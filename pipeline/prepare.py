@@ -263,7 +263,7 @@ def _progress_display(what: str) -> Iterator[Progress]:
 def _parse_size(text: str) -> int:
     """Bytes from ``64MB``, ``1GiB`` or a plain number."""
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-    found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,18})\s*([KMG]I?)?B?", text.strip().upper())
     if not found or not int(found[1]):
         raise ConfigError(f"--shard-size {text!r} is not a size; write 64MB or 1GiB")
     size = int(found[1]) * units[found[2] or ""]
