@@ -43,6 +43,7 @@ def check_run(config: Config, world_size: int) -> Run:
     options, method = parse_options(config.method), find_method(config.method.name)
     _check_transform(config, method.inputs_of(options))
     _check_order_seed(config)
+    _check_budgets(config)
     problem = layout_problem(config, world_size) or weights_problem(
         config.model.arch, config.model.weights
     )
@@ -135,6 +136,22 @@ def _check_order_seed(config: Config) -> None:
             f"tasks.order_seed is {settings.order_seed} and tasks.class_order is {order}, which "
             "no seed changes; set tasks.class_order=lamda, or remove tasks.order_seed"
         )
+
+
+def _check_budgets(config: Config) -> None:
+    """A budget of tolerated errors must not be given where the first error ends the run."""
+    settings = config.model_dump()
+    for section, budget, rule in (
+        ("data", "bad_sample_budget", "on_bad_sample"),
+        ("optim", "nonfinite_loss_budget", "on_nonfinite_loss"),
+    ):
+        given = settings[section]
+        if given[budget] and given[rule] == "fail":
+            raise ConfigError(
+                f"{section}.{budget} is {given[budget]} and {section}.{rule} is 'fail', which ends "
+                f"the run at the first one; set {section}.{rule}=skip, or remove "
+                f"{section}.{budget}"
+            )
 
 
 def _check_a_task_is_reported(config: Config, tasks: tuple[Task, ...]) -> None:

@@ -112,6 +112,21 @@ def test_seed_of_an_order_without_a_seed_is_refused(tiny_arch, tmp_path, order):
     assert check(tiny_arch, index, tasks={"class_order": "lamda", "order_seed": 7})
 
 
+@pytest.mark.parametrize(
+    ("section", "budget", "rule"),
+    [
+        ("data", "bad_sample_budget", "on_bad_sample"),
+        ("optim", "nonfinite_loss_budget", "on_nonfinite_loss"),
+    ],
+)
+def test_budget_that_nothing_uses_is_refused(tiny_arch, tmp_path, section, budget, rule):
+    index = write_index(tmp_path, ["ant", "bee"])
+    words = f"{section}.{budget} is 3 and {section}.{rule} is 'fail', .*; set {section}.{rule}=skip"
+    with pytest.raises(ConfigError, match=words):
+        check(tiny_arch, index, **{section: {budget: 3}})
+    assert check(tiny_arch, index, **{section: {budget: 3, rule: "skip"}})
+
+
 NO_OTHER_TERM = {"text_to_image": {"weight": 0}, "diversity": {"form": "none"}}
 
 
