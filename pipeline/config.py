@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.paths import expand_path
+from pipeline.paths import expand_architecture, expand_path
 from pipeline.settings_file import Section, dump_section, load_section
 from pipeline.storage import is_local
 
@@ -21,6 +21,7 @@ _LOCAL = "local-dir:"  # before the folder of a model
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # A folder, a file or a URL; `~` and `$VARIABLE` stand for their values.
 PathText = Annotated[str, AfterValidator(expand_path)]
+ArchText = Annotated[str, AfterValidator(expand_architecture)]
 # The same, expanded on each machine that uses it.
 NodePathText = Annotated[str, AfterValidator(lambda text: text if expand_path(text) else "")]
 
@@ -66,8 +67,8 @@ class TasksConfig(Section):
 class ModelConfig(Section):
     """The frozen CLIP."""
 
-    arch: str  # a name of open_clip, or local-dir:FOLDER
-    weights: str | None = None  # pretrained tag, file or 'random'; None for local-dir:
+    arch: ArchText  # a name of open_clip, or local-dir:FOLDER
+    weights: PathText | None = None  # pretrained tag, file or 'random'; None for local-dir:
 
 
 class TextConfig(Section):

@@ -25,6 +25,16 @@ def expand_path(text: str) -> str:
     return _checked_url(path, text)
 
 
+def expand_architecture(text: str) -> str:
+    """A name of open_clip as it is; the folder after ``local-dir:`` expanded.
+
+    Raises:
+        ValueError: the folder is blank, or it names a variable or a user that does not exist.
+    """
+    marker, found, folder = text.partition("local-dir:")
+    return f"{found}{expand_path(folder)}" if found and not marker else text
+
+
 def _checked_url(path: str, text: str) -> str:
     """``path``, unless it is a URL with a typing error, which would name a local folder."""
     found = re.match(r"(s3|gs|gcs|az|abfs|abfss|http|https):(/*)([^/]?)", path)

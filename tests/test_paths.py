@@ -10,6 +10,7 @@ import pytest
 from pipeline.config import dump_config, load_config
 from pipeline.errors import ConfigError
 from pipeline.paths import expand_path
+from pipeline.sweep.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -65,6 +66,26 @@ def test_expanded_settings_are_read_back_as_they_are(tmp_path, monkeypatch):
     config = load_config(DEMO, ["output=$SCRATCH_OF_TEST/a"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_model_files_are_expanded(monkeypatch):
+    monkeypatch.setenv("MODELS", "/models")
+    config = load_config(DEMO, ["model={arch: 'local-dir:$MODELS/a', weights: ~/b.pt}"])
+    assert config.model.arch == "local-dir:/models/a"
+    assert config.model.weights == f"{Path.home()}/b.pt"
+    plain = load_config(DEMO, ["model={arch: ViT-B-16, weights: openai}"])
+    assert (plain.model.arch, plain.model.weights) == ("ViT-B-16", "openai")
+    with pytest.raises(ConfigError, match=r"model.arch: .*\$NO_SUCH_VARIABLE is not set"):
+        load_config(DEMO, ["model.arch=local-dir:$NO_SUCH_VARIABLE/a"])
+
+
+@pytest.mark.parametrize("name", ["output", "run"])
+def test_settings_of_a_sweep_are_expanded(monkeypatch, name):
+    monkeypatch.setenv("MODELS", "/models")
+    tune = ROOT / "configs" / "tune_demo.yaml"
+    assert getattr(load_sweep(tune, [f"{name}=$MODELS/a"]), name) == "/models/a"
+    with pytest.raises(ConfigError, match=f"{name}: '' is blank"):
+        load_sweep(tune, [f"{name}=''"])
 
 
 def test_plain_paths_stay_as_they_are():

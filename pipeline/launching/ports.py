@@ -25,7 +25,9 @@ def reserved_port() -> Iterator[int]:
     Raises:
         RefusedBySystemError: no port is free, or none of those that were tried can be bound.
     """
-    for port in random.SystemRandom().sample(_PORTS, _TRIES):
+    draw = random.SystemRandom()
+    for _ in range(_TRIES):
+        port = draw.choice(_PORTS)
         lock = open(private_folder("ports") / str(port), "w")
         with contextlib.suppress(OSError), socket.socket() as probe:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +36,7 @@ def reserved_port() -> Iterator[int]:
         lock.close()
     else:
         raise RefusedBySystemError(
-            f"none of {_TRIES} TCP ports from {_PORTS[0]} to {_PORTS[-1]} is free on this host; "
+            f"none of {_TRIES} random TCP ports from {_PORTS[0]} to {_PORTS[-1]} is free on this host; "
             "end runs that are not needed, or allow programs to listen on these ports"
         )
     with lock:  # closing it, or the end of this process, gives the port back

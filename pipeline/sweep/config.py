@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Protocol
+from pipeline.config import PathText, Protocol
 from pipeline.settings_file import Section, load_section
 
 Metric = Literal["average_incremental_accuracy", "last_accuracy"]
@@ -54,8 +54,8 @@ class SweepConfig(Section):
     """One sweep."""
 
     name: str = "sweep"
-    output: str = Field("runs/sweep", min_length=1)  # folder or URL; with every trial in it
-    run: str  # configuration file of the run that is varied
+    output: PathText = "runs/sweep"  # folder or URL; with every trial in it
+    run: PathText  # configuration file of the run that is varied
     overrides: list[str] = []  # of that file: key=value
     space: dict[str, Any] = Field(min_length=1)  # by dotted key of a run's settings
     trials: int = Field(20, gt=0)  # number of configurations
@@ -64,7 +64,7 @@ class SweepConfig(Section):
     class_orders: list[int] | None = Field(None, min_length=1)  # … and over these order seeds
     protocol: Protocol = "first_k_tasks"
     k: int = Field(3, gt=0)  # tasks of first_k_tasks
-    report: str | None = None  # transfer only: configuration file of the run that is reported
+    report: PathText | None = None  # transfer only: configuration file of the run that is reported
     exclude_from_report: bool = True  # leave the tasks of the trials out of the reported figures
     validation_fraction: float = Field(0.2, gt=0, lt=1)  # of training images, by hash of the key
     sampler: SamplerSettings = SamplerSettings()

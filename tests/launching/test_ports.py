@@ -24,6 +24,6 @@ def test_host_without_a_free_port_is_refused_in_one_sentence(monkeypatch):
         port = taken.getsockname()[1]
         monkeypatch.setattr(ports, "_PORTS", range(port, port + 1))
         monkeypatch.setattr(ports, "_TRIES", 1)
-        with pytest.raises(RefusedBySystemError, match="none of 1 TCP ports .* is free"):
+        with pytest.raises(RefusedBySystemError, match="none of 1 random TCP ports .* is free"):
             with ports.reserved_port():
                 pass
