@@ -208,6 +208,8 @@ def _run_stats(options: argparse.Namespace) -> int:
 
 def _run_copy(options: argparse.Namespace) -> int:
     from pipeline import storage
+    from pipeline.data.index import read_index
+    from pipeline.data.prepare.audit import unknown_files
     from pipeline.data.prepare.copying import copy_data_set
 
     with _progress_display("files") as progress:
@@ -217,6 +219,9 @@ def _run_copy(options: argparse.Namespace) -> int:
     size = sum(shard.bytes for shard in index.shards)
     place = storage.redact(options.target)
     print(f"{place}: {len(index.shards)} shards, {format_bytes(size)}, verified")
+    if strays := unknown_files(read_index(options.source)):
+        print(f"left out {len(strays):,} files that the index does not name:")
+        _print_lines(strays)
     return 0
 
 

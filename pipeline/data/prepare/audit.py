@@ -56,12 +56,16 @@ def find_faults(
     for done, faults in enumerate(map_in_order(_shard_faults, work, jobs=jobs), start=1):
         yield from faults
         progress(done, len(work))
+    for place in unknown_files(index):
+        yield f"{place}: does not belong to the data set"
+
+
+def unknown_files(index: ShardIndex) -> list[str]:
+    """The places of files in the folder of the data set that its index does not name."""
     known = {INDEX_NAME}
     known.update(name for shard in index.shards for name in (shard.name, shard.table_name))
-    for url in storage.list_files(index.url):
-        name = url.rpartition("/")[2]
-        if name not in known:
-            yield f"{storage.redact(url)}: does not belong to the data set"
+    files = storage.list_files(index.url)
+    return [storage.redact(url) for url in files if url.rpartition("/")[2] not in known]
 
 
 def gather_statistics(index: ShardIndex) -> Statistics:
