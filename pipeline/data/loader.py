@@ -7,6 +7,7 @@ answer in time ends the stream with an error that gives the reason.
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import os
@@ -116,6 +117,8 @@ class Loader:
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:  # the last two from a broken connection
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise DataError(_no_room()) from error
             if not self._has_dead_worker():
                 raise
             raise DataError(_late(limit_s) if self._is_late else self._death()) from error
@@ -168,6 +171,14 @@ def _late(limit_s: float) -> str:
         f"the loader workers gave no batch within {limit_s:g} s (engine.timeout_s); {full}"
         "look for their errors in the log above; enlarge that folder (docker run --shm-size=8g), "
         "set data.workers=0, or raise engine.timeout_s if the storage is slow"
+    )
+
+
+def _no_room() -> str:
+    """The error for loader workers that cannot be started."""
+    return (
+        f"{SHARED_MEMORY} has no room for the queues of the loader workers; set data.workers=0, or "
+        "enlarge it (docker run --shm-size=8g)"
     )
 
 

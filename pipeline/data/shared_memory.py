@@ -15,6 +15,7 @@ from pipeline.text import format_bytes
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_PER_WORKER = 2  # that a loader worker makes ahead
 _PAGE = 4096
+_QUEUES = 1 << 16  # bytes for the locks of one worker's queues, with a margin
 
 
 def check_shared_memory(
@@ -38,14 +39,16 @@ def check_shared_memory(
         return
     batch = -(-batch_images * 3 * image_size**2 // _PAGE) * _PAGE
     batches = ranks * (workers * BATCHES_PER_WORKER + 1)  # and the one that the rank uses
-    if batches * batch <= room:
+    needed = batches * batch + ranks * workers * _QUEUES
+    if needed <= room:
         return
     raise ConfigError(
         f"{folder} has {format_bytes(room)} free, and the loader workers need "
-        f"{format_bytes(batches * batch)}: {ranks} ranks × ({workers} workers × "
+        f"{format_bytes(needed)}: {ranks} ranks × ({workers} workers × "
         f"{BATCHES_PER_WORKER} + 1) batches × {batch_images} images of 3 × {image_size} × "
-        f"{image_size} bytes; set data.workers=0, lower data.workers or data.eval_batch, or give "
-        "the container more, e.g. docker run --shm-size=8g or --ipc=host"
+        f"{image_size} bytes, and {format_bytes(_QUEUES)} per worker; set data.workers=0, lower "
+        "data.workers or data.eval_batch, or give the container more, e.g. docker run "
+        "--shm-size=8g or --ipc=host"
     )
 
 
