@@ -33,7 +33,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
-from pipeline.config import dump_config
+from pipeline.config import dump_config, with_absolute_paths
 from pipeline.distributed.preemption import StopRequest
 from pipeline.errors import ConfigError, SweepFailedError
 from pipeline.output.ownership import Ownership
@@ -45,6 +45,7 @@ from pipeline.sweep.recorder import StopAfterGrace, TrialRecorder
 from pipeline.sweep.searcher import Proposer, TrialSearcher
 from pipeline.sweep.space import Parameters
 from pipeline.sweep.trial_table import TrialRecord, TrialTable, best
+from pipeline.training.checked_run import with_all_options
 
 _SETTINGS = "sweep.json"
 
@@ -140,7 +141,8 @@ def conclude(plan: SweepPlan, table: TrialTable) -> TrialRecord:
         raise SweepFailedError(
             f"none of {len(table.records)} trials finished; {count} of them: {reason}"
         )
-    text = dump_config(plan.best_config(winner, table.records))
+    best_run = with_all_options(plan.best_config(winner, table.records))
+    text = dump_config(with_absolute_paths(best_run))
     mark = f"# {plan.mark}\n" if plan.mark else ""
     url = storage.join(plan.sweep.output, BEST)
     storage.write_atomically(url, f"{mark}{text}".encode())
