@@ -60,6 +60,14 @@ def test_interrupt_from_the_keyboard_is_one_line_and_status_130(capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_interrupt_names_the_option_that_continues(capsys):
+    """must not advise a command that is then refused, as a sweep would without --resume"""
+    from pipeline.tune import _CONTINUE
+
+    run_command(lambda: raising(KeyboardInterrupt()), how_to_continue=_CONTINUE)
+    assert "start the same command again with --resume to continue" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("error", "shown"), [(ConfigError, ""), (LostRankError, "error: x\n")])
 def test_rank_that_must_not_speak_keeps_its_status(capsys, error, shown):
     status = run_command(

@@ -36,8 +36,8 @@ def reserved_port() -> Iterator[int]:
         lock.close()
     else:
         raise RefusedBySystemError(
-            f"none of {_TRIES} random TCP ports from {_PORTS[0]} to {_PORTS[-1]} is free on this host; "
-            "end runs that are not needed, or allow programs to listen on these ports"
+            f"none of {_TRIES} random TCP ports from {_PORTS[0]} to {_PORTS[-1]} is free on this "
+            "host; end runs that are not needed, or allow programs to listen on these ports"
         )
     with lock:  # closing it, or the end of this process, gives the port back
         yield port

@@ -395,6 +395,14 @@ def test_signal_is_noted_and_nothing_else_happens(request_of_this_process, numbe
     assert Preempted.exit_status == 75
 
 
+def test_request_names_the_option_that_continues(request_of_this_process):
+    stop = StopRequest(how_to_continue="start it with --resume")
+    stop.listen()
+    signal.raise_signal(signal.SIGUSR2)
+    with pytest.raises(Preempted, match="stopped by SIGUSR2; start it with --resume"):
+        stop.raise_if_requested()
+
+
 def test_children_of_the_block_ignore_stop_signals(request_of_this_process):
     """must survive signals to the entire job, while this process still gets them"""
     words = [sys.executable, "-c", "print('up', flush=True); input(); print('down')"]
