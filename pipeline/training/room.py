@@ -62,7 +62,9 @@ def _check_output(setting: str, url: str, needed: int) -> None:
     folder = Path(storage.local_path(url))
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise StorageError(f"{setting}: {there} is a file; choose another folder")
+        raise StorageError(
+            f"{setting}: {url} cannot be a folder: {there} is a file; choose another folder"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(
             f"{setting}: {there} cannot be written by this user; change its permissions, or "
