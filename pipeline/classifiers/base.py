@@ -104,7 +104,7 @@ class Classifier(nn.Module):
         return None
 
     def end_task(self, task: Task) -> None:
-        """Compute what :meth:`logits` needs from the state; also called after a restore."""
+        """Prepare :meth:`logits` from the state; also called after a restore."""
 
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC``; each image's scores depend on that image alone."""

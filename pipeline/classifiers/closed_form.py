@@ -1,4 +1,4 @@
-"""What closed-form classifiers share: sums over the vectors of each class.
+"""The common part of closed-form classifiers: sums over the vectors of each class.
 
 Axes: B images · C classes of a task · F width of the vectors.
 """

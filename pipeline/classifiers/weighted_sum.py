@@ -112,13 +112,13 @@ class WeightedSum(Classifier):
         return build(self.options.first, self.context), build(self.options.second, self.context)
 
     def _end(self, parts: tuple[Classifier, Classifier]) -> tuple[Classifier, Classifier]:
-        assert self._task is not None, "no task has begun"
+        assert self._task is not None, "no task was started"
         for part in parts:
             part.end_task(self._task)
         return parts
 
     def _choose_weight(self, images: EmbeddedImages) -> float:
-        assert self._task is not None, "no task has begun"
+        assert self._task is not None, "no task was started"
         kept, held = split_off(images)
         parts = self._build()
         for part in parts:

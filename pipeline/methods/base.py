@@ -119,7 +119,7 @@ def class_prompts(text: TextConfig, name: str) -> list[str]:
 
 
 class Method(nn.Module):
-    """One continual-learning rule: what is trained, and what changes between tasks.
+    """One continual-learning rule: the tensors that each task trains, and the change between tasks.
 
     After :meth:`begin_task` the parameters that require a gradient are trained. Buffers may change
     in any task. Every other tensor stays bit-equal. Each task stores the tensors that are new or
@@ -193,7 +193,7 @@ class Method(nn.Module):
         return self.classifier.fits
 
     def begin_task(self, task: Task) -> None:
-        """Prepare for ``task``: extend the label space, choose what is trained."""
+        """Prepare for ``task``: extend the label space, choose the trained tensors."""
         self.task = task
         if self.anchors is not None:
             self.anchors.begin_task(task)

@@ -99,11 +99,6 @@ class FrozenClip:
         return int(self._visual.transformer.width)
 
     @property
-    def text_width(self) -> int:
-        """W, the width of the text tower's tokens."""
-        return int(self._text.transformer.width)
-
-    @property
     def joint_width(self) -> int:
         """E, the width of the space in which images and texts are compared."""
         return int(self._visual.output_dim)

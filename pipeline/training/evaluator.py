@@ -1,4 +1,4 @@
-"""The test of all tasks seen so far, and what the embeddings look like.
+"""The test of all tasks seen so far, with diagnostics of the embeddings.
 
 Axes: C classes · E embedding width.
 """

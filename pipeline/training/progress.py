@@ -65,7 +65,7 @@ class StepClock:
 class Display:
     """Progress over all tasks; nothing is shown on ranks other than 0.
 
-    ``note`` is what a reader of the accuracies must know.
+    ``note`` is a warning to the reader of the accuracies.
     """
 
     def __init__(

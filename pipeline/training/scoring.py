@@ -1,4 +1,4 @@
-"""Exact accuracy over all ranks, and what the embeddings look like.
+"""Exact accuracy over all ranks, and diagnostics of the embeddings.
 
 Axes: B images · C classes seen so far · E joint width.
 """

@@ -213,7 +213,7 @@ class Trainer:
                 yield epoch, batch
 
     def _end(self, task: Task, progress: TaskProgress, changes: TaskChanges) -> None:
-        """Consolidate ``task``, check that nothing else has changed, write what was learned."""
+        """Consolidate ``task``, check that nothing else has changed, write the learned tensors."""
         self._method.eval()
         self._fit("end", task, progress)
         seed_torch("end of task", self._config.seed, task.index)

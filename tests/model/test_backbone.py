@@ -45,7 +45,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_every_width_comes_from_the_model(clip):
-    assert (clip.vision_width, clip.text_width) == (VISION_WIDTH, TEXT_WIDTH)
+    assert (clip.vision_width, clip._text.transformer.width) == (VISION_WIDTH, TEXT_WIDTH)
     assert (clip.joint_width, clip.image_size) == (JOINT_WIDTH, IMAGE_SIZE)
     assert (clip.vision_layers, clip.text_layers) == (VISION_LAYERS, TEXT_LAYERS)
     assert (clip.image_tokens, clip.context_length) == (10, CONTEXT_LENGTH)
@@ -302,7 +302,7 @@ def on_meta(name: str) -> FrozenClip:
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_take_prompts_of_their_own_widths(name):
     clip = on_meta(name)
-    widths = (clip.vision_width, clip.text_width, clip.joint_width)
+    widths = (clip.vision_width, clip._text.transformer.width, clip.joint_width)
     layers = (clip.vision_layers, clip.text_layers)
     assert (*widths, *layers, clip.image_tokens, clip.image_size) == REAL[name]
     shape = (2, 3, clip.image_size, clip.image_size)
@@ -311,7 +311,7 @@ def test_real_models_take_prompts_of_their_own_widths(name):
     pooled_BV, joint_BE = clip.encode_image(image_BCHW, prompt_DBLV)
     assert pooled_BV.shape == (2, clip.vision_width) and joint_BE.shape == (2, clip.joint_width)
     token_CN = torch.zeros(3, 9, dtype=torch.long, device="meta")
-    context_DLW = torch.zeros(2, 4, clip.text_width, device="meta")
+    context_DLW = torch.zeros(2, 4, clip._text.transformer.width, device="meta")
     text_CE = clip.encode_text(PromptTokens(token_CN, token_CN[:, 0]), context_DLW)
     assert text_CE.shape == (3, clip.joint_width)
 

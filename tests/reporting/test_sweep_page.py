@@ -80,10 +80,10 @@ def build_records() -> list[TrialRecord]:
 def test_every_trial_is_in_the_table_and_in_the_pictures():
     found = ParsedPage(render_report(build_plan(), build_records()))
     assert found.items("tr") == {str(number): 1 for number in range(6)}
-    pictures = found.items("g")
-    assert pictures.keys() == {str(number) for number in range(6)}
-    # in the parallel coordinates, in the curves if it has reported, in a picture per parameter
-    assert pictures == {"0": 4, "1": 5, "2": 4, "3": 4, "4": 4, "5": 5}
+    marks = found.items("g")
+    assert marks.keys() == {str(number) for number in range(6)}
+    # in the parallel coordinates, in the curves if it has reported, in a chart per parameter
+    assert marks == {"0": 4, "1": 5, "2": 4, "3": 4, "4": 4, "5": 5}
 
 
 def rows(found: str) -> list[list[str]]:

@@ -52,7 +52,7 @@ def test_braces_of_a_name_are_taken_as_they_are():
 
 
 def write_index(folder: Path, train: list[int], test: list[int]) -> str:
-    """An index with so many pictures per class and split, without the pictures."""
+    """An index with so many images per class and split, without the images."""
     shards = [
         Shard(f"{split}.tar", split, sum(counts), 1, "", "", tuple(
             Segment(label, count, 0, 1, "") for label, count in enumerate(counts) if count
@@ -79,7 +79,7 @@ def test_class_without_pictures_is_told_before_training(tiny_arch, tmp_path, tra
     with pytest.raises(ConfigError, match=words):
         check_run(build_config(tiny_arch, index, tasks=tasks), 1)
     seen = check_run(build_config(tiny_arch, index, tasks=tasks | {"limit": 1}), 1)
-    assert len(seen.tasks) == 1  # a class that is not learned needs no picture
+    assert len(seen.tasks) == 1  # a class that is not learned needs no image
 
 
 def test_plan_of_a_validation_run_leaves_the_held_out_images_out(tiny_arch, tiny_shards):

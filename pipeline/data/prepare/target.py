@@ -1,4 +1,4 @@
-"""The folder that receives a data set: what an earlier attempt left in it."""
+"""The folder that receives a data set, and the remains of an earlier attempt in it."""
 
 from __future__ import annotations
 
