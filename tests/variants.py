@@ -90,6 +90,8 @@ LEARNING = [
     and label != "ranpac without prompts"
     or label == "linear layer"
 ]
+# The others among them train nothing after the first task.
+EVERY_TASK = [label for label in LEARNING if label != "ranpac"]
 
 
 def build_variant(label: str, clip, *, seed: int = 1, ensemble: bool = False) -> Method:

@@ -122,9 +122,11 @@ def stop_signals_blocked() -> Iterator[None]:
     A batch system signals every process of a job. A loader process that died of the signal would
     turn an orderly stop into an error.
     """
-    resource_tracker.ensure_running()  # Python's helper unblocks signals when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        # Python's helper process must not hear the signals either; its start unblocks some here.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

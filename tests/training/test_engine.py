@@ -25,7 +25,7 @@ from pipeline.training.engine import Engine, deepspeed_config, layout_problem
 from pipeline.training.schedule import learning_rate_factor
 from tests.ranks import run_ranks
 from tests.tiny import build_config, build_context, draw_batch, tiny_tasks
-from tests.variants import LEARNING, build_variant
+from tests.variants import EVERY_TASK, build_variant
 
 FIRST, SECOND, _ = tiny_tasks()
 GLOBAL_BATCH = 8
@@ -97,14 +97,14 @@ def engine_of(method: Method, config: Config, world: World, n_steps: int) -> Ite
 def first_steps(world: World, arch: str, sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For each variant what :func:`take_steps_in` tells of one step."""
     clip, config = load_clip(arch, None, device=world.device), configure(**sections)
-    return {label: take_steps_in(world, clip, label, config, 1) for label in LEARNING}
+    return {label: take_steps_in(world, clip, label, config, 1) for label in EVERY_TASK}
 
 
 @pytest.fixture(scope="module")
 def plain_gradients(tiny_clip: FrozenClip) -> dict[str, dict[str, Any]]:
     """For each variant the loss of a batch and its gradients, in one graph."""
     answer = {}
-    for label in LEARNING:
+    for label in EVERY_TASK:
         method = second_task(label, tiny_clip)
         loss = method(*share_of(ALONE, method, tiny_clip, 0)).total
         loss.backward()
@@ -193,7 +193,7 @@ def test_every_layout_learns_the_same(alone, tiny_arch):
 
 
 def steps_in_parts(world: World, arch: str, layouts: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {label: take_steps(world, arch, label, layouts, 4) for label in LEARNING}
+    return {label: take_steps(world, arch, label, layouts, 4) for label in EVERY_TASK}
 
 
 def test_same_parts_give_the_same_bits_on_any_number_of_ranks(tiny_arch):
@@ -209,7 +209,7 @@ def test_same_parts_give_the_same_bits_on_any_number_of_ranks(tiny_arch):
     (expected,) = run_ranks(steps_in_parts, 1, tiny_arch, layouts)
     for world_size in (2, 4):
         for answer in run_ranks(steps_in_parts, world_size, tiny_arch, layouts):
-            for label, layout in product(LEARNING, range(len(layouts))):
+            for label, layout in product(EVERY_TASK, range(len(layouts))):
                 found, wanted = answer[label][layout], expected[label][layout]
                 assert found["losses"] == wanted["losses"], (label, world_size, layout)
                 for name, value in wanted["learned"].items():
