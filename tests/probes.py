@@ -26,42 +26,29 @@ from pipeline.rng import torch_stream
 from pipeline.tasks import Task
 
 
-class ClassMeans(Classifier):
-    """Cosine with the mean embedding of each class (SimpleCIL)."""
+class Ridge(Classifier):
+    """Ridge regression of the one-hot labels, from class sums and a Gram matrix."""
+
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
+        super().__init__(context, options)
+        width = context.embedding_width
+        self.sums = nn.ParameterList()
+        self.register_buffer("gram_EE", torch.zeros(width, width, dtype=torch.float64))
 
     @property
     def fits(self) -> frozenset[Moment]:
         return frozenset({"end"})
 
-    def __init__(self, context: ClassifierContext, options: Any) -> None:
-        super().__init__(context, options)
-        self.sums = nn.ParameterList()
+    def begin_task(self, task: Task) -> None:
+        self.first, shape = task.first, (len(task.labels), len(self.gram_EE))
+        self.sums.append(nn.Parameter(torch.zeros(shape).double(), requires_grad=False))
 
     def fit(self, moment: Moment, images: EmbeddedImages) -> None:
         for embedded, label_B in images:
+            rows_BE = embedded.embedding_BE.double()
             one_hot_BC = nn.functional.one_hot(label_B - self.first, len(self.sums[-1]))
-            self.sums[-1] += one_hot_BC.T.double() @ embedded.embedding_BE.double()
-
-    def begin_task(self, task: Task) -> None:
-        self.first, shape = task.first, (len(task.labels), self.context.embedding_width)
-        self.sums.append(nn.Parameter(torch.zeros(shape).double(), requires_grad=False))
-
-    def logits(self, embedded: Embedded) -> Tensor:
-        return embedded.embedding_BE.double() @ unit(torch.cat([*self.sums])).T
-
-
-class Ridge(ClassMeans):
-    """Ridge regression of the one-hot labels: its targets are the sums of class means."""
-
-    def __init__(self, context: ClassifierContext, options: Any) -> None:
-        super().__init__(context, options)
-        width = context.embedding_width
-        self.register_buffer("gram_EE", torch.zeros(width, width, dtype=torch.float64))
-
-    def fit(self, moment: Moment, images: EmbeddedImages) -> None:
-        super().fit(moment, images)
-        for embedded, _ in images:
-            self.gram_EE += embedded.embedding_BE.double().T @ embedded.embedding_BE.double()
+            self.sums[-1] += one_hot_BC.T.double() @ rows_BE
+            self.gram_EE += rows_BE.T @ rows_BE
 
     def end_task(self, task: Task) -> None:
         penalty_EE = torch.eye(len(self.gram_EE), dtype=torch.float64)

@@ -51,7 +51,7 @@ _add(
     diversity={"form": "relation_matching", "weight": 3.0},
 )
 
-_add("class means", "zeroshot", classifier={"name": "tests.probes:ClassMeans"})
+_add("class means", "zeroshot", classifier={"name": "class_means"})
 _add("ridge", "zeroshot", classifier={"name": "tests.probes:Ridge"})
 _add(
     "ridge on tuned prompts",
