@@ -53,6 +53,8 @@ class FrozenFeatures:
         Raises:
             DataError: a class has no usable sample left.
         """
+        if bool(torch.isin(sample_B, self.sample_S).all()):
+            return sample_B
         known = set(self.sample_S.tolist())
         return torch.tensor(
             [n if n in known else self._replacement(n, selection, known) for n in sample_B.tolist()]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.text import format_clock
+from pipeline.text import format_clock, shows_live_display
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Display:
 
     def __enter__(self) -> Display:
         console = Console(stderr=True)
-        if self._shown and console.is_terminal and not console.is_dumb_terminal:
+        if self._shown and shows_live_display(console):
             self._live = Live(Group(self._table, self._bar), console=console, refresh_per_second=4)
             self._live.start()
         return self
