@@ -40,6 +40,8 @@ MAY_IMPORT = {
         "reporting": "base output sweep",
         "commands": "base distributed data data.prepare output training launching sweep reporting",
         "demo": "base data.prepare launching reporting commands",
+        "bench": "base distributed data data.prepare model classifiers methods output training "
+        "launching",
     }.items()
 }
 

@@ -35,12 +35,12 @@ def build_manifest(
         "identity": identity,
         "protocol": protocol_of(settings, identity["tasks"], identity["backbone_sha256"]),
         "packages": {name: version(name) for name in _PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "world_size": ranks,
     }
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of this package's checkout, with ``+`` if files were changed; None outside one."""
     here = Path(__file__).resolve().parent
 

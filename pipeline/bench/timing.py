@@ -1,0 +1,96 @@
+"""Wall times of pieces of work that are measured in turn, and the figures made of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from pipeline.bench.settings import BenchSizes
+
+
+class NotMeasured(Exception):
+    """A benchmark cannot be measured on this machine; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value: the median of the repeats, and their lowest and highest value."""
+
+    name: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    repeats: int
+    target: str = ""  # for the reader: nothing depends on it
+
+    @classmethod
+    def of(cls, name: str, values: tuple[float, ...], unit: str, target: str = "") -> Figure:
+        """The figure of one value per repeat."""
+        return cls(name, unit, median(values), min(values), max(values), len(values), target)
+
+    @classmethod
+    def counted(cls, name: str, value: float, unit: str, target: str = "") -> Figure:
+        """A value without spread: bytes, FLOPs, or a time that is measured once."""
+        return cls.of(name, (value,), unit, target)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of each repeat of one piece of work."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """The median in seconds."""
+        return median(self.seconds)
+
+    def rate(self, name: str, count: float, unit: str, target: str = "") -> Figure:
+        """``count`` things of each repeat per second."""
+        return Figure.of(name, tuple(count / each for each in self.seconds), unit, target)
+
+    def duration(self, name: str, target: str = "") -> Figure:
+        """The time in seconds."""
+        return Figure.of(name, self.seconds, "s", target)
+
+    def over(self, other: Timing, name: str, target: str = "") -> Figure:
+        """How many times as long as ``other`` it took, repeat by repeat."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return Figure.of(name, tuple(mine / others for mine, others in pairs), "×", target)
+
+
+def time_alternately(
+    works: Mapping[str, Callable[[], object]], sizes: BenchSizes, device: torch.device
+) -> dict[str, Timing]:
+    """The times of each of ``works``: all of them once, then all of them again.
+
+    ``sizes.warmup`` rounds are not counted. Neighbouring measurements see the same machine, so the
+    ratio within a round is fair on a machine that others use too.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(sizes.warmup + sizes.repeats):
+        for name, work in works.items():
+            elapsed = time_once(work, device)
+            if round_ >= sizes.warmup:
+                seconds[name].append(elapsed)
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
+
+
+def time_once(work: Callable[[], object], device: torch.device) -> float:
+    """The seconds of one call, all work that it has started on ``device`` included."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until ``device`` has done all work that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
