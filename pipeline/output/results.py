@@ -52,7 +52,7 @@ class StageDiagnostics(_Record):
     anchor_cosine: float | None  # mean cosine between different anchors; None without anchors
     modality_gap: float | None  # distance of mean image and mean anchor; None without anchors
     feature_drift: float | None  # of old classes' mean features since learned; None at first
-    train_seconds: float
+    train_seconds: float  # from the start of the task to its test
     test_seconds: float
 
 
@@ -119,7 +119,7 @@ class RunResults(_Record):
     diagnostics: list[StageDiagnostics]
     trainable_parameters: list[int]  # of each task
     learned_sha256: list[str | None] | None = None  # of each task's file; None: it wrote no file
-    images_per_second: float | None  # in training, all ranks; None if nothing was trained
+    images_per_second: float | None  # of all ranks in train_seconds; None: nothing is trained
     skipped_samples: list[SkippedSample] = []
     skipped_steps: list[SkippedStep] = []
     manifest: RunManifest

@@ -23,8 +23,8 @@ class Stage:
     modality_gap: float | None  # distance of mean image and mean anchor; None without anchors
     feature_drift: float | None  # of old classes' mean features since learned; None at first
     trainable_parameters: int  # of this task
-    images_per_second: float | None  # in training, all ranks; None if nothing was trained
-    train_seconds: float
+    images_per_second: float | None  # of all ranks in train_seconds; None: nothing is trained
+    train_seconds: float  # from the start of the task to its test
     test_seconds: float
 
 

@@ -40,7 +40,7 @@ class StepReport:
 
 
 class StepClock:
-    """Images per second and the share of waiting since it was last read."""
+    """Images per second and the share of waiting since it was last read, or since its start."""
 
     def __init__(self, global_batch: int) -> None:
         self._global_batch = global_batch

@@ -39,12 +39,20 @@ from pipeline.training.progress import Display, StepClock, StepReport
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class TaskProgress:
-    """How far the training of a task has come."""
+    """How far a task has come, and the time since its start, also before an interruption.
 
-    step: int = 0  # optimizer steps done
-    seconds: float = 0.0
+    The time counts everything: encoding frozen features and fitting too, not the steps alone.
+    """
+
+    def __init__(self, step: int = 0, seconds: float = 0.0) -> None:
+        self.step = step
+        self._started = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start of the task."""
+        return time.perf_counter() - self._started
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,9 @@ class Trainer:
                 progress, left = self._restore()
                 self._display.expect(sum(map(self._data.n_steps, self._tasks)))
                 for task in self._tasks[len(self._results.learned_sha256) :]:
-                    changes = self._begin(task, progress, left)
+                    changes = self._begin(task, left)
                     self._train(task, progress, changes, left)
-                    self._end(task, progress, changes)
+                    self._end(task, changes)
                     self._test(task, progress, changes)
                     progress, left = TaskProgress(), InterruptedTask()
                     self._snapshot(task.index + 1, progress, {}, {})
@@ -144,13 +152,13 @@ class Trainer:
             InterruptedTask(snapshot.group("learned"), snapshot.group("moments")),
         )
 
-    def _begin(self, task: Task, progress: TaskProgress, left: InterruptedTask) -> TaskChanges:
+    def _begin(self, task: Task, left: InterruptedTask) -> TaskChanges:
         """Prepare the method for ``task``, with the tensors that an interrupted run left."""
         changes = TaskChanges(self._method)
         seed_torch("task", self._config.seed, task.index)
         self._method.train()
         self._method.begin_task(task)
-        self._fit("start", task, progress)
+        self._fit("start", task)
         changes.allow_trained()
         self._method.load_learned(left.learned)
         return changes
@@ -162,6 +170,7 @@ class Trainer:
         n_steps = self._data.n_steps(task)
         if not changes.n_trainable or (progress.step and progress.step == n_steps):
             return
+        clock = StepClock(self._config.data.global_batch)
         inputs = StepInputs(
             self._method,
             task,
@@ -172,8 +181,6 @@ class Trainer:
         )
         engine = Engine(self._method, self._config, self._world, n_steps)
         engine.restore(left.optimizer_state)
-        clock = StepClock(self._config.data.global_batch)
-        started = time.perf_counter() - progress.seconds
         try:
             for epoch, batch in self._in_step(task, progress, inputs):
                 losses = engine.step(progress.step, *inputs.of(batch))
@@ -182,7 +189,6 @@ class Trainer:
                 rate = engine.learning_rate(progress.step)
                 self._report(task, epoch, progress, losses, rate, clock)
                 progress.step += 1
-                progress.seconds = time.perf_counter() - started
                 if progress.step % self._config.snapshot.every_steps == 0:
                     state = engine.optimizer_state()
                     self._snapshot(task.index, progress, changes.tensors(), state)
@@ -212,28 +218,26 @@ class Trainer:
                     break
                 yield epoch, batch
 
-    def _end(self, task: Task, progress: TaskProgress, changes: TaskChanges) -> None:
+    def _end(self, task: Task, changes: TaskChanges) -> None:
         """Consolidate ``task``, check that nothing else has changed, write the learned tensors."""
         self._method.eval()
-        self._fit("end", task, progress)
+        self._fit("end", task)
         seed_torch("end of task", self._config.seed, task.index)
         self._method.end_task(task)
         changes.check(task)
         sha256 = self._writer.write_learned(task.index, changes.tensors())
         self._results.learned_sha256.append(sha256)
 
-    def _fit(self, moment: Moment, task: Task, progress: TaskProgress) -> None:
+    def _fit(self, moment: Moment, task: Task) -> None:
         """Show the method all training images of ``task``, if it reads them at this moment."""
         if moment not in self._method.fits:
             return
-        started = time.perf_counter()
         with torch.no_grad():
             self._method.fit(moment, self._encoder.everything(self._data.train(task)))
-        progress.seconds += time.perf_counter() - started
 
     def _test(self, task: Task, progress: TaskProgress, changes: TaskChanges) -> None:
         """Test every class seen so far and add the stage to the results."""
-        started = time.perf_counter()
+        train_seconds, started = progress.seconds, time.perf_counter()
         tested = self._evaluator.test(self._tasks[: task.index + 1])
         images = progress.step * self._config.data.global_batch
         stage = Stage(
@@ -243,8 +247,8 @@ class Trainer:
             modality_gap=tested.modality_gap,
             feature_drift=tested.feature_drift,
             trainable_parameters=changes.n_trainable,
-            images_per_second=images / progress.seconds if images else None,
-            train_seconds=progress.seconds,
+            images_per_second=images / train_seconds if images else None,
+            train_seconds=train_seconds,
             test_seconds=time.perf_counter() - started,
         )
         self._results.stages.append(stage)

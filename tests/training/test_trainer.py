@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.errors import DataError, DivergenceError, StorageError
 from pipeline.methods import METHODS
 from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune
+from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompts import unit
 from pipeline.output.learned import load_method
 from pipeline.output.results import read_results
@@ -34,7 +36,7 @@ from pipeline.training.checked_run import check_run, with_all_options
 from pipeline.training.run import execute
 from tests.ranks import run_ranks
 from tests.services.object_store import free_ports
-from tests.tiny import CLASSES, TEST_IMAGES, build_config, tiny_tasks
+from tests.tiny import CLASSES, TEST_IMAGES, TRAIN_IMAGES, build_config, tiny_tasks
 from tests.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +128,24 @@ def test_zeroshot_curve_is_an_independent_computation_exactly(
     tested = [TEST_IMAGES[label] for label in ORDER]
     micro = results["stage_accuracy"]["micro"][-1]
     assert micro * sum(tested) == pytest.approx(round(micro * sum(tested)))
+
+
+def test_reported_rate_counts_the_frozen_features(tiny_arch, tiny_shards, monkeypatch):
+    """must count everything from the start of a task on, not only its steps"""
+    clock, late_s, encode = time.perf_counter, 0.0, FrozenClip.encode_image
+
+    def encode_slowly(clip, image_BCHW, prompt_DBLV=None, *more, **named):
+        nonlocal late_s
+        late_s += 0.0 if prompt_DBLV is not None else 1000.0 * len(image_BCHW)
+        return encode(clip, image_BCHW, prompt_DBLV, *more, **named)
+
+    monkeypatch.setattr(FrozenClip, "encode_image", encode_slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late_s)
+    settings = {"method": {"name": "finetune"}, "tasks": {"limit": 1}, "optim": {"epochs": 1}}
+    results = run(build_config(tiny_arch, tiny_shards, output="memory://clock", **settings))
+    images = sum(TRAIN_IMAGES[label] for label in ORDER[:3])
+    assert results["diagnostics"][0]["train_seconds"] >= 1000.0 * images
+    assert results["images_per_second"] <= 2 * images / (1000.0 * images)  # the last batch is full
 
 
 # A run that learns.
