@@ -1,6 +1,7 @@
-"""From the bytes of one sample to its image: webdataset reads the tar, PIL the image file.
+"""From the bytes of one sample to its image.
 
-Nothing in a sample is executed. No decoder of webdataset is used, since its defaults unpickle. Only
+The two members that ``prepare`` writes are found by their tar headers; webdataset reads any other
+sample. PIL reads the image file. Nothing in a sample is executed. No decoder of webdataset is used, since its defaults unpickle. Only
 the image and the class number are read; PIL accepts only formats that are pure data (its EPS reader
 would start Ghostscript), and an image of absurd size is refused before it is decompressed.
 """
@@ -8,6 +9,9 @@ would start Ghostscript), and an image of absurd size is refused before it is de
 from __future__ import annotations
 
 import io
+import re
+import zlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,16 @@ _SUFFIX_OF_FORMAT = {
 }
 MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB as RGB
 
+_BLOCK = 512  # bytes of a tar header; a member is padded to a multiple of it
+# The key of a sample that webdataset finds under this very key, whatever rule of its applies.
+_PLAIN_KEY = re.compile(r"(?!__)(?:[ -~]*/)?[^./\x00-\x1f\x7f-\U0010ffff]+")
+# A ustar header behind the name: mode, owners, size, time, checksum, a regular file without a link,
+# magic, names of the owners, devices, no prefix of the name.
+_PLAIN_HEADER = re.compile(
+    rb"(?s)(?:[0-7]{7}\0){3}([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 0\0{100}ustar\x0000"
+    rb".{64}(?:[0-7]{7}\0|\0{8}){2}\0{167}"
+)
+
 
 class SampleError(DataError):
     """One sample that is unusable, though its bytes are those that were prepared."""
@@ -44,6 +58,9 @@ def decode_sample(record: bytes, *, key: str, label: int) -> Image.Image:
     Raises:
         SampleError: another sample, no class or another class, no image, or a damaged image.
     """
+    image = _plain_image(record, key, label)
+    if image is not None:
+        return open_image(image)
     stream = {"url": key, "stream": io.BytesIO(record)}
     # One short pipeline per sample, so that a bad sample has no effect on others.
     pipeline = DataPipeline([[stream]], tar_file_expander, group_by_keys, stages.map(_DECODER))
@@ -69,6 +86,7 @@ def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Imag
         SampleError: ``data`` is damaged, absurdly large, not an image of a known format, or has
             values without a known range.
     """
+    silence_pil()
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         width, height = image.size
@@ -84,6 +102,46 @@ def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Imag
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise SampleError(f"cannot be decoded ({cause})") from error
+
+
+def silence_pil() -> None:
+    """Keep PIL's warnings about odd metadata off stderr; they do not concern the pixels."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _plain_image(record: bytes, key: str, label: int) -> bytes | None:
+    """The image file in a sample of class ``label`` as ``prepare`` writes it.
+
+    None for any other sample: other or further members, extended headers, damage.
+    """
+    members, offset = {}, 0
+    while offset < len(record):
+        header = record[offset : offset + _BLOCK]
+        size = _member_size(header)
+        if size is None:
+            return None
+        offset += _BLOCK
+        members[header[:100].partition(b"\0")[0]] = record[offset : offset + size]
+        offset += -(-size // _BLOCK) * _BLOCK
+    stem = key.encode() + b"."
+    found = members.pop(stem + b"cls", None)
+    is_plain = _PLAIN_KEY.fullmatch(key) and offset == len(record) and len(members) == 1
+    if not is_plain or found != str(label).encode():
+        return None
+    name, image = members.popitem()
+    return image if name in [stem + suffix.encode() for suffix in IMAGE_SUFFIXES] else None
+
+
+def _member_size(header: bytes) -> int | None:
+    """The size in a plain ustar header with the right checksum; None for any other header."""
+    fields = _PLAIN_HEADER.fullmatch(header, 100)
+    if fields is None:
+        return None
+    # The lower half of Adler-32 is one more than the sum of at most 256 bytes.
+    halves = header[:256], header[256:]
+    total = sum((zlib.adler32(half) & 0xFFFF) - 1 for half in halves)
+    checksum = total - sum(header[148:156]) + 8 * ord(" ")
+    return int(fields[1], 8) if checksum == int(fields[2], 8) else None
 
 
 def _grey_HW(image: Image.Image) -> np.ndarray:

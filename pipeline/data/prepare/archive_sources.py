@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import IO
 
 from pipeline import storage
+from pipeline.data.decoding import SampleError
 from pipeline.data.prepare.cifar_source import refuse_archived_cifar
 from pipeline.data.prepare.file_tree import select_images
 from pipeline.data.prepare.source_images import (
@@ -29,6 +30,8 @@ _BLOCK = 512
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _OTHER_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 _PIECE = 1 << 16  # bytes that are decompressed at once
+_ENCRYPTED = 1  # flag of a zip member
+_MADE_BY_WINDOWS = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class ZipSource:
                 if (entry.external_attr >> 16) & 0o170000 == 0o120000:
                     left_out.add("it is a link in a zip", entry.filename)
                 else:
-                    files.append((entry.filename, entry.filename))
+                    files.append((_path_of(entry), entry.filename))
         refuse_archived_cifar((path for path, _ in files), self.url)
         listing = select_images(files, self.url, choice, left_out)
         for image in listing.images:
@@ -94,9 +97,18 @@ class ZipSource:
         with damage_named():
             entry = archive.getinfo(image.location)
             check_size(entry.file_size)
+            if entry.flag_bits & _ENCRYPTED:
+                raise SampleError("is encrypted; unpack the zip, and give the folder")
             # In pieces: a member may contain far more than it claims.
             with archive.open(entry) as member:
                 return b"".join(iter(lambda: member.read(_PIECE), b""))
+
+
+def _path_of(entry: zipfile.ZipInfo) -> str:
+    """The path of a zip member; old tools of Windows write it with backslashes."""
+    if entry.create_system == _MADE_BY_WINDOWS:
+        return entry.filename.replace("\\", "/")
+    return entry.filename
 
 
 def _tar_members(file: IO[bytes], url: str) -> Iterator[tarfile.TarInfo]:

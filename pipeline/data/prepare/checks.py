@@ -71,6 +71,13 @@ def find_warnings(index: ShardIndex, listing: Listing) -> tuple[str, ...]:
     return tuple(warnings)
 
 
+def first_image_notes(count: int) -> tuple[str, ...]:
+    """A sentence about files of which only the first image is read, if there are any."""
+    if not count:
+        return ()
+    return (f"{count:,} files hold several images (frames or pages); the first of each is read",)
+
+
 def orientation_notes(count: int, orientation: str) -> tuple[str, ...]:
     """A sentence about images with an EXIF orientation, if there are any."""
     if not count:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from pipeline.data.decoding import FORMATS, SampleError, image_suffix, open_image
+from pipeline.data.decoding import FORMATS, SampleError, image_suffix, open_image, silence_pil
 from pipeline.data.prepare.listing import Row
 from pipeline.data.prepare.parallel import map_in_order
 from pipeline.data.prepare.parquet_source import ParquetSource
@@ -69,6 +69,17 @@ def encode_image_file(
     return *_stored(image), tagged
 
 
+def has_further_images(data: bytes) -> bool:
+    """Whether an image file has frames or pages after its first image, which alone is read."""
+    kind = _kind(data)
+    silence_pil()
+    try:
+        with Image.open(io.BytesIO(data), formats=(*FORMATS, kind) if kind else FORMATS) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # damage after the first image does not make it unusable
+        return False
+
+
 def encode_rows(
     source: ImageSource | ParquetSource,
     rows: Sequence[Row],
@@ -95,8 +106,10 @@ def _encode_chunk(
     results: list[Sample | str] = []
     for row in rows:
         try:
-            suffix, data, tagged = encode_image_file(source.read(row.image), resize, orientation)
-            results.append(Sample(row.image.split, row.label, row.key, suffix, data, tagged))
+            file = source.read(row.image)
+            suffix, data, tagged = encode_image_file(file, resize, orientation)
+            place = (row.image.split, row.label, row.key)
+            results.append(Sample(*place, suffix, data, tagged, has_further_images(file)))
         except SampleError as error:
             results.append(f"{row.image} {error}")
     return results

@@ -96,6 +96,7 @@ def _in_splits(
         images.append(SourceImage(final, folder, path, file.location))
     _refuse_nothing(images, place, left_out)
     notes = [f"{name} became {split}" for name, split in assigned.items() if name.lower() != split]
+    notes += _other_splits([file for file, depth in files if depth is None], images)
     return Listing(images, left_out, notes=(*notes, *_emptied(seen, kept)))
 
 
@@ -185,6 +186,17 @@ def _refuse_nothing(images: Sequence[SourceImage], place: str, left_out: LeftOut
 
 def _reasons(left_out: LeftOut) -> str:
     return f" (left out {len(left_out):,} files: {left_out})" if len(left_out) else ""
+
+
+def _other_splits(files: Iterable[_File], images: Iterable[SourceImage]) -> list[str]:
+    """A sentence for each folder that looks like a split with another name, such as ``eval``."""
+    classes = {image.folder for image in images}
+    names = {f.parts[0] for f in files if len(f.parts) > 2 and f.parts[1] in classes}
+    return [
+        f"folder {printable(name)} has the same class folders, and no name of a split; to read it, "
+        f"choose with --splits, for example --splits train=train,test={printable(name)}"
+        for name in sorted(names)
+    ]
 
 
 def _emptied(seen: Counter[str], kept: Iterable[Sequence[object]]) -> tuple[str, ...]:

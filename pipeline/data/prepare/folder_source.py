@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.data.decoding import SampleError
 from pipeline.data.prepare.file_tree import select_images
 from pipeline.data.prepare.source_images import (
+    MAX_FILE_BYTES,
     LeftOut,
     Listing,
     SourceImage,
@@ -58,12 +59,13 @@ def read_image_file(url: str) -> bytes:
     """
     if not storage.is_local(url):
         try:
-            data = storage.read_bytes(url)
+            data = storage.read_range(url, 0, MAX_FILE_BYTES + 1)
         except StorageError:
             if storage.exists(url):
                 raise
             raise SampleError(f"cannot be read ({storage.redact(url)}: no such file)") from None
-        check_size(len(data))
+        if len(data) > MAX_FILE_BYTES:  # only so much is fetched
+            check_size(storage.size(url))
         return data
     try:
         with open(url if url.startswith("/") else storage.local_path(url), "rb") as file:

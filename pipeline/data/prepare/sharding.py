@@ -22,6 +22,7 @@ from pipeline import storage
 from pipeline.data.index import INDEX_NAME, SCHEMA, ShardIndex, format_index, parse_index
 from pipeline.data.prepare.checks import (
     find_warnings,
+    first_image_notes,
     orientation_notes,
     refuse_disjoint,
     refuse_left_out,
@@ -80,6 +81,7 @@ class _Work:
     shards: list[Shard] = field(default_factory=list)
     last_key: tuple[str, str] | None = None  # (split, key) of the last sample that is stored
     orientations: int = 0  # stored samples whose files had an EXIF orientation
+    first_images: int = 0  # stored samples whose files had further images
 
 
 def write_shards(
@@ -123,6 +125,12 @@ def write_shards(
     _store_all(
         out_url, build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers), work
     )
+    if not work.shards:
+        raise DataError(
+            f"{storage.redact(source_url)}: none of its {len(rows):,} images can be used"
+            + (f" (first: {skipped[0]})" if skipped else "")
+            + "; repair them"
+        )
     orientation = {"apply": "applied", "ignore": "ignored"}[recipe.orientation]
     content = format_index(names, folders, work.shards, orientation if work.orientations else None)
     index = parse_index(out_url, content)
@@ -134,7 +142,11 @@ def write_shards(
         tuple(skipped),
         bad=len(rows) - sum(shard.samples for shard in index.shards),
         resumed=resumed,
-        notes=(*listing.notes, *orientation_notes(work.orientations, recipe.orientation)),
+        notes=(
+            *listing.notes,
+            *orientation_notes(work.orientations, recipe.orientation),
+            *first_image_notes(work.first_images),
+        ),
         warnings=find_warnings(index, listing),
     )
 
@@ -162,11 +174,11 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
             if storage.size(storage.join(out_url, shard.name)) != shard.bytes:
                 return _Work(fingerprint)
         last_key = None if content["last_key"] is None else tuple(content["last_key"])
-        orientations = int(content["orientations"])
+        orientations, first_images = int(content["orientations"]), int(content["first_images"])
     except (ValueError, KeyError, TypeError, RecursionError, StorageError) as error:
         log.info("%s cannot be used (%s); starting again", storage.redact(url), error)
         return _Work(fingerprint)
-    return _Work(fingerprint, shards, last_key, orientations)
+    return _Work(fingerprint, shards, last_key, orientations, first_images)
 
 
 def _rows_done(rows: Sequence[Row], last_key: tuple[str, str] | None) -> int:
@@ -209,6 +221,7 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
             work.shards.append(entry.shard)
             work.last_key = (entry.shard.split, entry.last_key)
             work.orientations += entry.orientations
+            work.first_images += entry.first_images
             _record(out_url, work)
         except BaseException:
             storing.clear()  # no later shard may be recorded without this one
@@ -230,6 +243,7 @@ def _record(out_url: str, work: _Work) -> None:
         "fingerprint": work.fingerprint,
         "last_key": work.last_key,
         "orientations": work.orientations,
+        "first_images": work.first_images,
         "shards": [format_shard(shard) for shard in work.shards],
     }
     url = storage.join(out_url, UNFINISHED_NAME)

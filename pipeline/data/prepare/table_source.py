@@ -18,6 +18,7 @@ from pipeline.data.prepare.folder_source import read_image_file
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, describe, printable
 from pipeline.data.prepare.splits import NOT_CHOSEN, SplitChoice
 from pipeline.errors import DataError
+from pipeline.text import first_few
 
 _DELIMITERS = (",", ";", "\t")
 
@@ -34,7 +35,7 @@ class TableSource:
     def list_images(self, choice: SplitChoice) -> Listing:
         """One image per row."""
         place = storage.redact(self.url)
-        is_csv = self.url.lower().endswith(".csv")
+        is_csv = self.url.lower().endswith((".csv", ".tsv"))
         text = _decoded(storage.read_bytes(self.url), place)
         needed = ("path", "label") if choice.test_fraction else ("path", "label", "split")
         rows: list[tuple[int, str, str, str]] = []
@@ -136,11 +137,12 @@ def _csv_rows(
     rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
     line = 1
     try:
-        columns = [name.strip() for name in rows.fieldnames or ()]
+        columns = [name.strip().lower() for name in rows.fieldnames or ()]
         missing = sorted(set(needed) - set(columns))
         if missing:
             raise DataError(
-                f"{place}: has no column {', '.join(missing)}; "
+                f"{place}: has no column {', '.join(missing)}, "
+                f"only {printable(first_few(rows.fieldnames or ['none']))}; "
                 f"its first line must name the columns {', '.join(needed)}"
                 + ("" if "split" not in missing else ", or give --test-fraction 0.2 instead of it")
             )
@@ -150,6 +152,8 @@ def _csv_rows(
         rows.fieldnames = columns
         for row in rows:
             line = rows.line_num
+            if not any(row.values()):
+                continue  # spreadsheets write empty rows as separators alone
             if None in row:
                 raise DataError(
                     f"{place}, line {line}: has more fields than the first line names; "
@@ -164,7 +168,7 @@ def _csv_rows(
 
 
 def _names(header: str, delimiter: str) -> set[str]:
-    return {name.strip().strip('"') for name in header.split(delimiter)}
+    return {name.strip().strip('"').lower() for name in header.split(delimiter)}
 
 
 def _json_rows(

@@ -36,6 +36,7 @@ class Sample:
     suffix: str
     data: bytes = field(repr=False)
     has_orientation: bool = False  # its file had an EXIF orientation
+    has_further_images: bool = False  # its file had frames or pages after the first image
 
     @property
     def members(self) -> dict[str, bytes]:
@@ -57,6 +58,7 @@ class BuiltShard:
     table: bytes = field(repr=False)
     last_key: str
     orientations: int = 0  # samples whose files had an EXIF orientation
+    first_images: int = 0  # samples whose files had further images
 
 
 def build_shards(
@@ -108,7 +110,8 @@ def _build(samples: list[Sample], counters: Counter[str]) -> BuiltShard:
         segments=tuple(_segments(samples, offset_S, size_S, tar)),
     )
     orientations = sum(sample.has_orientation for sample in samples)
-    return BuiltShard(shard, tar, table, samples[-1].key, orientations)
+    first_images = sum(sample.has_further_images for sample in samples)
+    return BuiltShard(shard, tar, table, samples[-1].key, orientations, first_images)
 
 
 def _write_tar(samples: list[Sample]) -> tuple[bytes, np.ndarray]:
