@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ from pipeline.rng import seed_torch
 from pipeline.training.schedule import learning_rate_factor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# Surrounds a part of a step, by its name: "forward", "communication", "backward" or "optimizer".
+Span = Callable[[str], AbstractContextManager[None]]
+
+
+def no_span(name: str) -> AbstractContextManager[None]:
+    """Do nothing around a part of a step."""
+    return nullcontext()
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
@@ -57,10 +66,19 @@ def layout_problem(config: Config, world_size: int) -> str | None:
 
 
 class Engine:
-    """Trains ``method`` in one task of ``n_steps`` optimizer steps."""
+    """Trains ``method`` in one task of ``n_steps`` optimizer steps; a benchmark gives a ``span``."""
 
-    def __init__(self, method: Method, config: Config, world: World, n_steps: int) -> None:
+    def __init__(
+        self,
+        method: Method,
+        config: Config,
+        world: World,
+        n_steps: int,
+        *,
+        span: Span = no_span,
+    ) -> None:
         self._method = method
+        self._span = span
         self._run_seed = config.seed
         self._optim = config.optim
         self._n_steps = n_steps
@@ -117,18 +135,20 @@ class Engine:
             seed_torch("step", *stream, first)
             return self._method.embed(*parts[part])
 
-        with torch.set_grad_enabled(not self._recompute):
+        with torch.set_grad_enabled(not self._recompute), self._span("forward"):
             embedded = [embed(part) for part in range(len(parts))]
-        gathered = _gather(embedded)
+        with self._span("communication"):
+            gathered, label_N = _gather(embedded), gather(label_B)
         seed_torch("loss", *stream)
-        label_N = gather(label_B)
-        classifier_loss = self._method.classifier.loss(gathered, label_N)
-        losses = self._method.losses(gathered, label_N).plus("classifier", classifier_loss)
+        with self._span("forward"):
+            classifier_loss = self._method.classifier.loss(gathered, label_N)
+            losses = self._method.losses(gathered, label_N).plus("classifier", classifier_loss)
         total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
         if not total.isfinite():
             return losses._replace(total=total)
         leaves = _tensors(gathered)
-        grads = self._gradients([losses.total], leaves)
+        with self._span("backward"):
+            grads = self._gradients([losses.total], leaves)
         part_grads = [self._own_parts(grad_N) for grad_N in grads[: len(leaves)]]
 
         def gradient_of(part: int) -> Tensor:
@@ -137,8 +157,11 @@ class Engine:
             outputs = _tensors(embedded[part])
             return _flat(self._gradients(outputs, [], [grads[part] for grads in part_grads]))
 
-        of_parts_X = pairwise_sum(range(len(parts)), gradient_of)
-        self._apply(ordered_reduce_scatter(of_parts_X, _flat(grads[len(leaves) :])))
+        with self._span("backward"):
+            of_parts_X = pairwise_sum(range(len(parts)), gradient_of)
+        with self._span("communication"):
+            gradient_X = ordered_reduce_scatter(of_parts_X, _flat(grads[len(leaves) :]))
+        self._apply(gradient_X)
         return losses._replace(total=total)
 
     def learning_rate(self, index: int) -> float:
@@ -241,8 +264,10 @@ class Engine:
         """Have DeepSpeed average this gradient over ranks, clip it and step."""
         parts = gradient_X.split([parameter.numel() for parameter in self._trainable.values()])
         products = zip(self._trainable.values(), parts, strict=True)
-        self._engine.backward(sum((p.flatten() * part_X).sum() for p, part_X in products))
-        self._engine.step()
+        with self._span("communication"):
+            self._engine.backward(sum((p.flatten() * part_X).sum() for p, part_X in products))
+        with self._span("optimizer"):
+            self._engine.step()
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
