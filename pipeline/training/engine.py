@@ -66,7 +66,7 @@ def layout_problem(config: Config, world_size: int) -> str | None:
 
 
 class Engine:
-    """Trains ``method`` in one task of ``n_steps`` optimizer steps; a benchmark gives a ``span``."""
+    """Trains ``method`` in one task of ``n_steps`` optimizer steps; benchmarks give a ``span``."""
 
     def __init__(
         self,
