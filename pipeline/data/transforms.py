@@ -36,7 +36,8 @@ class Transform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         """``image_CHW``, uint8, RGB."""
-        resized = _PRESETS[self.name](image.convert("RGB"), self.image_size, rng)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        resized = _PRESETS[self.name](rgb, self.image_size, rng)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import zlib
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from webdataset import TarWriter
 
+from pipeline.data import decoding
 from pipeline.data.decoding import SampleError, decode_sample, image_suffix, open_image
 from tests.shards import draw_image_file
 
@@ -141,3 +143,75 @@ def test_postscript_is_refused():
 def test_bytes_that_are_not_a_tar_are_refused(junk):
     with pytest.raises(SampleError):
         decode_sample(junk, key="ant/1", label=3)
+
+
+def outcome(data: bytes, key: str = "ant/1") -> bytes | str:
+    """The pixels of a sample, or the reason why it is refused."""
+    try:
+        return decode_sample(data, key=key, label=3).tobytes()
+    except SampleError as error:
+        return re.sub("0x[0-9a-f]{6,}", "0x", str(error))  # webdataset names the stream
+
+
+def odd_records() -> list[bytes]:
+    """Records of one sample: damaged, cut off, and in forms that ``prepare`` does not write."""
+    image = draw_image_file(1)
+    good, draw = record("ant/1", cls=b"3", jpg=image), np.random.default_rng(3)
+    records = [good, good[:-1], good[:-512], good[:1024], good + good, good + bytes(1024), b""]
+    for at in [*range(0, 512, 3), *range(1024, 1536, 3), *draw.integers(0, len(good), 40)]:
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << int(draw.integers(0, 8))
+        records.append(bytes(damaged))
+        checksum = 256 + sum(damaged[:148]) + sum(damaged[156:512])
+        damaged[148:156] = b"%06o\0 " % checksum  # damage that the checksum does not show
+        records.append(bytes(damaged))
+    for members in (
+        {"cls": b"3", "jpg": image, "txt": b"text"},
+        {"cls": b" 3\n", "jpg": image},
+        {"cls": b"03", "jpg": image},
+        {"bmp": draw_image_file(2, kind="BMP"), "cls": b"3"},
+        {"cls": b"3", "JPG": image},
+        {"cls": b"3", "seg.jpg": image},
+        {"cls": b"3", "jpg": image, "png": draw_image_file(2, kind="PNG")},
+    ):
+        records.append(record("ant/1", **members))
+    return records
+
+
+def test_header_parse_gives_what_webdataset_gives(monkeypatch):
+    """must have the same pixels and the same reasons for every record"""
+    records = odd_records()
+    found = [outcome(data) for data in records]
+    assert sum(decoding._plain_image(data, "ant/1", 3) is not None for data in records) > 100
+    monkeypatch.setattr(decoding, "_plain_image", lambda record, key, label: None)
+    assert [outcome(data) for data in records] == found
+    assert sum(isinstance(each, str) for each in found) > 100
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ant",
+        "a.b/c",
+        "a/b.c",
+        "__a/b",
+        "__a__",
+        "a/__b__",
+        "a/",
+        "über/1",
+        "a\nb/c",
+        "a" * 150,
+        ".",
+    ],
+)
+def test_every_key_is_found_as_webdataset_finds_it(monkeypatch, key):
+    data = record(key, cls=b"3", jpg=draw_image_file(1))
+    found = outcome(data, key)
+    monkeypatch.setattr(decoding, "_plain_image", lambda record, key, label: None)
+    assert outcome(data, key) == found
+
+
+def test_sample_as_prepare_writes_it_needs_no_webdataset(monkeypatch):
+    data = record("ant/1", cls=b"3", jpg=draw_image_file(1))
+    monkeypatch.setattr(decoding, "DataPipeline", None)
+    assert decode_sample(data, key="ant/1", label=3).size == (29, 23)
