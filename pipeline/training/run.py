@@ -71,7 +71,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         recovered = on_main(lambda: recover(config, identity))
         owner = Ownership(config.output)
         on_main(owner.take)
-        source = _open_source(run)
+        source = open_source(run)
         try:
             method = build_method(config.method, MethodContext.of(config, clip))
             yield Trainer(
@@ -89,7 +89,8 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         _log_origin(config, world)
 
 
-def _open_source(run: Run) -> ShardSource:
+def open_source(run: Run) -> ShardSource:
+    """The samples of a run, for this process."""
     data = run.config.data
     return ShardSource(
         run.index,
