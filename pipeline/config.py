@@ -62,6 +62,17 @@ class TasksConfig(Section):
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a sweep does
     # Each further index of data.index: tasks of classes_per_task classes, or one task.
     appended: Literal["split", "one_task"] = "split"
+    # More images of earlier classes in a further index: an error, or part of its one task.
+    known_classes: Literal["refuse", "allow"] = "refuse"
+
+    @model_validator(mode="after")
+    def _check_known_classes(self) -> TasksConfig:
+        if self.known_classes == "allow" and self.appended != "one_task":
+            raise ValueError(
+                f"known_classes is 'allow' and appended is {self.appended!r}; an index with known "
+                "classes is one task; set tasks.appended=one_task"
+            )
+        return self
 
 
 class ModelConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,19 +15,28 @@ from pipeline.errors import ConfigError
 class Task:
     """The classes that are learned together.
 
-    Classes are numbered in the order of learning: ``first .. last - 1`` belong to this task and
-    ``0 .. first - 1`` to earlier ones. ``labels`` are their numbers in the shard index.
+    Classes are numbered in the order of learning: ``first .. last - 1`` are new in this task and
+    ``0 .. first - 1`` belong to earlier ones. ``labels`` are the numbers of the new classes in the
+    shard index. ``known`` are the numbers of earlier classes that the task has further images of,
+    ascending. ``group`` is the position in ``data.index`` of the index with its images.
     """
 
     index: int
     first: int
     labels: tuple[int, ...]
     names: tuple[str, ...]
+    known: tuple[int, ...] = ()
+    group: int = 0
 
     @property
     def last(self) -> int:
         """One past the last class; also the number of classes seen after this task."""
         return self.first + len(self.labels)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The numbers of all classes that the task has images of, ascending."""
+        return (*self.known, *range(self.first, self.last))
 
 
 def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[int, ...]:
@@ -94,7 +103,8 @@ def split_classes(
 
     The first task has ``initial_classes`` classes (0: ``classes_per_task``); the last task has the
     rest. ``limit`` keeps the first tasks only. No task contains classes of two groups; with
-    ``appended="one_task"`` each group after the first one is one task.
+    ``appended="one_task"`` each group after the first one is one task. A group may have no class of
+    its own; it is one task.
 
     Raises:
         ConfigError: there are too few classes for the first task.
@@ -107,12 +117,14 @@ def split_classes(
             "lower tasks.initial_classes or tasks.classes_per_task"
         )
     starts: list[int] = []
+    group_of: list[int] = []
     begin = 0
-    for n_classes in groups:
+    for group, n_classes in enumerate(groups):
         size = classes_per_task if starts else first_size
         if starts and appended == "one_task":
             size = n_classes
         starts += [begin, *range(begin + size, begin + n_classes, classes_per_task)]
+        group_of += [group] * (len(starts) - len(group_of))
         begin += n_classes
     ends = [*starts[1:], len(order)]
     tasks = (
@@ -121,7 +133,39 @@ def split_classes(
             first=start,
             labels=tuple(order[start:end]),
             names=tuple(names[label] for label in order[start:end]),
+            group=group,
         )
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for index, (start, end, group) in enumerate(zip(starts, ends, group_of, strict=True))
     )
     return tuple(tasks)[:limit]
+
+
+def with_known_classes(
+    tasks: Sequence[Task], known_labels: Sequence[Sequence[int]]
+) -> tuple[Task, ...]:
+    """``tasks``, one per group after the first, with the earlier classes of each group.
+
+    ``known_labels`` has for each group the labels of classes that earlier groups have too.
+    """
+    number_of = {label: number for number, label in enumerate(_all_labels(tasks))}
+    return tuple(
+        replace(task, known=tuple(sorted(number_of[label] for label in known_labels[task.group])))
+        for task in tasks
+    )
+
+
+def labels_with_images(tasks: Sequence[Task]) -> list[tuple[int, ...]]:
+    """For each task the labels of the index that it has images of, in the order of its classes."""
+    labels = _all_labels(tasks)
+    return [tuple(labels[number] for number in task.classes) for task in tasks]
+
+
+def known_names(tasks: Sequence[Task]) -> list[list[str]]:
+    """For each task the names of the earlier classes that it has further images of."""
+    names = [name for task in tasks for name in task.names]
+    return [[names[number] for number in task.known] for task in tasks]
+
+
+def _all_labels(tasks: Sequence[Task]) -> list[int]:
+    """The label of each class, in class order."""
+    return [label for task in tasks for label in task.labels]

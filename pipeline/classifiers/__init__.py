@@ -5,6 +5,7 @@ A new one is one file and one line in ``CLASSIFIERS``. Imports the base modules 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.classifiers.base import (
@@ -37,6 +38,7 @@ __all__ = [
     "TextAnchors",
     "WeightedSum",
     "build_classifier",
+    "find_classifiers",
     "parse_classifier",
 ]
 
@@ -61,6 +63,18 @@ def parse_classifier(classifier: ClassifierConfig, *, place: str) -> Section:
         if isinstance(part, ClassifierConfig):
             parse_classifier(part, place=f"{place}.options.{name}")
     return options
+
+
+def find_classifiers(classifier: ClassifierConfig) -> Iterator[tuple[str, type[Classifier]]]:
+    """The name and class of a classifier that a configuration names, and of those in its options.
+
+    Raises:
+        ConfigError: as :func:`parse_classifier`.
+    """
+    yield classifier.name, find_class(classifier.name, CLASSIFIERS, Classifier, place="classifier")
+    for _, part in parse_classifier(classifier, place="classifier"):
+        if isinstance(part, ClassifierConfig):
+            yield from find_classifiers(part)
 
 
 def build_classifier(classifier: ClassifierConfig, context: ClassifierContext) -> Classifier:

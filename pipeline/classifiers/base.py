@@ -72,6 +72,8 @@ class Classifier(nn.Module):
     """Scores over all classes seen so far. A subclass sets ``Options`` and overrides the rest."""
 
     Options: ClassVar[type[Section]] = Section
+    # Whether a task may have further images of known classes, see ``task.known``.
+    takes_known_classes: ClassVar[bool] = False
 
     def __init__(self, context: ClassifierContext, options: Any) -> None:
         super().__init__()

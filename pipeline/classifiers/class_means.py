@@ -7,7 +7,6 @@ Source: SimpleCIL, arXiv 2303.07338, whose reference averages features that are 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded, EmbeddedImages, Moment
@@ -25,7 +24,7 @@ class ClassMeansOptions(Section):
 
 
 class ClassMeans(ClosedForm):
-    """``logits = cos(x, mean of class c)``; one mean per class, made in the task of the class."""
+    """``logits = cos(x, mean of class c)``; one mean per class, over all of its tasks."""
 
     Options = ClassMeansOptions
 
@@ -41,7 +40,7 @@ class ClassMeans(ClosedForm):
 
     def end_task(self, task: Task) -> None:
         """Scale the sums of all classes to length 1; their number of images plays no part."""
-        self._mean_CF = unit(torch.cat([*self.sums]))
+        self._mean_CF = unit(self.total_sums())
 
     def logits(self, embedded: Embedded) -> Tensor:
         """Cosines ``logits_BC``, in [-1, 1]."""

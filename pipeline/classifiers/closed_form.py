@@ -1,6 +1,6 @@
 """The common part of closed-form classifiers: sums over the vectors of each class.
 
-Axes: B images · C classes of a task · F width of the vectors.
+Axes: B images · C classes of a task, or seen so far · F width of the vectors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Moment
 from pipeline.classifiers.vectors import reads_features
+from pipeline.model.class_rows import positions, summed_rows
 from pipeline.tasks import Task
 
 
@@ -22,11 +23,13 @@ class ClosedForm(Classifier):
     ``sums`` has one parameter per task, C×F in float64, that no gradient changes.
     """
 
+    takes_known_classes = True
+
     def __init__(self, context: ClassifierContext, options: Any, *, width: int) -> None:
         super().__init__(context, options)
         self.sums = nn.ParameterList()
         self._width = width
-        self._first = 0  # class of the current task
+        self._tasks: list[Task] = []
 
     @property
     def reads_features(self) -> bool:
@@ -40,11 +43,19 @@ class ClosedForm(Classifier):
 
     def begin_task(self, task: Task) -> None:
         """Make room for the sums of the classes of ``task``."""
-        self._first = task.first
-        zero_CF = torch.zeros(len(task.labels), self._width, dtype=torch.float64)
+        self._tasks.append(task)
+        zero_CF = torch.zeros(len(task.classes), self._width, dtype=torch.float64)
         self.sums.append(nn.Parameter(zero_CF, requires_grad=False))
+
+    def one_hot(self, label_B: Tensor) -> Tensor:
+        """The classes of some images of the current task as ``one_hot_BC``, float64."""
+        classes = self._tasks[-1].classes
+        return F.one_hot(positions(classes, label_B), len(classes)).double()
 
     def class_sums(self, vector_BF: Tensor, label_B: Tensor) -> Tensor:
         """The sum of the vectors of each class of the current task, ``sum_CF``."""
-        one_hot_BC = F.one_hot(label_B - self._first, len(self.sums[-1])).to(vector_BF.dtype)
-        return one_hot_BC.T @ vector_BF
+        return self.one_hot(label_B).T @ vector_BF
+
+    def total_sums(self) -> Tensor:
+        """The sum of the vectors of every class over all of its tasks, ``sum_CF``."""
+        return summed_rows([*self.sums], self._tasks)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
+from pipeline.model.class_rows import initial_rows, newest_rows, positions
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -25,23 +25,27 @@ class LinearOptions(Section):
 
 
 class Linear(Classifier):
-    """``logits = s · W x + b``; rows of earlier tasks are frozen, new ones start at zero."""
+    """``logits = s · W x + b``; rows of earlier tasks are frozen, new ones start at zero.
+
+    A task with further images of a known class trains a new row for it, which starts from the last.
+    """
 
     Options = LinearOptions
+    takes_known_classes = True
 
     def __init__(self, context: ClassifierContext, options: LinearOptions) -> None:
         super().__init__(context, options)
         self.weights = nn.ParameterList()  # per task, C×E
         self.biases = nn.ParameterList()  # per task, C
-        self._first = 0  # class of the current task
+        self._tasks: list[Task] = []
 
     def begin_task(self, task: Task) -> None:
         """Freeze the rows of earlier tasks and add those of ``task``."""
-        self._first = task.first
+        self._tasks.append(task)
         self.requires_grad_(False)
-        n_classes = len(task.labels)
-        self.weights.append(nn.Parameter(torch.zeros(n_classes, self.context.embedding_width)))
-        self.biases.append(nn.Parameter(torch.zeros(n_classes)))
+        width = self.context.embedding_width
+        self.weights.append(nn.Parameter(initial_rows([*self.weights], self._tasks, width)))
+        self.biases.append(nn.Parameter(initial_rows([*self.biases], self._tasks)))
 
     def loss(self, embedded: Embedded, label_N: Tensor) -> Tensor | None:
         """Cross-entropy; its gradient reaches the layer alone, not the embeddings."""
@@ -49,11 +53,12 @@ class Linear(Classifier):
         if self.options.loss_classes == "seen":
             return F.cross_entropy(self.logits(fixed), label_N)
         logits_NC = self._scores(fixed, self.weights[-1], self.biases[-1])
-        return F.cross_entropy(logits_NC, label_N - self._first)
+        return F.cross_entropy(logits_NC, positions(self._tasks[-1].classes, label_N))
 
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC`` of all classes seen."""
-        return self._scores(embedded, torch.cat([*self.weights]), torch.cat([*self.biases]))
+        weight_CE = newest_rows([*self.weights], self._tasks)
+        return self._scores(embedded, weight_CE, newest_rows([*self.biases], self._tasks))
 
     def _scores(self, embedded: Embedded, weight_CE: Tensor, bias_C: Tensor) -> Tensor:
         return self.options.scale * embedded.embedding_BE @ weight_CE.T + bias_C

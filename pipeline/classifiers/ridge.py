@@ -8,7 +8,6 @@ Source: RanPAC, arXiv 2307.02251: random projection, ReLU, Gram matrix, ridge re
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -91,7 +90,7 @@ class Ridge(ClosedForm):
     def logits(self, embedded: Embedded) -> Tensor:
         """Regressed labels ``logits_BC``, near 1 for the class of an image."""
         if self._weight_MC is None:
-            targets_MC = torch.cat([*self.sums]).T
+            targets_MC = self.total_sums().T
             self._weight_MC = _solve(self.gram_MM, targets_MC, float(self.strength))
         return self._expand(embedded) @ self._weight_MC
 
@@ -117,8 +116,7 @@ class Ridge(ClosedForm):
         kept, held = split_off(images)
         gram_MM, sum_CM = self._statistics(kept)
         expanded_BM = torch.cat([self._expand(embedded) for embedded, _ in held])
-        position_B = torch.cat([label_B for _, label_B in held]) - self._first
-        target_BC = F.one_hot(position_B, len(sum_CM)).double()
+        target_BC = self.one_hot(torch.cat([label_B for _, label_B in held]))
 
         def error(strength: float) -> float:
             predicted_BC = expanded_BM @ _solve(gram_MM, sum_CM.T, strength)

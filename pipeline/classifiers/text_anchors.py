@@ -21,6 +21,7 @@ class TextAnchors(Classifier):
     """``logits = s · z · w_c``, with the anchors that the method holds and may train."""
 
     Options = TextAnchorsOptions
+    takes_known_classes = True
 
     def __init__(self, context: ClassifierContext, options: TextAnchorsOptions) -> None:
         super().__init__(context, options)

@@ -42,6 +42,7 @@ class WeightedSum(Classifier):
     """
 
     Options = WeightedSumOptions
+    takes_known_classes = True  # if both of its parts do
 
     def __init__(self, context: ClassifierContext, options: WeightedSumOptions) -> None:
         super().__init__(context, options)

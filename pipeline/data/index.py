@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -68,10 +69,30 @@ class ShardIndex:
     class_folders: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
-    group_sizes: tuple[int, ...]  # number of classes of each joined index, in order
+    # For each joined index, in order: the label here of each of its classes.
+    group_labels: tuple[tuple[int, ...], ...]
     orientation: str | None = None  # of images with an EXIF tag: "applied", "ignored"; None: no tag
     closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """The number of classes that each joined index adds to those before it."""
+        ends = (max(labels, default=-1) + 1 for labels in self.group_labels)
+        totals = list(accumulate(ends, max, initial=0))
+        return tuple(after - before for before, after in pairwise(totals))
+
+    @property
+    def known_labels(self) -> tuple[tuple[int, ...], ...]:
+        """For each joined index: the classes of earlier ones that it has images of."""
+        shown: list[set[int]] = [set() for _ in self.group_labels]
+        for shard in self.shards:
+            shown[shard.group].update(shard.class_counts)
+        firsts = accumulate(self.group_sizes, initial=0)
+        return tuple(
+            tuple(label for label in labels if label < first and label in shown[group])
+            for group, (labels, first) in enumerate(zip(self.group_labels, firsts, strict=False))
+        )
 
     def with_closed(self, *splits: str) -> ShardIndex:
         """The same index, which refuses to open any table or sample of ``splits``.
@@ -81,9 +102,16 @@ class ShardIndex:
         return replace(self, closed_splits=self.closed_splits.union(splits), _tables={})
 
     def select(
-        self, split: Split, labels: Sequence[int], *, validation_fraction: float = 0.0
+        self,
+        split: Split,
+        labels: Sequence[int],
+        *,
+        validation_fraction: float = 0.0,
+        groups: Collection[int] | None = None,
     ) -> Selection:
         """The samples of ``split`` whose class is one of ``labels``.
+
+        ``groups`` are the positions of the joined indexes to read; None: all.
 
         ``validation`` and ``fit`` divide ``train`` by a hash of each sample's key: about
         ``validation_fraction`` of the images belong to ``validation``, always the same ones.
@@ -98,7 +126,8 @@ class ShardIndex:
         parts: list[dict[str, Any]] = []
         first_sample = 0
         for number, shard in enumerate(self.shards):
-            if shard.split == stored_split and not wanted.isdisjoint(shard.class_counts):
+            is_shown = shard.split == stored_split and (groups is None or shard.group in groups)
+            if is_shown and not wanted.isdisjoint(shard.class_counts):
                 parts.append(self._select_from(number, wanted, first_sample))
             first_sample += shard.samples
         if split in ("validation", "fit"):
@@ -129,22 +158,28 @@ class ShardIndex:
             )
         return self._tables[shard_number]
 
-    def digest(self, labels: Sequence[int]) -> str:
-        """A hash of all samples of ``labels`` in both splits: their bytes and their numbers."""
+    def digest(self, labels: Sequence[int], *, group: int | None = None) -> str:
+        """A hash of all samples of ``labels`` in both splits: their bytes and their numbers.
+
+        ``group`` is the joined index to read; None: all.
+        """
         digest = hashlib.sha256()
         first_sample = 0
         for shard in self.shards:
             for segment in shard.segments:
-                if segment.label in labels:
+                if segment.label in labels and group in (None, shard.group):
                     digest.update(repr((shard.split, first_sample, segment.sha256)).encode())
                 first_sample += segment.samples
         return digest.hexdigest()
 
-    def count(self, split: str) -> dict[int, int]:
-        """Samples per label of ``train`` or ``test``, without reading any table."""
+    def count(self, split: str, *, group: int | None = None) -> dict[int, int]:
+        """Samples per label of ``train`` or ``test``, without reading any table.
+
+        ``group`` is the joined index to count in; None: all.
+        """
         counts = dict.fromkeys(range(len(self.class_names)), 0)
         for shard in self.shards:
-            if shard.split == split:
+            if shard.split == split and group in (None, shard.group):
                 for label, samples in shard.class_counts.items():
                     counts[label] += samples
         return counts
@@ -214,7 +249,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             class_folders=tuple(_text(entry["folder"]) for entry in content["classes"]),
             shards=tuple(replace(parse_shard(e), folder=folder) for e in content["shards"]),
             sha256=hashlib.sha256(data).hexdigest(),
-            group_sizes=(len(content["classes"]),),
+            group_labels=(tuple(range(len(content["classes"]))),),
             orientation=content.get("orientation"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -224,38 +259,6 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
         ) from None
     _check_index(index, place)
     return index
-
-
-def join_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
-    """One index of all: the numbers of classes and samples continue from one index to the next.
-
-    Appending a further index changes no number of those before it.
-
-    Raises:
-        DataError: two indexes have a class of the same name.
-    """
-    if len(indexes) == 1:
-        return indexes[0]
-    names = [name for index in indexes for name in index.class_names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"{' + '.join(storage.redact(index.url) for index in indexes)}: class {twice[0]!r} is "
-            "in more than one index; an appended index may contain only new classes"
-        )
-    shards: list[Shard] = []
-    first_label = 0
-    for index in indexes:
-        shards += [_renumbered(shard, first_label) for shard in index.shards]
-        first_label += len(index.class_names)
-    return ShardIndex(
-        url=" + ".join(index.url for index in indexes),
-        class_names=tuple(names),
-        class_folders=tuple(folder for index in indexes for folder in index.class_folders),
-        shards=tuple(shards),
-        sha256=hashlib.sha256("".join(index.sha256 for index in indexes).encode()).hexdigest(),
-        group_sizes=tuple(count for index in indexes for count in index.group_sizes),
-    )
 
 
 def format_index(
@@ -275,12 +278,6 @@ def format_index(
         "shards": [format_shard(shard) for shard in shards],
     }
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _renumbered(shard: Shard, first_label: int) -> Shard:
-    segments = (replace(s, label=first_label + s.label) for s in shard.segments)
-    first_label += shard.first_label
-    return replace(shard, segments=tuple(segments), first_label=first_label)
 
 
 def _text(value: Any) -> str:

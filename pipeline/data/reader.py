@@ -30,7 +30,10 @@ class ShardReader:
     def __init__(self, index: ShardIndex, *, cache: SegmentCache | None = None) -> None:
         self.shards = tuple(RemoteShard(shard.url, shard.segments) for shard in index.shards)
         self._splits = tuple(shard.split for shard in index.shards)
-        self._first_labels = tuple(shard.first_label for shard in index.shards)
+        self._groups = tuple(shard.group for shard in index.shards)
+        self._stored_labels = tuple(
+            {label: stored for stored, label in enumerate(labels)} for labels in index.group_labels
+        )
         self._cache = cache
         self._closed_splits = index.closed_splits
 
@@ -63,7 +66,9 @@ class ShardReader:
 
     def stored_label(self, samples: Samples, row: int) -> int:
         """The label of a sample in its own shard, which does not know of joined indexes."""
-        return int(samples.label_S[row]) - self._first_labels[int(samples.shard_S[row])]
+        return self._stored_labels[self._groups[int(samples.shard_S[row])]][
+            int(samples.label_S[row])
+        ]
 
     def place(self, shard: int) -> str:
         """The place of shard number ``shard``, for a message."""

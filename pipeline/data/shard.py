@@ -35,7 +35,7 @@ class Shard:
     table_sha256: str
     segments: tuple[Segment, ...]
     folder: str = ""
-    first_label: int = 0  # label, in a joined index, of class 0 of the shard's own index
+    group: int = 0  # position of the shard's own index among those that are joined
 
     @property
     def url(self) -> str:

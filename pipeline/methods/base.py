@@ -129,6 +129,8 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     # Whose training images a task shows: its own, or also those of all earlier tasks.
     training_images: ClassVar[Literal["task", "seen"]] = "task"
+    # Whether a task may have further images of known classes, see ``task.known``.
+    takes_known_classes: ClassVar[bool] = False
     anchors: Anchors | None  # the text embeddings of the classes, if it has any
     task: Task  # the present or the last one
 

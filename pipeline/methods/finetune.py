@@ -15,6 +15,7 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.base import Inputs, Losses, Method, MethodOptions, given
 from pipeline.model.anchors import Anchors, FixedAnchors
 from pipeline.model.backbone import ImageFeatures
+from pipeline.model.class_rows import positions
 from pipeline.model.losses import image_to_text
 from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
 from pipeline.tasks import Task
@@ -31,6 +32,7 @@ class Finetune(Method):
     """Prompt tuning of the image tower against fixed anchors."""
 
     Options = FinetuneOptions
+    takes_known_classes = True
     anchors: Anchors
 
     def build_adaptation(self) -> None:
@@ -46,7 +48,7 @@ class Finetune(Method):
     @classmethod
     def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
         """Refuse tasks of one class if its anchor competes with no other one."""
-        alone = sum(len(task.labels) == 1 for task in tasks)
+        alone = sum(len(task.classes) == 1 for task in tasks)
         is_rest = alone <= 1 < len(tasks)  # the last task often has one class
         if options.loss_classes == "seen" or alone == 0 or is_rest:
             return None
@@ -94,5 +96,13 @@ class Finetune(Method):
     def competing(self, current_CE: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """The anchors ``anchor_CE`` that compete in the loss, and the labels' positions there."""
         if self.options.loss_classes == "seen":
-            return torch.cat([self.anchors.old(), current_CE]), label_N
-        return current_CE, label_N - self.task.first
+            return self.seen_anchors(current_CE), label_N
+        return current_CE, positions(self.task.classes, label_N)
+
+    def seen_anchors(self, current_CE: Tensor) -> Tensor:
+        """The anchors ``anchor_CE`` of every class so far, with the current ones among them."""
+        old_CE, n_known = self.anchors.old(), len(self.task.known)
+        if n_known:
+            known = torch.tensor(self.task.known, device=old_CE.device)
+            old_CE = old_CE.index_copy(0, known, current_CE[:n_known])
+        return torch.cat([old_CE, current_CE[n_known:]])

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -91,7 +90,7 @@ class TpptV(Finetune):
 
     def _diversity(self, current_CE: Tensor) -> Tensor:
         """The chosen regulariser over the anchors of all classes seen so far."""
-        options, anchor_CE = self.options.diversity, torch.cat([self.anchors.old(), current_CE])
+        options, anchor_CE = self.options.diversity, self.seen_anchors(current_CE)
         if options.form == "dispersion":
             return dispersion(anchor_CE, options.temperature)
         if options.form == "relation_matching":

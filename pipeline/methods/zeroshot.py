@@ -16,6 +16,8 @@ from pipeline.model.prompts import unit
 class ZeroShot(Method):
     """Nearest anchor of the frozen towers."""
 
+    takes_known_classes = True
+
     @classmethod
     def inputs_of(cls, options: Any) -> Inputs:
         """The frozen features alone: no image is decoded twice."""

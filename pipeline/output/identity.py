@@ -17,7 +17,7 @@ from pipeline.config import Config, MethodConfig, decisive_settings
 from pipeline.data.index import ShardIndex
 from pipeline.output.first_options import FIRST_OPTIONS, recorded_options, resolved_options
 from pipeline.output.protocol import flatten
-from pipeline.tasks import Task
+from pipeline.tasks import Task, known_names, labels_with_images
 
 # A tolerance decides whether a run ends at an error; it does not change the steps before.
 _TOLERANCES = {
@@ -25,7 +25,7 @@ _TOLERANCES = {
     "optim": ("on_nonfinite_loss", "nonfinite_loss_budget"),
 }
 # Settings of the tasks that came later, with the value of the runs before.
-_LATER_TASKS = {"appended": "split"}
+_LATER_TASKS = {"appended": "split", "known_classes": "refuse"}
 _PLACES = ("model.arch", "model.weights")  # may name a folder or a file
 
 
@@ -44,7 +44,14 @@ def identify(
         "settings": settings,
         "backbone_sha256": backbone_sha256,
         "tasks": [
-            {"names": list(task.names), "sha256": index.digest(task.labels)} for task in tasks
+            {
+                "names": list(task.names),
+                **({"known_classes": known} if known else {}),
+                "sha256": index.digest(labels, group=task.group),
+            }
+            for task, known, labels in zip(
+                tasks, known_names(tasks), labels_with_images(tasks), strict=True
+            )
         ],
     }
 
@@ -84,7 +91,7 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
         return f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}"
     pairs = zip(found["tasks"][:started], wanted["tasks"], strict=False)
     for number, (old, new) in enumerate(pairs, start=1):
-        if old["names"] != new["names"]:
+        if any(old.get(key, []) != new.get(key, []) for key in ("names", "known_classes")):
             return f"the classes or their order differ in task {number}"
         if old["sha256"] != new["sha256"]:
             return f"the images of task {number} differ from those of the run"

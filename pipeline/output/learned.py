@@ -69,9 +69,13 @@ def load_method(
 def run_tasks(results: RunResults) -> list[Task]:
     """The tasks of a run, from its results."""
     tasks, first = [], 0
+    number_of: dict[str, int] = {}
+    known = results.known_classes or [[] for _ in results.tasks]
     for index, names in enumerate(results.tasks):
         labels = results.manifest.class_order[first : first + len(names)]
-        tasks.append(Task(index, first, tuple(labels), tuple(names)))
+        numbers = tuple(number_of[name] for name in known[index])
+        tasks.append(Task(index, first, tuple(labels), tuple(names), known=numbers))
+        number_of |= {name: first + place for place, name in enumerate(names)}
         first += len(names)
     return tasks
 
@@ -116,7 +120,7 @@ def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor
         StorageError: the file cannot be read.
     """
     url = learned_url(output, task)
-    data = storage.read_bytes(url)
+    data = storage.read_bytes(url, most=storage.MAX_TENSOR_BYTES)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
             f"{storage.redact(url)}: is not the file that the run wrote; restore it from a copy, "

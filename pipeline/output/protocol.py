@@ -49,11 +49,14 @@ def protocol_of(
     """The protocol as ``{"sha256": …, "settings": …}``, in plain JSON types.
 
     ``config`` are the settings of a run, by default those that it lacks. ``tasks`` have the
-    ``names`` of their classes in order and the ``sha256`` of their images, as in the run identity.
+    ``names`` of their new classes in order, those of their ``known_classes`` if they have further
+    images of any, and the ``sha256`` of their images, as in the run identity.
     """
     arch = setting_of(config, "model.arch")
+    known = [list(task.get("known_classes", ())) for task in tasks]
     settings = {
         "tasks": [list(task["names"]) for task in tasks],
+        **({"known_classes": known} if any(known) else {}),
         "data": [task["sha256"] for task in tasks if "sha256" in task],
         "model.arch": _FOLDER if arch.startswith(f"{_FOLDER}:") else arch,
         "backbone_sha256": backbone_sha256,

@@ -47,7 +47,13 @@ class _Results(BaseModel):
 
 class _Task(BaseModel):
     names: list[str]
+    known_classes: list[str] = []
     sha256: str
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes that the task has images of."""
+        return len(self.names) + len(self.known_classes)
 
 
 class _Method(BaseModel):
@@ -146,11 +152,11 @@ def _check_state(config: Config, snapshot: Snapshot) -> None:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise _refusal(config, snapshot, f"{place} in its state has not its form") from None
     n_tasks, means = snapshot.task, snapshot.group("class_means")
-    names = [len(task.names) for task in state.identity.tasks]
+    sizes = [task.n_classes for task in state.identity.tasks]
     lengths = {len(state.learned_sha256), len(state.results.stages), len(means)}
-    if lengths != {n_tasks} or len(names) < n_tasks:
+    if lengths != {n_tasks} or len(sizes) < n_tasks:
         raise _refusal(config, snapshot, f"it does not record {n_tasks} learned tasks")
-    for number, n_classes in enumerate(names[:n_tasks]):
+    for number, n_classes in enumerate(sizes[:n_tasks]):
         mean_CE = means.get(str(number), torch.empty(0))
         if mean_CE.ndim != 2 or len(mean_CE) != n_classes:
             shape = list(mean_CE.shape)

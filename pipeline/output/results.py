@@ -108,7 +108,8 @@ class RunResults(_Record):
     method: str
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig | None = None
-    tasks: list[list[str]]  # class names of each task
+    tasks: list[list[str]]  # names of the new classes of each task
+    known_classes: list[list[str]] = []  # of each task: earlier classes that it has images of
     accuracy_matrix: list[list[float | None]]
     counts: Counts
     stage_accuracy: StageAccuracy
@@ -139,11 +140,22 @@ class RunResults(_Record):
                 raise ValueError(f"the counts after task {number} are not those of {number} tasks")
             if not all(0 <= right <= total for right, total in zip(*counts, strict=True)):
                 raise ValueError(f"the counts after task {number} are not possible")
+        self._check_known_classes()
         if len(self.manifest.class_order) != sum(map(len, self.tasks)):
             raise ValueError("manifest.class_order has another number of classes than tasks")
         if len(self.learned_sha256 or ()) > n_learned:
             raise ValueError("learned_sha256 has more tasks than accuracy_matrix")
         return self
+
+    def _check_known_classes(self) -> None:
+        """Refuse known classes that no earlier task has learned."""
+        if self.known_classes and len(self.known_classes) != len(self.tasks):
+            raise ValueError("known_classes has another number of tasks than tasks")
+        learned: set[str] = set()
+        for names, known in zip(self.tasks, self.known_classes, strict=False):
+            if not learned.issuperset(known):
+                raise ValueError("known_classes names a class that no earlier task has")
+            learned.update(names)
 
     @property
     def is_finished(self) -> bool:
@@ -161,8 +173,13 @@ class RunResults(_Record):
         manifest = self.manifest
         stored = manifest.protocol.settings if manifest.protocol else {}
         digests = [task["sha256"] for task in manifest.identity.get("tasks", ())]
+        known = self.known_classes or [[] for _ in self.tasks]
         tasks = [
-            {"names": names, **({"sha256": digests[k]} if k < len(digests) else {})}
+            {
+                "names": names,
+                "known_classes": known[k],
+                **({"sha256": digests[k]} if k < len(digests) else {}),
+            }
             for k, names in enumerate(self.tasks)
         ]
         protocol = protocol_of(

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config import EvaluationConfig, TuningConfig
 from pipeline.output.metrics import micro_accuracy, summarise
 from pipeline.output.results import SCHEMA, RunResults
-from pipeline.tasks import Task
+from pipeline.tasks import Task, known_names
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class ResultsBuilder:
         images = [list(stage.images) for stage in self.stages]
         speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
         finished = len(self.stages) == len(self.tasks)
+        known = known_names(self.tasks)
         return RunResults.model_validate(
             {
                 "schema": SCHEMA,
@@ -90,6 +91,7 @@ class ResultsBuilder:
                 "evaluation": self.evaluation,
                 "tuning": self.tuning,
                 "tasks": [list(task.names) for task in self.tasks],
+                "known_classes": known if any(known) else [],
                 "accuracy_matrix": self.accuracy_matrix(),
                 "counts": {"correct": correct, "images": images},
                 **summarise(correct, images, exclude_tasks=self.evaluation.exclude_tasks),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 from typing import Any, NamedTuple
 
 from pipeline import storage
@@ -115,7 +115,7 @@ def _sizes(one: RunResults, other: RunResults) -> Iterator[Difference]:
     if sizes[0] == sizes[1]:
         return
     words = [_name_sizes(size) for size in sizes]
-    for key in ("initial_classes", "classes_per_task", "limit", "appended"):
+    for key in ("initial_classes", "classes_per_task", "limit", "appended", "known_classes"):
         values = [setting_of(run.manifest.config, f"tasks.{key}") for run in (one, other)]
         if values[0] != values[1]:
             shown = (f"{_show(value)} ({word})" for value, word in zip(values, words, strict=True))
@@ -135,9 +135,12 @@ def _backbone(one: RunResults, other: RunResults) -> Iterator[Difference]:
 
 def _classes(one: RunResults, other: RunResults) -> list[Difference]:
     """Any other difference of the classes, their names or their order."""
-    tasks = one.protocol.settings["tasks"], other.protocol.settings["tasks"]
-    pairs = [pair for pair in zip(*tasks, strict=True) if pair[0] != pair[1]]
-    return [Difference("a task", *map(first_few, pairs[0]))] if pairs else []
+    for key, words in (("tasks", "a task"), ("known_classes", "the known classes of a task")):
+        mine, theirs = (run.protocol.settings.get(key, []) for run in (one, other))
+        pairs = [pair for pair in zip_longest(mine, theirs, fillvalue=[]) if pair[0] != pair[1]]
+        if pairs:
+            return [Difference(words, *(first_few(names) or "none" for names in pairs[0]))]
+    return []
 
 
 def _tested_images(one: RunResults, other: RunResults) -> list[Difference]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
+from pipeline.classifiers import find_classifiers
 from pipeline.config import Config
-from pipeline.data.index import ShardIndex, join_indexes, read_index
+from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.joining import join_indexes
+from pipeline.data.repeats import check_repeats
 from pipeline.data.shard_check import check_shards
 from pipeline.errors import ConfigError, StorageError
 from pipeline.methods import find_method, parse_options, resolve_options
@@ -16,7 +20,13 @@ from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
 from pipeline.paths import expand_path
 from pipeline.settings_file import parse_list
-from pipeline.tasks import Task, grouped_class_order, split_classes
+from pipeline.tasks import (
+    Task,
+    grouped_class_order,
+    labels_with_images,
+    split_classes,
+    with_known_classes,
+)
 from pipeline.training.class_names import check_class_names
 from pipeline.training.engine import layout_problem
 from pipeline.training.task_data import TaskData
@@ -49,11 +59,11 @@ def check_run(config: Config, world_size: int) -> Run:
     )
     if problem:
         raise ConfigError(problem)
-    index = _find_index(config.data.index)
+    index = _find_index(config)
     if config.evaluation.split == "validation":
         index = index.with_closed("test")
     tasks = _split(config, index)
-    problem = method.check(options, tasks)
+    problem = method.check(options, tasks) or _known_classes_problem(config, tasks)
     if problem:
         raise ConfigError(problem)
     _check_a_task_is_reported(config, tasks)
@@ -62,6 +72,8 @@ def check_run(config: Config, world_size: int) -> Run:
     check_class_names(config, index, tasks, method, options)
     config = with_all_options(config)
     data = TaskData(config, index, tasks, training_images=method.training_images)
+    if any(task.known for task in tasks):
+        check_repeats(index, n_groups=tasks[-1].group + 1)
     return Run(config, index, tasks, data, world_size)
 
 
@@ -78,7 +90,7 @@ def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
     settings = config.tasks
     names = index.class_names if config.text.names == "spaced" else index.class_folders
     order = grouped_class_order(settings.class_order, index.group_sizes, settings.order_seed)
-    return split_classes(
+    tasks = split_classes(
         order,
         names,
         classes_per_task=settings.classes_per_task,
@@ -87,13 +99,16 @@ def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
         group_sizes=index.group_sizes,
         appended=settings.appended,
     )
+    return with_known_classes(tasks, index.known_labels)
 
 
-def _find_index(index: str | list[str]) -> ShardIndex:
+def _find_index(config: Config) -> ShardIndex:
+    index = config.data.index
     given = [index] if isinstance(index, str) else index
     try:
         urls = [url for entry in given for url in _listed(entry)]
-        return join_indexes([read_index(url) for url in urls])
+        indexes = [read_index(url) for url in urls]
+        return join_indexes(indexes, known_classes=config.tasks.known_classes)
     except StorageError as error:
         raise ConfigError(
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "
@@ -124,6 +139,24 @@ def _listed(entry: str) -> list[str]:
         url if not storage.is_local(url) or os.path.isabs(url) else storage.join(folder, url)
         for url in urls
     ]
+
+
+def _known_classes_problem(config: Config, tasks: Sequence[Task]) -> str | None:
+    """The reason why the method cannot learn further images of known classes, or None."""
+    number = next((task.index + 1 for task in tasks if task.known), None)
+    if number is None:
+        return None
+    method = find_method(config.method.name)
+    classifier = parse_options(config.method).classifier
+    parts = [(config.method.name, method), *find_classifiers(classifier)]
+    new_only = [name for name, part in parts if not part.takes_known_classes]
+    if not new_only:
+        return None
+    return (
+        f"tasks.known_classes: task {number} has images of known classes, and {new_only[0]!r} "
+        "takes new classes only (its takes_known_classes is not set); choose another method or "
+        "classifier, or append only new classes"
+    )
 
 
 def _check_order_seed(config: Config) -> None:
@@ -174,10 +207,12 @@ def _check_transform(config: Config, inputs: Inputs) -> None:
 
 
 def _check_every_shard_is_there(config: Config, index: ShardIndex, tasks: Sequence[Task]) -> None:
-    labels = {label for task in tasks for label in task.labels}
+    labels: dict[int, set[int]] = defaultdict(set)
+    for task, shown in zip(tasks, labels_with_images(tasks), strict=True):
+        labels[task.group].update(shown)
     splits = {"train", "test" if config.evaluation.split == "test" else "train"}
     shards = (shard for shard in index.shards if shard.split in splits)
-    check_shards(shard for shard in shards if not labels.isdisjoint(shard.class_counts))
+    check_shards(s for s in shards if not labels[s.group].isdisjoint(s.class_counts))
 
 
 def _check_every_class_has_images(
@@ -185,11 +220,17 @@ def _check_every_class_has_images(
 ) -> None:
     splits = {"train", "test" if config.evaluation.split == "test" else "train"}
     for split in sorted(splits):
-        counts = index.count(split)
-        empty = [label for task in tasks for label in task.labels if not counts.get(label)]
+        counts = [index.count(split, group=group) for group in range(len(index.group_sizes))]
+        empty = [label for task in tasks for label in task.labels if not counts[task.group][label]]
         if empty:
             name = index.class_names[empty[0]]
             raise ConfigError(
                 f"data.index: {index.url} has no {split} image of class {name!r} "
                 f"({len(empty)} such classes); prepare it with that split, or choose other classes"
+            )
+        without = [task.index + 1 for task in tasks if not any(counts[task.group].values())]
+        if without:
+            raise ConfigError(
+                f"data.index: {index.url} has no {split} image for task {without[0]}, which has "
+                "known classes only; prepare its index with that split"
             )

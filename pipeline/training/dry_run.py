@@ -32,8 +32,10 @@ class _TaskPlan:
     bytes: int
 
     def __str__(self) -> str:
+        n_known = len(self.task.known)
+        classes = f"{len(self.task.labels)}+{n_known}" if n_known else len(self.task.labels)
         return (
-            f"{self.task.index + 1:4}  {len(self.task.labels):7}  {self.train_images:12,}  "
+            f"{self.task.index + 1:4}  {classes:>7}  {self.train_images:12,}  "
             f"{self.test_images:11,}  {self.steps:5,}  {self.trainable:9,}  "
             f"{format_bytes(self.bytes)}"
         )

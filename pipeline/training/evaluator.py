@@ -59,8 +59,8 @@ class Evaluator:
     def _score(self, task: Task) -> TaskScore:
         """How ``task`` is classified among all classes seen so far."""
         selection = self._data.test(task)
-        classes = range(task.first, task.last)
-        score = score_task(self._method, self._encoder.share(selection), classes=classes)
+        images = self._encoder.share(selection)
+        score = score_task(self._method, images, classes=task.classes)
         expected = len(selection) - self._encoder.n_unusable(selection)
         assert score.images == expected, (
             f"task {task.index + 1}: {score.images} images were tested instead of {expected}"

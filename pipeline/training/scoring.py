@@ -5,7 +5,7 @@ Axes: B images · C classes seen so far · E joint width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.classifiers import Embedded
 from pipeline.distributed.collectives import raise_on_all_ranks, sum_over_ranks
 from pipeline.methods.base import Method
+from pipeline.model.class_rows import positions
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ def score_task(
     method: Method,
     encoded: Iterable[tuple[Embedded, Tensor]],
     *,
-    classes: range,
+    classes: Sequence[int],
 ) -> TaskScore:
     """The score of one task from this rank's encoded images and class numbers.
 
-    The highest logit over all classes seen so far wins; labels are class numbers, the task's own
-    being ``classes``.
+    The highest logit over all classes seen so far wins; labels are class numbers. The task has
+    images of ``classes``, which ascend.
     """
     width, device = method.embedding_width, method.clip.device
     correct = torch.zeros((), dtype=torch.float64, device=device)
@@ -46,7 +47,7 @@ def score_task(
         for embedded, label_B in encoded:
             predicted_B = method.logits(embedded).argmax(dim=1)
             correct += (predicted_B == label_B).sum()
-            position_B = label_B - classes.start
+            position_B = positions(classes, label_B)
             class_sum_CE.index_add_(0, position_B, embedded.embedding_BE.double())
             class_count_C += torch.bincount(position_B, minlength=len(classes))
     packed = torch.cat([correct[None], class_count_C, class_sum_CE.flatten()])

@@ -15,13 +15,14 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.data.index import Selection, ShardIndex, Split
 from pipeline.data.plan import EpochKey, EpochPlan, steps_per_epoch
-from pipeline.tasks import Task
+from pipeline.tasks import Task, labels_with_images
 
 
 class TaskData:
     """The training and test images of each of ``tasks``; each selection is made once, when needed.
 
     With ``training_images="seen"`` a task also shows the training images of all earlier tasks.
+    Where two tasks have images of one class, each has those of its own index.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class TaskData:
         self._config = config
         self._index = index
         self._tasks = tasks
+        self._labels = labels_with_images(tasks)
         self._training_images = training_images
-        self._selections: dict[tuple[Split, tuple[int, ...]], Selection] = {}
+        self._selections: dict[tuple[Split, range], Selection] = {}
 
     def train(self, task: Task) -> Selection:
         """The images that ``task`` trains on, without those held out for validation.
@@ -46,8 +48,7 @@ class TaskData:
         """
         split: Split = "fit" if self._config.data.validation_fraction else "train"
         first = 0 if self._training_images == "seen" else task.index
-        shown = self._tasks[first : task.index + 1]
-        return self._select(split, tuple(label for each in shown for label in each.labels))
+        return self._select(split, range(first, task.index + 1))
 
     def test(self, task: Task) -> Selection:
         """The images that ``task`` is tested on.
@@ -55,7 +56,7 @@ class TaskData:
         Raises:
             DataError: there are none.
         """
-        return self._select(self._config.evaluation.split, task.labels)
+        return self._select(self._config.evaluation.split, range(task.index, task.index + 1))
 
     def steps_per_epoch(self, task: Task) -> int:
         """Optimizer steps of one epoch."""
@@ -83,9 +84,14 @@ class TaskData:
             class_of_label[list(task.labels)] = torch.arange(task.first, task.last)
         return class_of_label
 
-    def _select(self, split: Split, labels: tuple[int, ...]) -> Selection:
-        key = split, labels
+    def _select(self, split: Split, tasks: range) -> Selection:
+        """The images of the tasks with these numbers."""
+        key = split, tasks
         if key not in self._selections:
-            fraction = self._config.data.validation_fraction
-            self._selections[key] = self._index.select(split, labels, validation_fraction=fraction)
+            self._selections[key] = self._index.select(
+                split,
+                [label for number in tasks for label in self._labels[number]],
+                validation_fraction=self._config.data.validation_fraction,
+                groups={self._tasks[number].group for number in tasks},
+            )
         return self._selections[key]

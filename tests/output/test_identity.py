@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config, MethodConfig
-from pipeline.data.index import ShardIndex, join_indexes, read_index
+from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.joining import join_indexes
 from pipeline.methods import METHODS, resolve_options
 from pipeline.methods.tppt_v import TextToImageOptions, TpptV, TpptVOptions
 from pipeline.output.first_options import FIRST_OPTIONS
