@@ -11,12 +11,15 @@ import argparse
 import contextlib
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
-from pipeline.errors import LostRankError, PipelineError, RefusedBySystemError
+from pipeline.errors import LostRankError, PipelineError, Preempted, RefusedBySystemError
 from pipeline.sockets import use_short_socket_names
 from pipeline.text import shorten
 
@@ -36,6 +39,17 @@ def build_parser(program: str, description: str, epilog: str = "") -> argparse.A
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_deadline(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the patience with storage, see :func:`pipeline.storage.set_deadline`."""
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        default=120.0,
+        help="retries of one request to a storage that fails (default: 120); 25 at the start",
     )
 
 
@@ -77,6 +91,35 @@ def run_command(
         on_error(refusal, refusal.exit_status)
         _write_error(str(refusal))
         return refusal.exit_status
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the work in order, and a second one end it at once.
+
+    Raises:
+        Preempted: a signal came.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt  # no handler of errors catches it on its way
+
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup, or a job in the background of a script
+                signal.signal(number, stop)
+        yield
+    except KeyboardInterrupt:
+        exec("")  # else CPython replaces the exit status if the signal came within exec(text)
+        raise Preempted(f"stopped by a signal; {CONTINUE}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_terminal_safe() -> None:

@@ -4,7 +4,8 @@ Runs share a table only if they follow the same protocol: data, class order, tas
 templates, transforms, weights and evaluation. Otherwise the command refuses and names the setting
 that differs. Runs that differ in the method or its settings are separate rows, named by exactly
 these settings. See docs/COMPARE.md.
-Exit status: 0, or 2 if an output is missing or unfinished, or if the runs are not comparable.
+Exit status: 0; 2 if an output is missing or unfinished, or if the runs are not comparable; 75 if
+stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from pipeline import storage
-from pipeline.cli import build_parser, run_command
+from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.reporting.run_files import Tables, to_csv, to_json, to_latex
 from pipeline.reporting.run_groups import group_runs
 from pipeline.reporting.run_rows import build_rows, check_baseline
@@ -41,7 +42,7 @@ _FORMATS: dict[str, Callable[[Tables], str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _build_parser().parse_args(arguments)
-    return run_command(lambda: _compare(options))
+    return run_command(lambda: _run(options))
 
 
 def comparison(outputs: Sequence[str]) -> Group:
@@ -71,7 +72,13 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--baseline", metavar="NAME", help="show differences to this row, over equal seeds")
     for name, title in (("csv", "CSV"), ("json", "JSON"), ("latex", "LaTeX")):
         add(f"--{name}", metavar="FILE", help=f"also write the rows as {title}")
+    add_deadline(parser)
     return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    with stopped_by_signals(), storage.patience(options.deadline), storage.giving_up_early():
+        return _compare(options)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -31,9 +28,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as ProgressDisplay
 
-from pipeline.cli import build_parser, run_command
+from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.data.prepare.parallel import Progress, usable_cores
-from pipeline.errors import ConfigError, DataError, Preempted
+from pipeline.errors import ConfigError, DataError
 from pipeline.log import setup_logging
 from pipeline.paths import expand_path
 from pipeline.text import format_bytes
@@ -81,38 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _build_parser().parse_args(arguments)
     setup_logging(0)
-    with _stopped_by_signals():
-        return run_command(lambda: _run(options))
+    return run_command(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        return options.run(_checked(options))
-    except KeyboardInterrupt:
-        raise Preempted("stopped by a signal; start the same command again to continue") from None
+    from pipeline.storage import patience  # not above: it takes a moment to import
 
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the work in order, and a second one end it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt  # no handler of errors catches it on its way
-
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # nohup, or a job in the background of a script
-                signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stopped_by_signals(), patience(_checked(options).deadline):
+        return options.run(options)
 
 
 def _checked(options: argparse.Namespace) -> argparse.Namespace:
@@ -130,6 +103,8 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
         except ValueError as error:
             option = f"--{name}" if hasattr(options, "out") else name
             raise ConfigError(f"{option} {error}") from None
+    if not options.deadline >= 0:
+        raise ConfigError(f"--deadline {options.deadline} is not a time; give seconds, 0 or more")
     if getattr(options, "jobs", 1) < 1:
         raise ConfigError(f"--jobs {options.jobs} is not a number of processes; give 1 or more")
     return options
@@ -184,7 +159,8 @@ def _run_verify(options: argparse.Namespace) -> int:
     from pipeline.data.index import read_index
     from pipeline.data.prepare.audit import find_faults
 
-    index = read_index(options.url)
+    with storage.giving_up_early():
+        index = read_index(options.url)
     with _progress_display("shards") as progress:
         faults = list(find_faults(index, jobs=options.jobs, progress=progress))
     place = storage.redact(index.url)
@@ -201,7 +177,8 @@ def _run_stats(options: argparse.Namespace) -> int:
     from pipeline.data.index import read_index
     from pipeline.data.prepare.audit import gather_statistics
 
-    index = read_index(options.url)
+    with storage.giving_up_early():
+        index = read_index(options.url)
     _print_statistics(storage.redact(index.url), gather_statistics(index))
     return 0
 
@@ -293,6 +270,8 @@ def _build_parser() -> argparse.ArgumentParser:
     copy.add_argument("target", help="folder or URL of the copy")
     copy.add_argument("--overwrite", action="store_true", help="replace another data set")
     copy.set_defaults(run=_run_copy)
+    for command in commands.choices.values():
+        add_deadline(command)
     return parser
 
 

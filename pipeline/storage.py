@@ -35,6 +35,8 @@ from pipeline.storage_errors import codes, explain
 from pipeline.storage_errors import scrub as scrub
 
 DEADLINE_S = 120.0  # default time for the retries of one call
+MAX_TEXT_BYTES = 256 << 20  # of a text or JSON file that is read at once
+MAX_TENSOR_BYTES = 4 << 30  # of a file of learned tensors or of a snapshot
 _EARLY_S = 25.0  # the same before a run, while no server can be reached
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -51,6 +53,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 
+_deadline_s = DEADLINE_S  # see patience
 _unreachable_s = math.inf  # see giving_up_early
 
 # The time limit of one attempt: a base, and the time that its bytes need on a very slow line.
@@ -72,6 +75,28 @@ def giving_up_early() -> Iterator[None]:
         _unreachable_s = before
 
 
+@contextmanager
+def patience(deadline_s: float) -> Iterator[None]:
+    """Within the block, calls that give no limit are retried for ``deadline_s`` seconds."""
+    before = _deadline_s
+    set_deadline(deadline_s)
+    try:
+        yield
+    finally:
+        set_deadline(before)
+
+
+def deadline_s() -> float:
+    """The seconds of retries of a call that gives no limit."""
+    return _deadline_s
+
+
+def set_deadline(seconds: float) -> None:
+    """Change :func:`deadline_s` of this process."""
+    global _deadline_s
+    _deadline_s = seconds
+
+
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
     """An open file; the caller closes it. Unlike the other calls, this one has no retries.
 
@@ -83,29 +108,37 @@ def open_file(url: str, mode: str = "rb") -> IO[Any]:
         return filesystem.open(path, mode)
 
 
-def read_bytes(url: str, *, deadline_s: float = DEADLINE_S) -> bytes:
-    """The complete content.
+def read_bytes(url: str, *, most: int | None = None, deadline_s: float | None = None) -> bytes:
+    """The complete content, which may have ``most`` bytes; hardly more is fetched.
 
     Raises:
-        StorageError: the URL cannot be read.
+        StorageError: the URL cannot be read, or its content is too large.
     """
-    return _call("read", url, "cat_file", deadline_s=deadline_s)
+    if most is None:
+        return _call("read", url, "cat_file", deadline_s=deadline_s)
+    data = read_range(url, 0, most + 1, deadline_s=deadline_s)
+    if len(data) > most:
+        raise StorageError(
+            f"{redact(url)}: has more than {most:,} bytes, and no such file is so large; "
+            "restore it from a copy"
+        )
+    return data
 
 
-def read_text(url: str, *, deadline_s: float = DEADLINE_S) -> str:
+def read_text(url: str, *, most: int | None = MAX_TEXT_BYTES) -> str:
     """The complete content, decoded as UTF-8.
 
     Raises:
-        StorageError: the URL cannot be read or is not text.
+        StorageError: the URL cannot be read, or its content is too large or is not text.
     """
     try:
-        return read_bytes(url, deadline_s=deadline_s).decode("utf-8")
+        return read_bytes(url, most=most).decode("utf-8")
     except UnicodeDecodeError as error:
         place = redact(url)
         raise StorageError(f"{place}: is not text ({error.reason} at {error.start})") from None
 
 
-def read_range(url: str, start: int, stop: int, *, deadline_s: float = DEADLINE_S) -> bytes:
+def read_range(url: str, start: int, stop: int, *, deadline_s: float | None = None) -> bytes:
     """Bytes ``start`` to ``stop`` (exclusive), fewer if the content ends earlier.
 
     Raises:
@@ -128,7 +161,7 @@ def read_range(url: str, start: int, stop: int, *, deadline_s: float = DEADLINE_
         raise
 
 
-def write_atomically(url: str, data: bytes, *, deadline_s: float = DEADLINE_S) -> None:
+def write_atomically(url: str, data: bytes, *, deadline_s: float | None = None) -> None:
     """Put ``data`` at ``url``: a reader sees the old content or the new, never a part.
 
     Raises:
@@ -238,26 +271,27 @@ def _call(
     url: str,
     method: str,
     *arguments: Any,
-    deadline_s: float = DEADLINE_S,
+    deadline_s: float | None = None,
     bytes_: int = 0,
     **options: Any,
 ) -> Any:
     """One filesystem call, retried until ``deadline_s``; ``bytes_`` is roughly its traffic."""
+    limit_s = _deadline_s if deadline_s is None else deadline_s
 
     def attempt(seconds_left: float) -> Any:
         filesystem, path = _filesystem(url)
-        limit_s = min(seconds_left, _ATTEMPT_S + bytes_ / _SLOWEST_BYTES_PER_S)
+        attempt_s = min(seconds_left, _ATTEMPT_S + bytes_ / _SLOWEST_BYTES_PER_S)
         if not isinstance(filesystem, AsyncFileSystem):
             return getattr(filesystem, method)(path, *arguments, **options)
         call = getattr(filesystem, "_" + method)
-        return sync(filesystem.loop, _within, limit_s, call, path, *arguments, **options)
+        return sync(filesystem.loop, _within, attempt_s, call, path, *arguments, **options)
 
     def describe(error: BaseException) -> str:
         return f"cannot {verb} {redact(url)}: {explain(error, url)}"
 
     with _explained(verb, url):
         return retry_until(
-            attempt, deadline_s=deadline_s, describe=describe, unreachable_s=_unreachable_s
+            attempt, deadline_s=limit_s, describe=describe, unreachable_s=_unreachable_s
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.cli import build_parser, run_command
+from pipeline.cli import build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, LostRankError, PipelineError, RefusedBySystemError
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +201,41 @@ def test_terminal_of_any_encoding_is_no_error(encoding):
     assert "Error" not in shown.stderr and shown.stdout
     shown = shell('"$PYTHON" -m pipeline.train --help', PYTHONIOENCODING=encoding)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_stops_in_order_and_the_handlers_come_back(capsys, number):
+    before = signal.getsignal(number)
+
+    def work() -> int:
+        with stopped_by_signals():
+            signal.raise_signal(number)
+        return 0
+
+    assert run_command(work) == 75
+    expected = "error: stopped by a signal; start the same command again to continue\n"
+    assert capsys.readouterr().err == expected
+    assert signal.getsignal(number) is before
+
+
+def test_ignored_signal_stays_ignored():
+    """must not end a command that `nohup` or a script protects"""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_status_stays_75_if_the_signal_comes_while_a_module_is_imported(tmp_path):
+    """must not become that of SIGINT: dataclasses are made by exec(text)"""
+    (tmp_path / "stopped.py").write_text(
+        "import signal, sys\nfrom pipeline.cli import run_command, stopped_by_signals\n"
+        "def work():\n    with stopped_by_signals():\n"
+        "        exec('signal.raise_signal(signal.SIGINT)')\n"
+        "sys.exit(run_command(work))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "stopped"], env=environment, check=False)
+    assert done.returncode == 75

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache, reduce
 from pathlib import Path
@@ -453,3 +457,36 @@ def test_lines_give_the_source_of_settings_and_mark_those_chosen_on_the_evaluate
             "finetune: tuned by protocol transfer, 12 trials, 3.5 device-hours, sweep runs/[t]"
         ).split()
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_wait_for_a_dead_endpoint_with_one_line(number):
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    command = [sys.executable, "-m", "pipeline.compare", "s3://bucket/run"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert re.search(
+            r"no server can be reached at .* attempt 1, again in .* until \d\d:", first
+        )
+        process.send_signal(number)
+        *_, last = process.stderr.read().splitlines()
+    assert last == "error: stopped by a signal; start the same command again to continue"
+    assert process.returncode == 75
+
+
+def test_wait_for_a_dead_endpoint_has_a_limit(monkeypatch, capsys):
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert main(["--deadline", "0", "s3://bucket/run"]) == 2
+    assert "1 attempts in 0 s, the last failed with no server" in capsys.readouterr().err
+    assert storage.deadline_s() == storage.DEADLINE_S

@@ -182,3 +182,14 @@ def test_long_cause_is_cut_between_two_words():
     words = " ".join(["refused"] * 200)
     shown = storage_errors.cause(OSError(f"https://me:hidden@host/{words}"))
     assert len(shown) < 320 and shown.endswith("refused …") and "hidden" not in shown
+
+
+def test_content_over_the_limit_is_refused_and_not_fetched(folder):
+    url = storage.join(folder, "large.json")
+    storage.write_atomically(url, bytes(1000))
+    assert storage.read_bytes(url, most=1000) == bytes(1000)
+    for call in (storage.read_bytes, storage.read_text):
+        with pytest.raises(StorageError, match="large.json: has more than 999 bytes, and no such"):
+            call(url, most=999)
+    storage.write_atomically(url, b"")
+    assert storage.read_bytes(url, most=9) == b""

@@ -15,7 +15,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.errors import DataError
 
-COLUMNS = ("sample_S", "label_S", "shard_S", "segment_S", "offset_S", "size_S", "crc32_S")
+_COLUMNS = (
+    "sample_S", "label_S", "shard_S", "segment_S", "row_S", "offset_S", "size_S", "crc32_S"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +41,15 @@ class Samples:
     """Addresses of samples, one row each: enough to read them without the index.
 
     ``sample_S`` numbers the samples of the complete data set, ``shard_S`` is the position of the
-    shard in ``index.shards`` and ``segment_S`` the position of the segment in ``shard.segments``.
+    shard in ``index.shards``, ``segment_S`` the position of the segment in ``shard.segments``, and
+    ``row_S`` the position of the sample in its segment.
     """
 
     sample_S: np.ndarray
     label_S: np.ndarray
     shard_S: np.ndarray
     segment_S: np.ndarray
+    row_S: np.ndarray
     offset_S: np.ndarray
     size_S: np.ndarray
     crc32_S: np.ndarray
@@ -56,7 +60,7 @@ class Samples:
 
     def take(self, positions: np.ndarray) -> Samples:
         """The rows at ``positions``, in that order; a repeated position repeats its row."""
-        columns = {name: getattr(self, name)[positions] for name in COLUMNS}
+        columns = {name: getattr(self, name)[positions] for name in _COLUMNS}
         return Samples(**columns, keys=tuple(self.keys[position] for position in positions))
 
 
@@ -81,9 +85,10 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
         StorageError: the table cannot be read.
         DataError: the table does not match the index, though it was fetched twice.
     """
-    data = storage.read_bytes(url)
+    data = storage.read_bytes(url, most=storage.MAX_TEXT_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
-        data = storage.read_bytes(url)  # a byte may have been damaged on the way
+        # a byte may have been damaged on the way
+        data = storage.read_bytes(url, most=storage.MAX_TEXT_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
             f"{storage.redact(url)}: its sha256 is not the one in the index, fetched twice; "

@@ -26,7 +26,7 @@ class MetricsLog:
             StorageError: the file cannot be read.
             DataError: the file has fewer lines.
         """
-        lines = storage.read_text(self._url).splitlines() if n_lines else []
+        lines = storage.read_text(self._url, most=None).splitlines() if n_lines else []
         if len(lines) < n_lines:
             raise DataError(
                 f"{storage.redact(self._url)}: has {len(lines)} lines, and had {n_lines} when the "

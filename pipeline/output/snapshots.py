@@ -204,7 +204,7 @@ def _read(folder: str, name: str) -> Snapshot:
     marker, tensors_url = storage.join(place, _MARKER), storage.join(place, _TENSORS)
     if not storage.exists(marker) or not storage.exists(tensors_url):
         raise _Damaged(f"{_TENSORS} or {_MARKER} is missing")
-    state = _parse_state(storage.read_bytes(marker))
+    state = _parse_state(storage.read_bytes(marker, most=storage.MAX_TEXT_BYTES))
     if state.get("schema") != SCHEMA:
         raise DataError(
             f"{storage.redact(place)}: has schema {state.get('schema')!r}, this version reads "
@@ -213,7 +213,7 @@ def _read(folder: str, name: str) -> Snapshot:
     task, step = state.get("task"), state.get("step")
     if (task, step) != _position(name) or not isinstance(task, int) or not isinstance(step, int):
         raise _Damaged(f"{_MARKER} is that of another snapshot")
-    data = storage.read_bytes(tensors_url)
+    data = storage.read_bytes(tensors_url, most=storage.MAX_TENSOR_BYTES)
     if hashlib.sha256(data).hexdigest() != state.get("tensors_sha256"):
         raise _Damaged(f"{_TENSORS} has another content")
     return Snapshot(task, step, _parse_tensors(data), state)

@@ -30,7 +30,8 @@ def copy_data_set(
         DataError: a file does not match the index, at the source or at the target.
         ConfigError: ``target_url`` has another data set.
     """
-    index = read_index(source_url)
+    with storage.giving_up_early():
+        index = read_index(source_url)
     data = storage.read_bytes(storage.join(index.url, INDEX_NAME))
     target = target_url.removesuffix("/" + INDEX_NAME)
     _refuse_other(target, index, overwrite)

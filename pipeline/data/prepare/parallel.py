@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -52,10 +55,10 @@ def map_in_order(
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     items = iter(items)
-    # Ctrl-C reaches every process of the terminal; only this one handles it.
-    pool = ProcessPoolExecutor(jobs, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(jobs, context, _start_process, (storage.deadline_s(),))
     try:
-        running = deque(pool.submit(function, item) for item in islice(items, 4 * jobs))
+        with _signals_held():  # a process whose start is interrupted writes a traceback
+            running = deque(pool.submit(function, item) for item in islice(items, 4 * jobs))
         while running:
             yield running.popleft().result()
             running.extend(pool.submit(function, item) for item in islice(items, 1))
@@ -66,3 +69,29 @@ def map_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_process(deadline_s: float) -> None:
+    """Prepare a process of the pool."""
+    # Ctrl-C reaches every process of the terminal; only the first one handles it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    storage.set_deadline(deadline_s)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM wait; this process handles them at its end."""
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if is_main and signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)

@@ -104,9 +104,10 @@ def write_shards(
         PipelineError: the source or the target cannot be used.
     """
     index_url = storage.join(out_url, INDEX_NAME)
-    old_files = find_old_files(out_url, overwrite)
-    source = open_source(source_url)
-    listing = source.list_images(recipe.splits)
+    with storage.giving_up_early():
+        old_files = find_old_files(out_url, overwrite)
+        source = open_source(source_url)
+        listing = source.list_images(recipe.splits)
     names, folders = read_classes(names_url, listing.images, listing.class_order)
     refuse_disjoint(listing.images, storage.redact(source_url))
     if recipe.strict:
@@ -114,8 +115,9 @@ def write_shards(
     rows = sort_rows(listing.images, folders)
     work = _resume(out_url, _fingerprint(rows, recipe))
     resumed, done = len(work.shards), _rows_done(rows, work.last_key)
-    storage.remove(index_url)
-    _record(out_url, work)  # from now on, the shards at the target are known to be unfinished
+    with storage.giving_up_early():
+        storage.remove(index_url)
+        _record(out_url, work)  # from now on, the shards at the target are known to be unfinished
     skipped: list[str] = []
     results = encode_rows(
         source, rows[done:], resize=recipe.resize, jobs=jobs, orientation=recipe.orientation
@@ -166,7 +168,7 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
     if not storage.exists(url):
         return _Work(fingerprint)
     try:
-        content = json.loads(storage.read_bytes(url))
+        content = json.loads(storage.read_text(url))
         shards = [parse_shard(entry) for entry in content["shards"]]
         if content["fingerprint"] != fingerprint:
             return _Work(fingerprint)

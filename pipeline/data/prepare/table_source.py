@@ -36,7 +36,7 @@ class TableSource:
         """One image per row."""
         place = storage.redact(self.url)
         is_csv = self.url.lower().endswith((".csv", ".tsv"))
-        text = _decoded(storage.read_bytes(self.url), place)
+        text = _decoded(storage.read_bytes(self.url, most=storage.MAX_TEXT_BYTES), place)
         needed = ("path", "label") if choice.test_fraction else ("path", "label", "split")
         rows: list[tuple[int, str, str, str]] = []
         lines: dict[str, int] = {}
