@@ -15,10 +15,15 @@ The line is in ``BENCHMARKS`` of ``__main__``. A size that a user may change is 
 measured here raises ``NotMeasured(reason)``. Both sides of a ratio do the same work, and
 ``time_alternately`` measures them in turn, after a warm-up, with the device synchronised.
 
-============  =================================================================
-``settings``  the configuration of a run, with the sizes of the benchmarks
-``timing``    ``time_alternately``, ``Timing``, ``Figure``
-``machine``   the machine, its software and the commit
-``report``    the table and the JSON file
-============  =================================================================
+=============  ===================================================================
+``settings``   the configuration of a run, with the sizes of the benchmarks
+``timing``     ``time_alternately``, ``Timing``, ``Figure``
+``machine``    the machine, its software and the commit
+``report``     the table and the JSON file
+``drawn``      data sets of drawn images with any number of classes
+``stage``      a run in the middle: its method at the start of a task
+``flops``      the floating-point operations that a step needs
+``memory``     the peak of memory
+``reference``  the straightforward step, as public prompt-tuning code does it
+=============  ===================================================================
 """

@@ -21,6 +21,8 @@ class BenchSizes(Section):
     warmup: int = Field(1, ge=0)  # rounds before them that are not counted
     seen: int = Field(200, gt=0)  # step: classes seen, tasks.classes_per_task of them current
     batches: tuple[int, ...] = (8, 32)  # step: images of one rank per optimizer step
+    reference_queries: bool = False  # step: the reference computes frozen features in each step
+    ceiling_side: int | None = None  # of the matrices whose product is the ceiling of FLOP/s
 
 
 class BenchConfig(Config):
