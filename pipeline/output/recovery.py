@@ -21,6 +21,7 @@ from pipeline.output.snapshots import Snapshot, read_latest
 
 log = logging.getLogger(__name__)
 
+_RESTORE = "restore the snapshots from a copy, or remove the output to start again"
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -90,6 +91,22 @@ class Recovered:
 
     snapshot: Snapshot
     learned: list[dict[str, Tensor]]
+
+    def class_means(self, width: int) -> list[Tensor]:
+        """Mean embedding of each class of each learned task, when that was learned: ``C × width``.
+
+        Raises:
+            DataError: the embeddings have another width.
+        """
+        means = self.snapshot.group("class_means")
+        ordered = [means[str(task)] for task in range(len(means))]
+        for task, mean_CE in enumerate(ordered, start=1):
+            if mean_CE.shape[-1] != width or not mean_CE.is_floating_point():
+                raise DataError(
+                    f"snapshot {self.snapshot.name}: class_means of task {task} has shape "
+                    f"{list(mean_CE.shape)} of {mean_CE.dtype}, and the width is {width}; {_RESTORE}"
+                )
+        return ordered
 
 
 def snapshot_folder(config: Config) -> str:
@@ -165,10 +182,7 @@ def _check_state(config: Config, snapshot: Snapshot) -> None:
 
 def _refusal(config: Config, snapshot: Snapshot, problem: str) -> DataError:
     place = storage.redact(storage.join(snapshot_folder(config), snapshot.name))
-    return DataError(
-        f"{place}: {problem}; restore the snapshots from a copy, or remove the output to start "
-        "again"
-    )
+    return DataError(f"{place}: {problem}; {_RESTORE}")
 
 
 def _raise_if_learned(config: Config) -> None:

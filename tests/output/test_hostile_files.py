@@ -90,6 +90,11 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
         "stored optimizer state ../../evil",
     ),
     "means of no class": (put("class_means", torch.zeros(0, 19)), "class_means of task 1 has"),
+    "means of another width": (put("class_means", torch.zeros(2, 7)), "class_means of task 1 has"),
+    "means of whole numbers": (
+        put("class_means", torch.zeros(2, 19, dtype=torch.int64)),
+        "class_means of task 1 has",
+    ),
     "no means": (lambda s, t: t.pop(first(t, "class_means")), "does not record 1 learned tasks"),
     "another position": (lambda s, t: s.update(step=999), "every snapshot is damaged"),
     "a position of text": (lambda s, t: s.update(step="../.."), "every snapshot is damaged"),
