@@ -139,9 +139,8 @@ class Trainer:
         self._results.restore(state["results"])
         self._results.learned_sha256 = list(state["learned_sha256"])
         self._batches.restore_skipped(state["skipped_samples"])
-        means = snapshot.group("class_means")
-        ordered = (means[str(index)] for index in range(len(means)))
-        self._evaluator.class_means = [mean_CE.to(self._world.device) for mean_CE in ordered]
+        means = self._recovered.class_means(self._method.embedding_width)
+        self._evaluator.class_means = [mean_CE.to(self._world.device) for mean_CE in means]
         self._writer.restore_metrics(state["metrics_lines"])
         for index in range(len(self._results.stages)):
             self._display.scored(index, *self._results.accuracy_after(index))
