@@ -48,6 +48,8 @@ class DataConfig(Section):
     validation_fraction: float = Field(0.0, ge=0, lt=1)  # of training images, by hash of the key
     on_bad_sample: Literal["fail", "skip"] = "fail"
     feature_cache: PathText | None = None  # folder or URL of frozen features, shared by runs
+    # In 1e9 bytes: kept activations below the first prompted layer, in a local feature_cache.
+    activation_limit_gb: float = Field(20.0, ge=0)
     bad_sample_budget: int = Field(0, ge=0)  # bad samples per run that may be skipped
     cache: CacheConfig = CacheConfig()
 
@@ -220,7 +222,7 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     Left out: the place of the output, the use of the machine, options of other methods, tasks that
     the summary leaves out, and the origin of the settings.
     """
-    machine = {"index", "workers", "eval_batch", "feature_cache", "cache"}
+    machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
     aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks"}}
     for name in ("output", "name", "log_every", "engine", "snapshot", "tasks", "tuning"):
         aside[name] = True

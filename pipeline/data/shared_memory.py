@@ -6,7 +6,6 @@ A batch that finds no room is never handed over, so the room is compared with th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -59,12 +58,3 @@ def free_bytes(folder: Path = SHARED_MEMORY) -> int | None:
     except OSError:
         return None
     return disk.f_bavail * disk.f_frsize
-
-
-def ranks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
-    """The number of ranks here, as the launcher says; at most ``world_size``, else that."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # of torchrun, of DeepSpeed
-        if environment.get(name, "").isdigit():
-            return max(1, min(world_size, int(environment[name])))
-    nodes = environment.get("SLURM_STEP_NUM_NODES", "1")
-    return -(-world_size // max(1, int(nodes))) if nodes.isdigit() else world_size

@@ -254,11 +254,14 @@ def eval_stream(
         DataError: a sample is unusable.
         StorageError: a shard cannot be read.
     """
-    all_starts = np.arange(0, len(selection), batch_size)
-    starts = np.array_split(all_starts, layout.world_size)[layout.rank]
-    batches = [np.arange(start, min(start + batch_size, len(selection))) for start in starts]
-    plan = BatchPlan(selection, batches, transform)
+    plan = BatchPlan(selection, eval_rows(len(selection), batch_size, layout), transform)
     return source.batches(plan, workers=layout.workers, replace_bad=False, upcoming=upcoming)
+
+
+def eval_rows(n_samples: int, batch_size: int, layout: Layout = ONE_PROCESS) -> list[np.ndarray]:
+    """The rows of a selection in each batch of :func:`eval_stream`."""
+    starts = np.array_split(np.arange(0, n_samples, batch_size), layout.world_size)[layout.rank]
+    return [np.arange(start, min(start + batch_size, n_samples)) for start in starts]
 
 
 def _needs(

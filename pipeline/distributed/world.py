@@ -25,6 +25,7 @@ class World:
     world_size: int
     local_rank: int
     device: torch.device
+    local_size: int = 1  # ranks of this node
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +55,16 @@ def read_world(environment: Mapping[str, str]) -> World:
             "(CUDA_VISIBLE_DEVICES); start one rank for each GPU"
         )
     device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-    return World(rank, world_size, local_rank, device)
+    return World(rank, world_size, local_rank, device, ranks_on_this_node(environment, world_size))
+
+
+def ranks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
+    """The number of ranks here, as the launcher says; at most ``world_size``, else that."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # of torchrun, of DeepSpeed
+        if environment.get(name, "").isdigit():
+            return max(1, min(world_size, int(environment[name])))
+    nodes = environment.get("SLURM_STEP_NUM_NODES", "1")
+    return -(-world_size // max(1, int(nodes))) if nodes.isdigit() else world_size
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

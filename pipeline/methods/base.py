@@ -66,6 +66,9 @@ class Inputs(NamedTuple):
 
     images: bool  # pixels; without them no image is decoded more than once in a run
     features: bool  # features of the frozen image tower, computed once per image
+    # The first block with learned tensors: embed also takes the tokens in front of it, that is
+    # :meth:`FrozenClip.lower_blocks`, in place of pixels.
+    first_layer: int = 0
 
 
 class MethodOptions(Section):
@@ -213,9 +216,10 @@ class Method(nn.Module):
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Embeddings of the images; each depends on its own image alone.
 
-        ``image_BCHW`` is uint8. ``Embedded.terms`` are loss terms of each image; they are gathered
-        over ranks with their gradient. Nothing may be stored for :meth:`losses` in another way:
-        it sees the images of all ranks, and with ``engine.recompute`` images are embedded twice.
+        ``image_BCHW`` is uint8, or has the tokens of ``Inputs.first_layer``. ``Embedded.terms`` are
+        loss terms of each image; they are gathered over ranks with their gradient. Nothing may be
+        stored for :meth:`losses` in another way: it sees the images of all ranks, and with
+        ``engine.recompute`` images are embedded twice.
         """
         raise NotImplementedError
 

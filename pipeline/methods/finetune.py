@@ -61,7 +61,9 @@ class Finetune(Method):
     @classmethod
     def inputs_of(cls, options: FinetuneOptions) -> Inputs:
         """Images, and for instance-specific prompts the features that mix them."""
-        return Inputs(images=True, features=options.visual_prompts.generator == "weighted")
+        prompts = options.visual_prompts
+        features = prompts.generator == "weighted"
+        return Inputs(images=True, features=features, first_layer=prompts.first_layer)
 
     def build_anchors(self) -> Anchors:
         """The text embeddings of the frozen text tower."""
@@ -83,7 +85,8 @@ class Finetune(Method):
         image_BCHW = given(image_BCHW)
         query_BV = given(features).pooled_BV if self.inputs.features else None
         prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
-        adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
+        first_layer = self.inputs.first_layer
+        adapted = self.clip.encode_image(image_BCHW, prompt_DBLV, first_layer=first_layer)
         return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:

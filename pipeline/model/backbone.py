@@ -133,39 +133,62 @@ class FrozenClip:
         pixel_BCHW = image_BCHW.to(self.device, non_blocking=True).float().div(255)
         return pixel_BCHW.sub(self._mean_111).div_(self._std_111).to(self.dtype)
 
+    @torch.no_grad()
+    def lower_blocks(self, image_BCHW: Tensor, n_blocks: int) -> Tensor:
+        """The tokens ``token_BSV`` of pixels, uint8, after the first ``n_blocks`` blocks.
+
+        They are of the towers' type and have no graph.
+        """
+        token_BSV: Tensor = self._visual._embeds(self.normalise(image_BCHW))
+        for block in self._visual.transformer.resblocks[:n_blocks]:
+            token_BSV = block(token_BSV)
+        return token_BSV
+
     def encode_image(
         self,
         image_BCHW: Tensor,
         prompt_DBLV: Tensor | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
+        *,
+        first_layer: int = 0,
     ) -> ImageFeatures:
-        """Features of pixels ``image_BCHW``, uint8.
+        """Features of pixels, uint8, or of the tokens that ``lower_blocks(…, first_layer)`` gives.
 
-        ``prompt_DBLV[l]`` are the tokens that follow CLS in block ``l``; each prompted block
-        replaces those of the block before, and the last ones stay until the end. ``prefixes[l]``
-        are further keys and values of the attention in block ``l``, from 0.
+        ``prompt_DBLV[d]`` are the tokens that follow CLS in block ``first_layer + d``; each
+        prompted block replaces those of the block before, and the last ones stay until the end.
+        ``prefixes[l]`` are further keys and values of the attention in block ``l``, from 0; none is
+        below ``first_layer``.
         """
         visual = self._visual
-        token_BSV = visual._embeds(self.normalise(image_BCHW))
-        if prompt_DBLV is None and not prefixes:
-            token_BSV = visual.transformer(token_BSV)
+        if image_BCHW.dtype == torch.uint8:
+            token_BSV = self.lower_blocks(image_BCHW, first_layer)
         else:
-            prompt_DBLV = None if prompt_DBLV is None else prompt_DBLV.to(self.dtype)
-            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV, prefixes or {})
+            token_BSV = image_BCHW.to(self.device, self.dtype, non_blocking=True)
+        prompt_DBLV = None if prompt_DBLV is None else prompt_DBLV.to(self.dtype)
+        if prompt_DBLV is None and not prefixes:
+            for block in visual.transformer.resblocks[first_layer:]:
+                token_BSV = block(token_BSV)
+        else:
+            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV, prefixes or {}, first_layer)
         pooled_BV, _ = visual._pool(token_BSV)
         feature_BE = pooled_BV if visual.proj is None else pooled_BV @ visual.proj
         return ImageFeatures(pooled_BV.float(), feature_BE.float())
 
     def _prompted_blocks(
-        self, token_BSV: Tensor, prompt_DBLV: Tensor | None, prefixes: Mapping[int, Prefix]
+        self,
+        token_BSV: Tensor,
+        prompt_DBLV: Tensor | None,
+        prefixes: Mapping[int, Prefix],
+        first_layer: int,
     ) -> Tensor:
         """The image tokens after all blocks, prompts removed; CLS alone if only CLS is pooled."""
         depth, length = (0, 0) if prompt_DBLV is None else prompt_DBLV.shape[0:3:2]
         blocks = self._visual.transformer.resblocks
-        for layer, block in enumerate(blocks):
-            if prompt_DBLV is not None and layer < depth:
-                image_BSV = token_BSV[:, 1 + (length if layer else 0) :]
-                token_BSV = torch.cat([token_BSV[:, :1], prompt_DBLV[layer], image_BSV], dim=1)
+        for layer in range(first_layer, len(blocks)):
+            block, above = blocks[layer], layer - first_layer
+            if prompt_DBLV is not None and above < depth:
+                image_BSV = token_BSV[:, 1 + (length if above else 0) :]
+                token_BSV = torch.cat([token_BSV[:, :1], prompt_DBLV[above], image_BSV], dim=1)
             is_last = layer == len(blocks) - 1 and self._pools_cls
             if is_last or layer in prefixes:
                 token_BSV = _run_block(block, token_BSV, prefixes.get(layer), cls_only=is_last)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.rng import torch_stream
 from pipeline.settings_file import Section
 
@@ -27,6 +28,9 @@ class VisualPromptOptions(Section):
     components: int = Field(10, gt=0)  # M, per chunk; 'shared' always has one
     length: int = Field(8, gt=0)  # L, tokens in each prompted layer
     depth: int | None = Field(None, gt=0)  # number of prompted layers, from the first; None: all
+    # The first prompted layer, from 0. What is below is frozen and equal in all epochs, tasks and
+    # runs: it is computed once per image if data.feature_cache is a local folder.
+    first_layer: int = Field(0, ge=0)
 
 
 class TextualPromptOptions(Section):
@@ -56,13 +60,22 @@ class VisualPrompts(nn.Module):
     at zero, so that a new task starts with the prompts of the previous task.
 
     Source: CODA-Prompt, arXiv 2211.13218, in the form of TPPT (arXiv 2505.20680, section METHOD).
+
+    Raises:
+        ConfigError: the tower has no layer ``first_layer``.
     """
 
     def __init__(self, options: VisualPromptOptions, *, width: int, layers: int, seed: int):
         super().__init__()
         self._options = options
         self._width = width
-        self._depth = min(options.depth or layers, layers)
+        if options.first_layer >= layers:
+            raise ConfigError(
+                f"visual_prompts.first_layer is {options.first_layer} and the image tower has "
+                f"{layers} layers, numbered from 0; use at most {layers - 1}"
+            )
+        n_layers = layers - options.first_layer
+        self._depth = min(options.depth or n_layers, n_layers)
         self._seed = seed
         self.chunks = nn.ModuleList()
 

@@ -22,6 +22,7 @@ _VISUAL_PROMPTS = {
     "components": 10,
     "length": 8,
     "depth": None,
+    "first_layer": 0,  # came later; until then all layers were prompted
 }
 _FINETUNE = {
     "classifier": _CLASSIFIER,

@@ -5,21 +5,34 @@ Axes: B images of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Request
 from pipeline.data.index import Selection
 from pipeline.data.plan import Layout
-from pipeline.data.stream import ShardSource, SkippedSample, eval_stream, plan_stream, train_stream
+from pipeline.data.stream import (
+    BatchPlan,
+    ShardSource,
+    SkippedSample,
+    eval_rows,
+    plan_stream,
+    train_stream,
+)
 from pipeline.data.transforms import Transform, build_transform
 from pipeline.distributed.collectives import gather_objects
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World
 from pipeline.errors import DataError
 from pipeline.tasks import Task
+from pipeline.training.activations import ActivationStore, KeptActivations
 from pipeline.training.checked_run import Run
+from pipeline.training.features import pixels_of
 
 
 class TaskBatches:
@@ -33,11 +46,13 @@ class TaskBatches:
         *,
         image_size: int,
         stop: StopRequest,
+        activations: ActivationStore | None = None,
     ) -> None:
         self._config = run.config.data
         self._world = world
         self._data = run.data
         self._source = source
+        self._activations = activations
         self._stop = stop
         self._class_of_label = run.data.class_of_label()
         self._layout = Layout(world.rank, world.world_size, self._config.workers)
@@ -49,36 +64,79 @@ class TaskBatches:
     ) -> Iterator[Batch]:
         """This rank's share of each global batch of an epoch, from ``start_step`` on.
 
-        Without ``images`` nothing is read or decoded, and no unusable sample is replaced.
+        Without ``images`` nothing is read or decoded, and no unusable sample is replaced. Images
+        are pixels, or the tokens in front of the method's first prompted block.
         """
-        plan = self._data.epoch(task, epoch)
-        if not images:
-            return plan_stream(plan, start_step=start_step, layout=self._layout)
-        return train_stream(
-            self._source,
-            plan,
-            self.train_transform,
-            start_step=start_step,
-            layout=self._layout,
-            upcoming=self._data.following(task),
-        )
+        plan, transform = self._data.epoch(task, epoch), self.train_transform
+        kept = self._kept(plan.selection, transform) if images else None
+        if not images or kept:
+            batches = plan_stream(plan, start_step=start_step, layout=self._layout)
+        else:
+            batches = train_stream(
+                self._source,
+                plan,
+                transform,
+                start_step=start_step,
+                layout=self._layout,
+                upcoming=self._data.following(task),
+            )
+        return self._with_tokens(batches, transform, kept) if images else batches
 
-    def all_of(self, selection: Selection, transform: Transform) -> Iterator[Batch]:
-        """This rank's share of a selection, each sample once, in batches of ``data.eval_batch``.
+    def all_of(
+        self, selection: Selection, transform: Transform, *, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """This rank's share of a selection, each sample once.
+
+        In batches of ``batch_size``, else of ``data.eval_batch``. Images are as in :meth:`train`.
 
         Raises:
             Preempted: the run was asked to stop.
         """
-        batches = eval_stream(
-            self._source,
-            selection,
-            transform,
-            batch_size=self._config.eval_batch,
-            layout=self._layout,
-        )
-        for batch in batches:
+        kept = self._kept(selection, transform)
+        rows = eval_rows(len(selection), batch_size or self._config.eval_batch, self._layout)
+        plan = BatchPlan(selection, rows, transform)
+        batches = self._read(plan) if kept is None else map(_without_images, plan)
+        yield from self._with_tokens(batches, transform, kept)
+
+    def _kept(self, selection: Selection, transform: Transform) -> KeptActivations | None:
+        """The kept activations of a selection; what is missing is computed first."""
+        if self._activations is None:
+            return None
+
+        def read(rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+            return self._read(BatchPlan(selection, rows, transform))
+
+        return self._activations.get(selection, transform, read)
+
+    def _read(self, plan: BatchPlan) -> Iterator[Batch]:
+        """Pixels, without unusable samples.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        workers = self._config.workers
+        for batch in self._source.batches(plan, workers=workers, replace_bad=False):
             self._stop.raise_if_requested()
             yield batch
+
+    def _with_tokens(
+        self, batches: Iterator[Batch], transform: Transform, kept: KeptActivations | None
+    ) -> Iterator[Batch]:
+        """The batches with tokens as images, if the method starts from tokens.
+
+        Not so for random pixels: the method then runs the blocks below itself.
+        """
+        store = self._activations
+        if store is None or transform.is_random:
+            yield from batches
+            return
+        for batch in batches:
+            if kept is None:
+                yield replace(batch, image_BCHW=store.encode(pixels_of(batch)))
+                continue
+            asked = time.perf_counter()
+            token_BSV = kept.of(batch.sample_B)
+            yield replace(batch, image_BCHW=token_BSV, wait_s=time.perf_counter() - asked)
 
     def classes(self, label_B: Tensor) -> Tensor:
         """Class numbers, in class order and on the device, of labels of the index."""
@@ -104,3 +162,8 @@ class TaskBatches:
     def restore_skipped(self, samples: Mapping[str, Mapping[str, str]]) -> None:
         """Take over, by number, the samples that an interrupted run could not use."""
         self._source.skipped |= {int(n): SkippedSample(**entry) for n, entry in samples.items()}
+
+
+def _without_images(request: Request) -> Batch:
+    samples = request.samples
+    return Batch(None, torch.from_numpy(samples.label_S), torch.from_numpy(samples.sample_S))

@@ -16,6 +16,7 @@ from pipeline.data.index import Selection
 from pipeline.data.transforms import Transform
 from pipeline.distributed.world import World
 from pipeline.methods.base import Method
+from pipeline.training.activations import FILE_IMAGES
 from pipeline.training.batches import TaskBatches
 from pipeline.training.features import FrozenFeatures, FrozenStore, gather_columns
 
@@ -75,9 +76,11 @@ class Encoder:
 
     def features(self, selection: Selection, transform: Transform) -> FrozenFeatures:
         """Frozen features of a selection under ``transform``."""
-        return self._store.get(
-            selection, transform, lambda: self._batches.all_of(selection, transform)
-        )
+
+        def share() -> Iterator[Batch]:
+            return self._batches.all_of(selection, transform, batch_size=FILE_IMAGES)
+
+        return self._store.get(selection, transform, share)
 
     def _features(self, selection: Selection) -> FrozenFeatures:
         return self.features(selection, self._batches.eval_transform)

@@ -76,30 +76,27 @@ class FrozenStore:
     """Computes frozen features, keeps them in memory and, if ``folder`` is given, beside the data.
 
     They are the same for every method, seed and class order, so runs over the same data can share
-    a folder. The key of a feature is the hash of the backbone, the hash of the index, the transform
-    and the sample numbers. In memory a selection takes ``S × (V + E) × 4`` bytes.
+    a folder. :func:`key_of` names them. In memory a selection takes ``S × (V + E) × 4`` bytes. The
+    images come as pixels, or as the tokens in front of block ``first_layer``.
     """
 
-    def __init__(self, clip: FrozenClip, world: World, folder: str | None) -> None:
+    def __init__(
+        self, clip: FrozenClip, world: World, folder: str | None, *, first_layer: int = 0
+    ) -> None:
         self._clip = clip
         self._world = world
         self._folder = folder
+        self._first_layer = first_layer
         self._kept: dict[str, FrozenFeatures] = {}
 
     def get(
         self, selection: Selection, transform: Transform, share: Callable[[], Iterable[Batch]]
     ) -> FrozenFeatures:
         """Features of ``selection``; ``share()`` streams this rank's part if they must be made."""
-        key = self._key(selection, transform)
+        key = key_of(self._clip, selection, transform)
         if key not in self._kept:
             self._kept[key] = self._fetch(key) or self._compute(key, selection, share())
         return self._kept[key]
-
-    def _key(self, selection: Selection, transform: Transform) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S).tobytes())
-        origin = (self._clip.sha256, str(self._clip.dtype), selection.index.sha256, transform)
-        digest.update(repr(origin).encode())
-        return digest.hexdigest()
 
     def _fetch(self, key: str) -> FrozenFeatures | None:
         if not self._folder:
@@ -112,13 +109,13 @@ class FrozenStore:
         return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE))
 
     def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
-        widths = (self._clip.vision_width, self._clip.joint_width)
+        widths, device = (self._clip.vision_width, self._clip.joint_width), self._clip.device
         usable_S, columns = gather_columns(
             selection,
             share,
-            lambda batch: self._clip.encode_image(pixels_of(batch)),
+            lambda batch: in_equal_parts(pixels_of(batch), self._encode, part_images(device)),
             widths,
-            self._clip.device,
+            device,
         )
         features = FrozenFeatures(
             torch.from_numpy(selection.sample_S)[usable_S],
@@ -128,6 +125,9 @@ class FrozenStore:
         if self._folder:
             self._write(self._folder, key, features)
         return features
+
+    def _encode(self, image_BCHW: Tensor) -> ImageFeatures:
+        return self._clip.encode_image(image_BCHW, first_layer=self._first_layer)
 
     def _write(self, folder: str, key: str, features: FrozenFeatures) -> None:
         tensors = {
@@ -142,8 +142,43 @@ class FrozenStore:
                 storage.write_atomically(url, to_safetensors(tensors))
 
 
+def key_of(clip: FrozenClip, selection: Selection, transform: Transform, *more: int) -> str:
+    """The name of what the frozen image tower makes of a selection, in hex.
+
+    It covers the weights, the type and kind of device of the towers, the images by the hash of
+    their index, the transform, the sample numbers, the size of the parts, and ``more``.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S).tobytes())
+    towers = clip.sha256, str(clip.dtype), clip.device.type
+    origin = (*towers, selection.index.sha256, transform, part_images(clip.device), *more)
+    digest.update(repr(origin).encode())
+    return digest.hexdigest()
+
+
+def part_images(device: torch.device) -> int:
+    """Images of one pass of the frozen tower: as many as a CPU core, or a GPU, is fastest with."""
+    return 64 if device.type == "cuda" else 16
+
+
+def in_equal_parts(
+    image_BCHW: Tensor, compute: Callable[[Tensor], Sequence[Tensor]], size: int
+) -> list[Tensor]:
+    """The columns of ``compute``, which always gets ``size`` images.
+
+    The last part is filled up with zeros. So the bits of a row do not depend on the number of other
+    images: a matrix product of another shape may add in another order.
+    """
+    parts = []
+    for part_BCHW in image_BCHW.split(size):
+        n_images = len(part_BCHW)
+        blank_BCHW = part_BCHW.new_zeros(size - n_images, *part_BCHW.shape[1:])
+        columns = compute(torch.cat([part_BCHW, blank_BCHW]))
+        parts.append([column[:n_images] for column in columns])
+    return [torch.cat(columns) for columns in zip(*parts, strict=True)]
+
+
 def pixels_of(batch: Batch) -> Tensor:
-    """The pixels ``image_BCHW`` of a batch of a stream with images."""
+    """The images of a batch of a stream with images: pixels, or tokens of the image tower."""
     assert batch.image_BCHW is not None, "the stream has no images"
     return batch.image_BCHW
 

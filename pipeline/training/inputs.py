@@ -60,13 +60,21 @@ class StepInputs:
         label_B = self._batches.classes(batch.label_B)
         if self._frozen:
             return batch.image_BCHW, label_B, self._frozen.of(batch.sample_B)
-        return batch.image_BCHW, label_B, self._encode(batch)
+        if not self._method.inputs.features:
+            return batch.image_BCHW, label_B, None
+        image_BCHW, features = self._encode(pixels_of(batch))
+        return image_BCHW, label_B, features
 
     @torch.no_grad()
-    def _encode(self, batch: Batch) -> ImageFeatures | None:
-        """Features of images that augmentation makes new each time."""
-        if not self._method.inputs.features:
-            return None
-        parts = pixels_of(batch).split(self._micro_batch)
-        columns = zip(*map(self._method.clip.encode_image, parts), strict=True)
-        return ImageFeatures(*map(torch.cat, columns))
+    def _encode(self, image_BCHW: Tensor) -> tuple[Tensor, ImageFeatures]:
+        """Images that augmentation makes new each time, with their features.
+
+        The blocks below the first prompted one run once for both.
+        """
+        clip, first_layer = self._method.clip, self._method.inputs.first_layer
+        parts = list(image_BCHW.split(self._micro_batch))
+        if first_layer:
+            parts = [clip.lower_blocks(part, first_layer) for part in parts]
+            image_BCHW = torch.cat(parts)
+        features = [clip.encode_image(part, first_layer=first_layer) for part in parts]
+        return image_BCHW, ImageFeatures(*map(torch.cat, zip(*features, strict=True)))

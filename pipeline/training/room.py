@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.data.cache_folder import BoundedFolder
-from pipeline.data.shared_memory import check_shared_memory, ranks_on_this_node
+from pipeline.data.shared_memory import check_shared_memory
+from pipeline.distributed.world import ranks_on_this_node
 from pipeline.errors import StorageError
 from pipeline.output.ownership import NAME
 from pipeline.text import format_bytes

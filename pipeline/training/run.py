@@ -15,7 +15,7 @@ from pipeline.distributed.collectives import on_main
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World, process_group
 from pipeline.methods import build_method
-from pipeline.methods.base import MethodContext
+from pipeline.methods.base import Method, MethodContext
 from pipeline.model.weights import load_clip
 from pipeline.output.identity import identify
 from pipeline.output.manifest import build_manifest
@@ -24,6 +24,7 @@ from pipeline.output.recovery import is_finished, recover
 from pipeline.output.results import update_summary
 from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.writer import OutputWriter
+from pipeline.training.activations import ActivationStore
 from pipeline.training.batches import TaskBatches
 from pipeline.training.checked_run import Run
 from pipeline.training.room import check_room_for_batches, check_room_on_disk
@@ -78,7 +79,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 run,
                 world,
                 method,
-                TaskBatches(run, world, source, image_size=clip.image_size, stop=stop),
+                open_batches(run, world, source, method, stop),
                 _start_results(run, world, identity),
                 OutputWriter(config, world, owner),
                 stop,
@@ -87,6 +88,23 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         finally:
             source.close()
         _log_origin(config, world)
+
+
+def open_batches(
+    run: Run, world: World, source: ShardSource, method: Method, stop: StopRequest
+) -> TaskBatches:
+    """The batches of a run as ``method`` reads them."""
+    data, size, first_layer = run.config.data, method.clip.image_size, method.inputs.first_layer
+    if not first_layer:
+        return TaskBatches(run, world, source, image_size=size, stop=stop)
+    activations = ActivationStore(
+        method.clip,
+        world,
+        first_layer=first_layer,
+        folder=data.feature_cache,
+        limit_bytes=int(data.activation_limit_gb * 1e9),
+    )
+    return TaskBatches(run, world, source, image_size=size, stop=stop, activations=activations)
 
 
 def open_source(run: Run) -> ShardSource:

@@ -98,7 +98,8 @@ class Trainer:
             shown=world.is_main,
             note=self._note,
         )
-        store = FrozenStore(method.clip, world, config.data.feature_cache)
+        features = config.data.feature_cache
+        store = FrozenStore(method.clip, world, features, first_layer=method.inputs.first_layer)
         self._encoder = Encoder(method, world, batches, store, batch=config.data.eval_batch)
         self._evaluator = Evaluator(method, run.data, self._encoder)
         self._loss_guard = LossGuard(config.optim, results)

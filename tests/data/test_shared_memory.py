@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import shared_memory
-from pipeline.data.shared_memory import check_shared_memory, ranks_on_this_node
+from pipeline.data.shared_memory import check_shared_memory
+from pipeline.distributed.world import ranks_on_this_node
 from pipeline.errors import ConfigError
 
 

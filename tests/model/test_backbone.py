@@ -83,15 +83,17 @@ def test_text_cut_to_the_longest_prompt_gives_the_same_features(clip, tiny_arch)
     torch.testing.assert_close(clip.encode_text(prompt), expected_CE, rtol=1e-6, atol=1e-6)
 
 
-def prompted_image(clip: FrozenClip, image_BCHW: Tensor, prompt_DBLV: Tensor) -> Tensor:
+def prompted_image(
+    clip: FrozenClip, image_BCHW: Tensor, prompt_DBLV: Tensor, first_layer: int = 0
+) -> Tensor:
     """The joint feature by a loop that computes every token of every block."""
     visual = clip.clip.visual
     token_BSV = visual._embeds(clip.normalise(image_BCHW))
     cls_B1V, image_BSV = token_BSV[:, :1], token_BSV[:, 1:]
     inserted_BLV = image_BSV[:, :0]
     for layer, block in enumerate(visual.transformer.resblocks):
-        if layer < len(prompt_DBLV):
-            inserted_BLV = prompt_DBLV[layer]
+        if 0 <= layer - first_layer < len(prompt_DBLV):
+            inserted_BLV = prompt_DBLV[layer - first_layer]
         token_BSV = block(torch.cat([cls_B1V, inserted_BLV, image_BSV], dim=1))
         cls_B1V, image_BSV = token_BSV[:, :1], token_BSV[:, -image_BSV.shape[1] :]
         inserted_BLV = token_BSV[:, 1 : -image_BSV.shape[1]]
@@ -106,6 +108,27 @@ def test_visual_prompts_equal_a_naive_loop(clip, depth):
     expected = prompted_image(clip, image_BCHW, prompt_DBLV)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(found, clip.encode_image(image_BCHW).joint_BE, atol=1e-3)
+
+
+@pytest.mark.parametrize(("first_layer", "depth"), [(0, 2), (1, 1), (1, 2), (2, 1)])
+def test_prompts_from_a_later_block_on_equal_a_naive_loop(clip, first_layer, depth):
+    """must hold with gradients, from pixels and, bit for bit, from the tokens in front of it"""
+    image_BCHW = draw_images(3)
+    prompt_DBLV = draw(depth, 3, 5, VISION_WIDTH).requires_grad_()
+    token_BSV = clip.lower_blocks(image_BCHW, first_layer)
+    assert token_BSV.shape == (3, clip.image_tokens, VISION_WIDTH) and not token_BSV.requires_grad
+    expected_BE = prompted_image(clip, image_BCHW, prompt_DBLV, first_layer)
+    direction_BE, slopes = draw(3, JOINT_WIDTH, seed=1), []
+    for images in (image_BCHW, token_BSV):
+        found_BE = clip.encode_image(images, prompt_DBLV, first_layer=first_layer).joint_BE
+        torch.testing.assert_close(found_BE, expected_BE, rtol=1e-6, atol=1e-6)
+        slopes += torch.autograd.grad((found_BE * direction_BE).sum(), prompt_DBLV)
+    (wanted,) = torch.autograd.grad((expected_BE * direction_BE).sum(), prompt_DBLV)
+    assert torch.equal(*slopes)
+    torch.testing.assert_close(slopes[0], wanted, rtol=1e-5, atol=1e-5)
+    plain, again = (clip.encode_image(images, first_layer=first_layer).joint_BE
+                    for images in (image_BCHW, token_BSV))  # fmt: skip
+    assert torch.equal(plain, again) and torch.equal(plain, clip.encode_image(image_BCHW).joint_BE)
 
 
 def test_gradients_of_visual_prompts_equal_those_of_a_naive_loop(clip):

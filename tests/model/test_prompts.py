@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.model.prompts import (
     TextualPromptOptions,
     TextualPrompts,
@@ -171,3 +172,19 @@ def test_context_is_shared_by_all_tasks_or_one_per_task():
 
 def test_unit_vectors_have_length_one():
     torch.testing.assert_close(unit(draw(B, V)).norm(dim=-1), torch.ones(B))
+
+
+@pytest.mark.parametrize(
+    ("first_layer", "depth", "n_prompted"), [(0, None, 6), (4, None, 2), (4, 1, 1), (5, 9, 1)]
+)
+def test_prompts_start_at_the_first_layer(first_layer, depth, n_prompted):
+    options = VisualPromptOptions(generator="shared", first_layer=first_layer, depth=depth)
+    prompts = VisualPrompts(options, width=V, layers=6, seed=1)
+    prompts.begin_task()
+    assert prompts(None, B).shape == (n_prompted, B, options.length, V)
+
+
+def test_first_layer_that_the_tower_lacks_is_refused():
+    options = VisualPromptOptions(first_layer=6)
+    with pytest.raises(ConfigError, match="first_layer is 6 and the image tower has 6 .* most 5"):
+        VisualPrompts(options, width=V, layers=6, seed=1)

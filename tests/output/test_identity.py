@@ -148,13 +148,16 @@ def test_later_default_changes_neither_an_old_run_nor_its_hash(index, monkeypatc
 
 
 def test_first_options_are_all_options_of_that_time():
-    """must name every option without which a figure of that time could not be repeated"""
+    """must name every option without which a figure of that time could not be repeated
+
+    ``first_layer`` came later, with the value of that time as its default.
+    """
     for name, options in FIRST_OPTIONS.items():
         assert resolve_options(MethodConfig(name=name, options={name: options})).options[name]
         today = METHODS[name].Options().model_dump(mode="json")
         assert _keys(options) <= _keys(today)
     n_options = {name: len(_keys(options)) for name, options in FIRST_OPTIONS.items()}
-    assert n_options == {"zeroshot": 2, "finetune": 8, "tppt_v": 15, "tppt_vt": 20}
+    assert n_options == {"zeroshot": 2, "finetune": 9, "tppt_v": 16, "tppt_vt": 21}
 
 
 def _keys(tree: dict[str, Any], prefix: str = "") -> set[str]:

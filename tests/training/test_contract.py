@@ -91,9 +91,9 @@ def test_method_of_features_decodes_and_encodes_each_image_once(
         decoded.append(key)
         return decode(record, key=key, label=label)
 
-    def counting_encode(clip: FrozenClip, image_BCHW: Tensor, *prompts: Any) -> Any:
-        encoded.append(len(image_BCHW))
-        return encode(clip, image_BCHW, *prompts)
+    def counting_encode(clip: FrozenClip, image_BCHW: Tensor, **options: Any) -> Any:
+        encoded.append(int(image_BCHW.flatten(1).any(dim=1).sum()))  # without blank ones
+        return encode(clip, image_BCHW, **options)
 
     monkeypatch.setattr(batch_module, "decode_sample", counting_decode)
     monkeypatch.setattr(FrozenClip, "encode_image", counting_encode)
