@@ -4,12 +4,14 @@ The launcher names a file on the local disk in the variable ``TPPT_EVENTS``; wit
 nothing is written. Rank 0 reports the progress, and every rank its own error. Each line is one
 object with ``event`` and ``rank``:
 
-===========  ============================================================================
-``resumed``  ``task``, ``step``: the run continues before this optimizer step, from 0
-``step``     ``task``, ``step``: this optimizer step is done, from 0
-``learned``  ``task``: this task was learned and tested
-``ended``    ``error`` (class name), ``message``, ``status``: the rank ends with this error
-===========  ============================================================================
+============  ===========================================================================
+``imported``  the program is loaded
+``loaded``    the backbone is loaded; the tasks come next
+``resumed``   ``task``, ``step``: the run continues before this optimizer step, from 0
+``step``      ``task``, ``step``: this optimizer step is done, from 0
+``learned``   ``task``: this task was learned and tested
+``ended``     ``error`` (class name), ``message``, ``status``: the rank ends with this error
+============  ===========================================================================
 """
 
 from __future__ import annotations

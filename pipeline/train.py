@@ -67,6 +67,7 @@ def learn(options: argparse.Namespace) -> int:
 
     from pipeline.config import dump_config, load_config
     from pipeline.distributed.world import read_world
+    from pipeline.events import EventLog
     from pipeline.log import setup_logging
     from pipeline.storage import giving_up_early
     from pipeline.training.checked_run import check_run, with_all_options
@@ -78,6 +79,8 @@ def learn(options: argparse.Namespace) -> int:
         sys.stdout.write(dump_config(with_all_options(config)))
         return 0
     world = read_world(os.environ)
+    if world.is_main:
+        EventLog(os.environ).add("imported")
     setup_logging(world.rank)
     with giving_up_early():
         run = check_run(config, world.world_size)

@@ -112,6 +112,7 @@ class Trainer:
             Preempted: the run was asked to stop and can continue from a snapshot.
             TakenOverError: a later start of the run writes to its output.
         """
+        self._report_event("loaded")
         self._writer.write_config()
         try:
             with self._display:
