@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.bench.timing import Figure
+from pipeline.settings_file import Section
 
 SCHEMA = 1
 
@@ -19,21 +20,23 @@ SCHEMA = 1
 class Result:
     """What one benchmark has measured, or the reason why it has not."""
 
+    config: Section
     name: str
     figures: Sequence[Figure] = ()
     not_measured: str | None = None
 
 
-def to_json(results: Sequence[Result], machine: dict[str, Any], settings: dict[str, Any]) -> str:
-    """All results in one object: ``schema``, ``machine``, ``settings``, ``benchmarks`` by name."""
+def to_json(results: Sequence[Result], machine: dict[str, Any]) -> str:
+    """All results in one object: ``schema``, ``machine``, and ``benchmarks`` by name."""
     benchmarks = {
         result.name: {
+            "settings": result.config.model_dump(mode="json"),
             "not_measured": result.not_measured,
             "figures": [asdict(figure) for figure in result.figures],
         }
         for result in results
     }
-    content = {"schema": SCHEMA, "machine": machine, "settings": settings, "benchmarks": benchmarks}
+    content = {"schema": SCHEMA, "machine": machine, "benchmarks": benchmarks}
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 

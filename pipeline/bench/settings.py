@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.settings_file import Section, load_section
 
 DRAWN = "drawn"  # as data.index: images that the benchmark draws and writes as shards itself
-_DEFAULT = Path(__file__).with_name("vitb16.yaml")
+_DEFAULTS = {"gpu": "vitl14.yaml"}  # by benchmark; vitb16.yaml for the others
 
 
 class BenchSizes(Section):
@@ -19,9 +19,17 @@ class BenchSizes(Section):
 
     repeats: int = Field(5, gt=0)  # measurements of each piece of work
     warmup: int = Field(1, ge=0)  # rounds before them that are not counted
-    seen: int = Field(200, gt=0)  # step: classes seen, tasks.classes_per_task of them current
+    longest_s: float = Field(120.0, gt=0)  # all repeats of some pieces of work; else fewer repeats
+    seen: int = Field(200, gt=0)  # classes seen, tasks.classes_per_task of them current
+    images: int = Field(64, gt=0)  # eval, sequence: drawn test images; as many for training
     batches: tuple[int, ...] = (8, 32)  # step: images of one rank per optimizer step
     reference_queries: bool = False  # step: the reference computes frozen features in each step
+    text_classes: tuple[int, ...] = (20, 200, 1000, 10_000)  # text: classes encoded together
+    features: int = Field(2000, gt=0)  # fit: images of a task
+    # scale: tasks, and classes of all tasks together
+    scale: tuple[tuple[int, int], ...] = ((1, 10), (10, 100), (100, 1000), (100, 10_000))
+    gpu_tflops: float = Field(400.0, gt=0)  # scale: of one GPU, where none is measured
+    ranks: int = Field(1, gt=0)  # launch
     ceiling_side: int | None = None  # of the matrices whose product is the ceiling of FLOP/s
 
 
@@ -31,10 +39,11 @@ class BenchConfig(Config):
     bench: BenchSizes = BenchSizes()
 
 
-def load_bench_config(path: str | Path | None, overrides: Sequence[str]) -> BenchConfig:
-    """The settings in a configuration of a run, or the default: ViT-B/16 with random weights.
+def load_bench_config(name: str, path: str | None, overrides: Sequence[str]) -> BenchConfig:
+    """The settings in a configuration of a run, or the default of the benchmark ``name``.
 
     Raises:
         ConfigError: as :func:`pipeline.settings_file.load_section`.
     """
-    return load_section(BenchConfig, path or _DEFAULT, overrides)
+    default = Path(__file__).with_name(_DEFAULTS.get(name, "vitb16.yaml"))
+    return load_section(BenchConfig, path or default, overrides)

@@ -70,14 +70,17 @@ def time_alternately(
     """The times of each of ``works``: all of them once, then all of them again.
 
     ``sizes.warmup`` rounds are not counted. Neighbouring measurements see the same machine, so the
-    ratio within a round is fair on a machine that others use too.
+    ratio within a round is fair on a machine that others use too. There are ``sizes.repeats``
+    rounds, or fewer if they would take longer than ``sizes.longest_s``, but at least one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for round_ in range(sizes.warmup + sizes.repeats):
+    warm_s = 0.0  # the last round of the warm-up
+    for _ in range(sizes.warmup):
+        warm_s = sum(time_once(work, device) for work in works.values())
+    repeats = min(sizes.repeats, max(1, int(sizes.longest_s / warm_s))) if warm_s else sizes.repeats
+    for _ in range(repeats):
         for name, work in works.items():
-            elapsed = time_once(work, device)
-            if round_ >= sizes.warmup:
-                seconds[name].append(elapsed)
+            seconds[name].append(time_once(work, device))
     return {name: Timing(tuple(each)) for name, each in seconds.items()}
 
 

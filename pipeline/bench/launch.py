@@ -1,0 +1,97 @@
+"""Seconds from the command to the first optimizer step, and where they go.
+
+The run is started by ``deepspeed`` with ``bench.ranks`` ranks, as a user starts it. The parts:
+``front process``: ``deepspeed`` itself; ``inner launcher``: the process that it starts on the node;
+``imports``: of rank 0; ``checks and model``: until the backbone is loaded; ``first step``: the
+start of the task, its frozen features, the engine, the first batch and the step.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.bench.settings import DRAWN, BenchConfig
+from pipeline.bench.stage import load_backbone, with_drawn
+from pipeline.bench.timing import Figure, NotMeasured
+from pipeline.config import Config, dump_config
+from pipeline.distributed.world import World, process_group
+from pipeline.events import read_events
+from pipeline.launching.command import (
+    launch_command,
+    launch_environment,
+    on_this_host,
+    visible_devices,
+)
+from pipeline.launching.ports import reserved_port
+from pipeline.launching.processes import end_processes, processes_of
+
+_PARTS = ("front process", "inner launcher", "imports", "checks and model", "first step")
+_EVENTS = ("imported", "loaded", "step")
+_LONGEST_S = 300.0  # from the command to the first step
+_POLL_S = 0.01
+_IMAGES = 2  # of each drawn class
+
+
+def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
+    """The parts of each start.
+
+    Raises:
+        NotMeasured: a launcher has started this process, or no first step comes.
+    """
+    if world.world_size > 1:
+        raise NotMeasured("it starts the ranks itself")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        if config.data.index == DRAWN:
+            counts = [_IMAGES] * config.tasks.classes_per_task
+            with process_group(world, timeout_s=config.engine.timeout_s):
+                size = load_backbone(config, world).image_size
+                config = with_drawn(config, f"{folder}/images", counts, counts, size)
+        starts = [
+            _start(config, Path(folder), number)
+            for number in range(config.bench.warmup + config.bench.repeats)
+        ][config.bench.warmup :]
+    total = tuple(start[-1] for start in starts)
+    yield Figure.of("from the command to the first step", total, "s", target="< 6 on one core")
+    for number, part in enumerate(_PARTS):
+        spent = tuple(at[number] - (at[number - 1] if number else 0.0) for at in starts)
+        yield Figure.of(part, spent, "s")
+
+
+def _start(config: BenchConfig, folder: Path, number: int) -> list[float]:
+    """The seconds from the command to the end of each of ``_PARTS``."""
+    file, event_file = folder / f"config-{number}.yaml", folder / f"events-{number}.jsonl"
+    run = Config.model_validate(config.model_dump(exclude={"bench"}))
+    file.write_text(dump_config(run.model_copy(update={"output": f"{folder}/run-{number}"})))
+    devices = visible_devices(config.bench.ranks)
+    with reserved_port() as port, open(folder / "log", "wb") as log:
+        command = launch_command(file, on_this_host(devices, port), quiet=True)
+        environment = launch_environment(os.environ, devices, event_file=event_file)
+        started = time.time()
+        launcher = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            moments = _watch(file, event_file, launcher)
+        finally:
+            end_processes(processes_of(file))
+            launcher.wait()
+    return [moment - started for moment in moments]
+
+
+def _watch(file: Path, event_file: Path, launcher: subprocess.Popen[bytes]) -> list[float]:
+    """When the inner launcher and the first rank started, and when each of ``_EVENTS`` came."""
+    seen: dict[str, float] = {}
+    processes: list[float] = []
+    deadline = time.monotonic() + _LONGEST_S
+    while "step" not in seen:
+        if launcher.poll() is not None or time.monotonic() > deadline:
+            raise NotMeasured(f"no first step; `deepspeed` ended with {launcher.poll()}")
+        if len(processes) < 3:
+            processes = sorted(process.create_time() for process in processes_of(file))
+        for event in read_events(event_file)[0]:
+            seen.setdefault(event["event"], time.time())
+        time.sleep(_POLL_S)
+    return [*processes[1:3], *(seen[event] for event in _EVENTS)]

@@ -1,0 +1,84 @@
+"""A closed-form method's complete sequence of tasks, beside encoding every image once.
+
+Both read, decode and encode the same images; the sequence also fits, tests and writes its files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from pipeline.bench.settings import DRAWN, BenchConfig
+from pipeline.bench.stage import Stage, load_backbone, opened, with_drawn
+from pipeline.bench.timing import Figure, NotMeasured, Timing, time_once
+from pipeline.config import MethodConfig
+from pipeline.data.index import Selection
+from pipeline.distributed.preemption import StopRequest
+from pipeline.distributed.world import World, process_group
+from pipeline.methods import find_method, parse_options
+from pipeline.training.checked_run import Run, check_run
+from pipeline.training.features import pixels_of
+from pipeline.training.run import open_trainer
+
+_CLOSED_FORM = MethodConfig(name="ranpac", options={"ranpac": {"first_session": False}})
+
+
+def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
+    """The configured method, if it reads frozen features alone; else RanPAC without prompts.
+
+    Raises:
+        NotMeasured: there are several ranks.
+    """
+    if world.world_size > 1:
+        raise NotMeasured("one rank measures a complete sequence")
+    if find_method(config.method.name).inputs_of(parse_options(config.method)).images:
+        config = config.model_copy(update={"method": _CLOSED_FORM})
+    clip = load_backbone(config, world)
+    sizes, seconds = config.bench, (list[float](), list[float]())
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        config = _with_images(config, folder, clip.image_size, world)
+        for number in range(sizes.warmup + sizes.repeats):
+            run = check_run(config.model_copy(update={"output": f"{folder}/run-{number}"}), 1)
+            with open_trainer(run, world, StopRequest()) as trainer:
+                assert trainer, "the output is new"
+                sequence_s = time_once(trainer.run, world.device)
+            with process_group(world, timeout_s=config.engine.timeout_s):
+                with opened(run, clip, world) as stage:
+                    once_s = time_once(partial(encode_once, stage), world.device)
+            if number >= sizes.warmup:
+                seconds[0].append(sequence_s)
+                seconds[1].append(once_s)
+    images = sum(len(part) for part in _selections(run))
+    sequence, once = (Timing(tuple(each)) for each in seconds)
+    label = f"{config.method.name}, {len(run.tasks)} tasks"
+    yield sequence.rate(label, images, "images/s")
+    yield once.rate("every image encoded once", images, "images/s")
+    yield sequence.over(once, "the sequence against it", target="≤ 1.1")
+
+
+@torch.no_grad()
+def encode_once(stage: Stage) -> None:
+    """Read, decode and encode each image of the run once."""
+    for selection in _selections(stage.run):
+        for batch in stage.batches.all_of(selection, stage.batches.eval_transform):
+            stage.method.clip.encode_image(pixels_of(batch))
+
+
+def _selections(run: Run) -> list[Selection]:
+    """The training and the test images of each task."""
+    return [part for task in run.tasks for part in (run.data.train(task), run.data.test(task))]
+
+
+def _with_images(config: BenchConfig, folder: str, image_size: int, world: World) -> BenchConfig:
+    """The configuration without a cache of features, with drawn images if it names none."""
+    data = config.data.model_copy(update={"feature_cache": None})
+    config = config.model_copy(update={"data": data})
+    if config.data.index != DRAWN:
+        return config
+    classes = 2 * config.tasks.classes_per_task
+    per_class = [-(-config.bench.images // classes)] * classes
+    with process_group(world, timeout_s=config.engine.timeout_s):
+        return with_drawn(config, f"{folder}/images", per_class, per_class, image_size)
