@@ -4,8 +4,8 @@ The mechanics below ``pipeline.data.cache``; this module knows nothing about the
 
 - A file is written as ``.part``, reserved at its full size and locked by its writer, and renamed
   when complete. A ``.part`` whose lock is free was left by a killed writer, and counts as unused.
-- A file in use has a shared lock. Only files whose exclusive lock is free are evicted, the longest
-  unused first.
+- A file in use has a shared lock. Only files whose exclusive lock is free, and that were not used
+  in the last ``idle_s`` seconds, are evicted, the longest unused first.
 - The folder is scanned before each reservation, since a crash could leave any stored total wrong.
 """
 
@@ -30,12 +30,25 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BoundedFolder:
-    """Files by name, at most ``limit_bytes`` in total; small to pickle, opens no file by itself."""
+    """Files by name, at most ``limit_bytes`` in total; small to pickle, opens no file by itself.
 
-    def __init__(self, path: str | Path, *, limit_bytes: int, deadline_s: float) -> None:
+    ``setting`` is the name of the limit in a configuration, for messages.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        limit_bytes: int,
+        deadline_s: float,
+        idle_s: float = 0.0,
+        setting: str = "data.cache.limit_gb",
+    ) -> None:
         self.path = Path(os.path.expandvars(os.path.expanduser(path)))
         self.limit_bytes = limit_bytes
         self._deadline_s = deadline_s
+        self._idle_s = idle_s
+        self._setting = setting
 
     def check_room(self, needed_bytes: int) -> None:
         """Check, before any work, that the disk has space for ``needed_bytes`` or for the limit.
@@ -70,23 +83,23 @@ class BoundedFolder:
 
     def holds(self, name: str) -> bool:
         """Whether a complete file of that name exists now."""
-        return self._file(name).exists()
+        return self.file(name).exists()
 
     def touch(self, name: str) -> bool:
         """Mark a complete file of that name as just used; whether it exists."""
         try:
-            os.utime(self._file(name))
+            os.utime(self.file(name))
         except FileNotFoundError:
             return False
         return True
 
     def remove(self, name: str) -> None:
         """Delete a file even if a process reads it; a missing file is no error."""
-        self._file(name).unlink(missing_ok=True)
+        self.file(name).unlink(missing_ok=True)
 
-    def pin(self, name: str) -> int | None:
+    def pin(self, name: str, flags: int = os.O_RDONLY) -> int | None:
         """An open descriptor of a complete file, which is not evicted until it is closed."""
-        return _lock(self._file(name), fcntl.LOCK_SH, os.O_RDONLY)
+        return _lock(self.file(name), fcntl.LOCK_SH, flags)
 
     def claim(self, name: str) -> int | None:
         """A descriptor that gives the sole right to write ``name``; ``None`` if it is taken.
@@ -94,7 +107,7 @@ class BoundedFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        lock = self._file(name).with_suffix(".lock")
+        lock = self.file(name).with_suffix(".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             return _lock(lock, fcntl.LOCK_EX, os.O_CREAT | os.O_RDWR)
@@ -112,14 +125,14 @@ class BoundedFolder:
         if needed > self.limit_bytes:
             raise StorageError(
                 f"{self.path}: one request of {_mib(needed)} is more than the limit of "
-                f"{_mib(self.limit_bytes)}; raise data.cache.limit_gb"
+                f"{_mib(self.limit_bytes)}; raise {self._setting}"
             )
         with self._space_for(sizes, needed) as files:
             yield files
 
     def complete(self, name: str, file: int) -> None:
         """Give a filled file its name; from now on it can be pinned and evicted."""
-        os.replace(self._file(name).with_suffix(".part"), self._file(name))
+        os.replace(self.file(name).with_suffix(".part"), self.file(name))
         fcntl.flock(file, fcntl.LOCK_UN)
 
     @contextmanager
@@ -129,7 +142,7 @@ class BoundedFolder:
             if time.monotonic() > give_up:
                 raise StorageError(
                     f"{self.path}: no space for {_mib(needed)} within the limit of "
-                    f"{_mib(self.limit_bytes)}, which is all in use; raise data.cache.limit_gb"
+                    f"{_mib(self.limit_bytes)}, which is all in use; raise {self._setting}"
                 )
             time.sleep(POLL_S)
         stack, files = parts
@@ -142,13 +155,13 @@ class BoundedFolder:
         with ExitStack() as stack, self._alone():
             entries = self._entries()
             excess = sum(size for _, size, _ in entries) + needed - self.limit_bytes
-            if _evict(entries, excess) < excess:
+            if self._evict(entries, excess) < excess:
                 return None
             try:
                 files = [self._create(stack, name, size) for name, size in sizes]
             except OSError as error:
                 # others may have filled the disk: evict files of the cache, then try again
-                if error.errno in _FULL_DISK and _evict(self._entries(), needed) >= needed:
+                if error.errno in _FULL_DISK and self._evict(self._entries(), needed) >= needed:
                     return None
                 raise self._disk_error(f"{needed:,} more bytes", error) from error
             return stack.pop_all(), files
@@ -190,6 +203,20 @@ class BoundedFolder:
                 )
             time.sleep(_LOCK_POLL_S)
 
+    def _evict(self, entries: Sequence[tuple[Path, int, float]], wanted: int) -> int:
+        """Remove unused files, longest unused first, until ``wanted`` bytes are free; bytes freed.
+
+        A ``.part`` that nobody locks is unused at once.
+        """
+        freed, latest = 0, time.time() - self._idle_s
+        for path, size, last_use in sorted(entries, key=lambda entry: entry[2]):
+            if freed >= wanted:
+                break
+            is_idle = not self._idle_s or last_use < latest or path.suffix == ".part"
+            if is_idle and _remove_unused(path):
+                freed += size
+        return freed
+
     def _disk_error(self, wanted: str, error: OSError) -> StorageError:
         disk = os.statvfs(next(p for p in (self.path, *self.path.parents) if p.exists()))
         return StorageError(
@@ -199,7 +226,7 @@ class BoundedFolder:
         )
 
     def _create(self, stack: ExitStack, name: str, size: int) -> int:
-        part = self._file(name).with_suffix(".part")
+        part = self.file(name).with_suffix(".part")
         file = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o666)
         stack.callback(os.close, file)
         stack.callback(part.unlink, missing_ok=True)
@@ -221,19 +248,9 @@ class BoundedFolder:
                 found.append((Path(file.path), status.st_size, status.st_mtime))
         return found
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """The path of the file of that name."""
         return self.path / (name + _SUFFIX)
-
-
-def _evict(entries: Sequence[tuple[Path, int, float]], wanted: int) -> int:
-    """Remove unused files, longest unused first, until ``wanted`` bytes are free; bytes freed."""
-    freed = 0
-    for path, size, _ in sorted(entries, key=lambda entry: entry[2]):
-        if freed >= wanted:
-            break
-        if _remove_unused(path):
-            freed += size
-    return freed
 
 
 def _remove_unused(path: Path) -> bool:

@@ -14,50 +14,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from mmap import mmap
+from typing import Any
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.samples import COLUMNS, Samples, SampleTable, read_table, refuse_closed
+from pipeline.data.addresses import AddressTable, NodeFiles, pack_draws, pack_table
+from pipeline.data.samples import SampleTable, read_table, refuse_closed
+from pipeline.data.selection import SegmentColumns
+from pipeline.data.selection import Selection as Selection
+from pipeline.data.selection import Split as Split
 from pipeline.data.shard import Shard, format_shard, parse_shard
 from pipeline.errors import DataError
-from pipeline.rng import derive_seed
 from pipeline.text import first_few
 
 SCHEMA = 1
 INDEX_NAME = "index.json"
-
-Split = Literal["train", "test", "validation", "fit"]
-
-
-@dataclass(frozen=True, eq=False)
-class Selection(Samples):
-    """The samples of some classes of one split, in canonical order: by shard, then by position."""
-
-    index: ShardIndex = field(repr=False)
-    split: Split
-
-    @cached_property
-    def segments(self) -> list[tuple[int, int]]:
-        """The distinct (shard, segment) pairs of these samples, in canonical order."""
-        pairs = np.stack([self.shard_S, self.segment_S], axis=1)
-        return [(int(shard), int(segment)) for shard, segment in np.unique(pairs, axis=0)]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes to fetch in order to read every sample once."""
-        shards = self.index.shards
-        return sum(shards[shard].segments[segment].bytes for shard, segment in self.segments)
-
-    @property
-    def shards(self) -> list[str]:
-        """The names of the shards of these samples."""
-        return [self.index.shards[shard].name for shard in sorted({s for s, _ in self.segments})]
+_MANY_SAMPLES = 100_000  # from which on the tables of shards are shared by the node
 
 
 @dataclass(frozen=True)
@@ -73,7 +51,14 @@ class ShardIndex:
     group_labels: tuple[tuple[int, ...], ...]
     orientation: str | None = None  # of images with an EXIF tag: "applied", "ignored"; None: no tag
     closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
+    files: NodeFiles | None = field(default=None, repr=False, compare=False)
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
+    _addresses: dict[int, AddressTable] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def segments(self) -> SegmentColumns:
+        """All segments, as columns."""
+        return SegmentColumns.of(self.shards)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -99,7 +84,13 @@ class ShardIndex:
 
         The counts and hashes of those splits remain readable, since the index contains them.
         """
-        return replace(self, closed_splits=self.closed_splits.union(splits), _tables={})
+        closed = self.closed_splits.union(splits)
+        return replace(self, closed_splits=closed, _tables={}, _addresses={})
+
+    def with_node_files(self, files: NodeFiles) -> ShardIndex:
+        """The same index; if it is large, the processes of this node share its tables."""
+        is_large = sum(shard.samples for shard in self.shards) >= _MANY_SAMPLES
+        return replace(self, files=files, _addresses={}) if is_large else self
 
     def select(
         self,
@@ -120,29 +111,36 @@ class ShardIndex:
             DataError: a label is not in the index, no sample matches, or the split is closed.
         """
         self._check_labels(labels)
-        wanted = frozenset(labels)
         stored_split = "test" if split == "test" else "train"
         refuse_closed(stored_split, self.closed_splits, place=self._place)
-        parts: list[dict[str, Any]] = []
-        first_sample = 0
-        for number, shard in enumerate(self.shards):
-            is_shown = shard.split == stored_split and (groups is None or shard.group in groups)
-            if is_shown and not wanted.isdisjoint(shard.class_counts):
-                parts.append(self._select_from(number, wanted, first_sample))
-            first_sample += shard.samples
+        shown = self._segments_of(stored_split, labels, groups)
+        selection = Selection(self, split, shown)
         if split in ("validation", "fit"):
-            parts = [_hold_out(part, split == "validation", validation_fraction) for part in parts]
-        if not sum(len(part["keys"]) for part in parts):
+            is_held_S = self._draws(selection) < int(validation_fraction * 2**63)
+            selection = replace(
+                selection, kept=np.flatnonzero(is_held_S == (split == "validation"))
+            )
+        if not len(selection):
             remedy = "prepare the data set with that split"
             if split in ("validation", "fit"):
                 remedy = f"change data.validation_fraction, which is {validation_fraction}"
             raise DataError(
-                f"{self._place}: no {split} sample of classes {first_few(sorted(wanted), 5)}; "
+                f"{self._place}: no {split} sample of classes {first_few(sorted({*labels}), 5)}; "
                 f"{remedy}, or choose other classes"
             )
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-        keys = tuple(key for part in parts for key in part["keys"])
-        return Selection(index=self, split=split, keys=keys, **columns)
+        return selection
+
+    def addresses(self, shard_number: int) -> AddressTable:
+        """The address of each sample of one shard; read once, then kept.
+
+        Raises:
+            StorageError: the table cannot be read.
+            DataError: the table does not match the index, or its split is closed.
+        """
+        if shard_number not in self._addresses:
+            data = self._node_file(shard_number, "", pack_table)
+            self._addresses[shard_number] = AddressTable(data, self.shards[shard_number].samples)
+        return self._addresses[shard_number]
 
     def table(self, shard_number: int) -> SampleTable:
         """The addresses of the samples of one shard; read once, then kept.
@@ -163,13 +161,12 @@ class ShardIndex:
 
         ``group`` is the joined index to read; None: all.
         """
-        digest = hashlib.sha256()
-        first_sample = 0
-        for shard in self.shards:
-            for segment in shard.segments:
-                if segment.label in labels and group in (None, shard.group):
-                    digest.update(repr((shard.split, first_sample, segment.sha256)).encode())
-                first_sample += segment.samples
+        digest, segments = hashlib.sha256(), self.segments
+        for place in self._segments_of(None, labels, None if group is None else [group]):
+            shard = self.shards[segments.shard_G[place]]
+            first_sample = int(segments.first_sample_G[place])
+            sha256 = shard.segments[segments.number_G[place]].sha256
+            digest.update(repr((shard.split, first_sample, sha256)).encode())
         return digest.hexdigest()
 
     def count(self, split: str, *, group: int | None = None) -> dict[int, int]:
@@ -177,12 +174,11 @@ class ShardIndex:
 
         ``group`` is the joined index to count in; None: all.
         """
-        counts = dict.fromkeys(range(len(self.class_names)), 0)
-        for shard in self.shards:
-            if shard.split == split and group in (None, shard.group):
-                for label, samples in shard.class_counts.items():
-                    counts[label] += samples
-        return counts
+        segments, n_classes = self.segments, len(self.class_names)
+        shown = self._segments_of(split, range(n_classes), None if group is None else [group])
+        counts_C = np.zeros(n_classes, dtype=np.int64)
+        np.add.at(counts_C, segments.label_G[shown], segments.samples_G[shown])
+        return dict(enumerate(counts_C.tolist()))
 
     @property
     def _place(self) -> str:
@@ -196,24 +192,47 @@ class ShardIndex:
                 f"which has {len(self.class_names)}"
             )
 
-    def _select_from(
-        self, shard_number: int, wanted: frozenset[int], first_sample: int
-    ) -> dict[str, Any]:
-        shard, table = self.shards[shard_number], self.table(shard_number)
-        lengths = [segment.samples for segment in shard.segments]
-        segment_S = np.repeat(np.arange(len(lengths)), lengths)
-        label_S = np.repeat([segment.label for segment in shard.segments], lengths)
-        rows = np.flatnonzero(np.isin(label_S, list(wanted)))
-        return {
-            "sample_S": first_sample + rows,
-            "label_S": label_S[rows],
-            "shard_S": np.full(len(rows), shard_number),
-            "segment_S": segment_S[rows],
-            "offset_S": table.offset_S[rows],
-            "size_S": table.size_S[rows],
-            "crc32_S": table.crc32_S[rows],
-            "keys": [table.keys[row] for row in rows],
-        }
+    def _segments_of(
+        self, split: str | None, labels: Collection[int], groups: Collection[int] | None
+    ) -> np.ndarray:
+        """Positions of the segments of these classes in a stored split and in joined indexes."""
+        is_shown = [
+            split in (None, shard.split) and (groups is None or shard.group in groups)
+            for shard in self.shards
+        ]
+        segments = self.segments
+        is_wanted_C = np.zeros(len(self.class_names), dtype=bool)
+        is_wanted_C[list(labels)] = True
+        is_shown_G = np.array(is_shown, dtype=bool)[segments.shard_G]
+        return np.flatnonzero(is_shown_G & is_wanted_C[segments.label_G])
+
+    def _draws(self, selection: Selection) -> np.ndarray:
+        """The number of each sample that decides whether validation holds it out."""
+        segments, place_S = self.segments, selection.place_S
+        row_S = selection.sample_S - segments.first_sample_G[place_S]
+        row_S += segments.first_row_G[place_S]
+        shard_S = segments.shard_G[place_S]
+        draw_S = np.empty(len(selection), dtype=np.int64)
+        for number in selection.shard_numbers:
+            of_shard = slice(*np.searchsorted(shard_S, [number, number + 1]))
+            data = self._node_file(number, "-validation", lambda table: pack_draws(table.keys))
+            draw_S[of_shard] = np.frombuffer(data, dtype=np.int64, count=len(data) // 8)[
+                row_S[of_shard]
+            ]
+        return draw_S
+
+    def _node_file(
+        self, shard_number: int, suffix: str, pack: Callable[[SampleTable], bytes]
+    ) -> bytes | mmap:
+        """What ``pack`` makes of the table of a shard, from the files of the node if it has any."""
+        shard = self.shards[shard_number]
+        refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
+
+        def make() -> bytes:
+            return pack(read_table(shard.table_url, shard.samples, shard.table_sha256))
+
+        name = f"{shard.table_sha256}-{shard.samples}{suffix}"
+        return self.files.get(name, make) if self.files else make()
 
 
 def read_index(url: str) -> ShardIndex:
@@ -225,7 +244,7 @@ def read_index(url: str) -> ShardIndex:
     """
     folder = url.removesuffix("/" + INDEX_NAME)
     place = storage.join(folder, INDEX_NAME)
-    data = storage.read_bytes(place)
+    data = storage.read_bytes(place, most=storage.MAX_TEXT_BYTES)
     return parse_index(folder, data)
 
 
@@ -305,15 +324,3 @@ def _check_index(index: ShardIndex, place: str) -> None:
             )
         if sum(labels.values()) != shard.samples:
             raise DataError(f"{place}: the segments of {shard.name} do not add up to its samples")
-
-
-def _hold_out(part: dict[str, Any], validation: bool, fraction: float) -> dict[str, Any]:
-    """The rows of ``part`` that belong to ``validation``, or else those of ``fit``."""
-    limit = int(fraction * 2**63)
-    kept = [
-        row
-        for row, key in enumerate(part["keys"])
-        if (derive_seed("validation", key) < limit) == validation
-    ]
-    columns = {name: part[name][kept] for name in COLUMNS}
-    return {**columns, "keys": [part["keys"][row] for row in kept]}

@@ -72,7 +72,7 @@ def epoch_order(
     """Every position of ``selection`` once, shuffled differently for each key."""
     # random_raw is the bare counter-based generator: its bits never change with numpy's version.
     draw = numpy_stream(key.seed, "order", key.task, key.epoch).bit_generator.random_raw
-    priority_S, priority_G = draw(len(selection)), draw(len(selection.segments))
+    priority_S, priority_G = draw(len(selection)), draw(len(selection.place_G))
     return np.lexsort((priority_S, _blocks(selection, priority_G, block_bytes)))
 
 
@@ -126,11 +126,8 @@ def replacement_candidates(selection: Selection, bad_sample: int) -> np.ndarray:
 
 def _blocks(selection: Selection, priority_G: np.ndarray, block_bytes: int) -> np.ndarray:
     """The block of each sample: segments by ``priority_G``, cut every ``block_bytes``."""
-    shards = selection.index.shards
-    bytes_G = np.array([shards[s].segments[segment].bytes for s, segment in selection.segments])
+    bytes_G = selection.index.segments.bytes_G[selection.place_G]
     order_G = np.argsort(priority_G, kind="stable")
     block_G = np.empty(len(order_G), dtype=np.int64)
     block_G[order_G] = np.cumsum(bytes_G[order_G]) // block_bytes
-    pairs = np.stack([selection.shard_S, selection.segment_S], axis=1)
-    _, segment_of_S = np.unique(pairs, axis=0, return_inverse=True)
-    return block_G[segment_of_S.reshape(-1)]
+    return block_G[np.searchsorted(selection.place_G, selection.place_S)]

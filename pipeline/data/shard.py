@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline import storage
@@ -12,7 +13,7 @@ _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]*")  # the cache names its files so
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive samples of one class: bytes ``offset`` to ``offset + bytes`` of the shard."""
 
@@ -42,7 +43,7 @@ class Shard:
         """The place of the tar."""
         return storage.join(self.folder, self.name)
 
-    @property
+    @cached_property
     def class_counts(self) -> dict[int, int]:
         """Samples per label."""
         counts: dict[int, int] = {}

@@ -126,7 +126,7 @@ class ShardSource:
         """
         self._streams += 1
         for selection in (plan.selection, *upcoming):
-            for shard in np.unique(selection.shard_S).tolist():
+            for shard in selection.shard_numbers:
                 self._reader.refuse_closed(shard)
         if workers and any(shard.url.startswith("memory:") for shard in self.index.shards):
             raise DataError(f"{self.index.url} exists in one process only; set data.workers to 0")
@@ -268,12 +268,20 @@ def _needs(
     shards: Sequence[RemoteShard], plan: BatchPlan, upcoming: Sequence[Selection]
 ) -> list[Need]:
     """Every segment once, with the batch that reads it first; ``upcoming`` after the last batch."""
-    parts = [(plan.selection, number, rows) for number, rows in enumerate(plan.batches)]
-    parts += [(selection, len(plan), np.arange(len(selection))) for selection in upcoming]
-    seen: dict[tuple[int, int], Need] = {}
-    for selection, batch, rows in parts:
-        pairs = np.stack([selection.shard_S[rows], selection.segment_S[rows]], axis=1)
-        for shard, segment in np.unique(pairs, axis=0).tolist():
-            if (shard, segment) not in seen and not storage.is_local(shards[shard].url):
-                seen[shard, segment] = Need(batch, shards[shard], shards[shard].segments[segment])
-    return list(seen.values())
+    parts = [*(plan.selection.place_S[rows] for rows in plan.batches)]
+    parts += [selection.place_G for selection in upcoming]
+    if not parts:  # a rank without a batch
+        return []
+    batch_of_part = np.minimum(np.arange(len(parts)), len(plan))
+    place_of = np.concatenate(parts)
+    batch_of = np.repeat(batch_of_part, [len(part) for part in parts])
+    place_G, first_G = np.unique(place_of, return_index=True)
+    batch_G, segments = batch_of[first_G], plan.selection.index.segments
+    order_G = np.argsort(batch_G, kind="stable")
+    place_G = place_G[order_G]
+    columns = batch_G[order_G], segments.shard_G[place_G], segments.number_G[place_G]
+    return [
+        Need(batch, shards[shard], shards[shard].segments[number])
+        for batch, shard, number in zip(*(column.tolist() for column in columns), strict=True)
+        if not storage.is_local(shards[shard].url)
+    ]

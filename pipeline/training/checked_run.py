@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.classifiers import find_classifiers
 from pipeline.config import Config
+from pipeline.data.addresses import NodeFiles
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.joining import join_indexes
 from pipeline.data.repeats import check_repeats
@@ -103,12 +104,14 @@ def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
 
 
 def _find_index(config: Config) -> ShardIndex:
-    index = config.data.index
+    index, cache = config.data.index, config.data.cache
     given = [index] if isinstance(index, str) else index
     try:
         urls = [url for entry in given for url in _listed(entry)]
         indexes = [read_index(url) for url in urls]
-        return join_indexes(indexes, known_classes=config.tasks.known_classes)
+        joined = join_indexes(indexes, known_classes=config.tasks.known_classes)
+        files = NodeFiles(cache.folder, limit_bytes=int(cache.limit_gb * 1e9))
+        return joined.with_node_files(files)
     except StorageError as error:
         raise ConfigError(
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "

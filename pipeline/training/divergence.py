@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from pipeline.config import OptimConfig
@@ -54,5 +55,5 @@ class LossGuard:
 
 def _keys(batch: Batch, selection: Selection) -> Sequence[str]:
     """The keys of the global batch."""
-    row_of = {int(sample): row for row, sample in enumerate(selection.sample_S)}
-    return [selection.keys[row_of[int(sample)]] for sample in gather(batch.sample_B)]
+    positions = np.searchsorted(selection.sample_S, gather(batch.sample_B).cpu().numpy())
+    return selection.take(positions).keys

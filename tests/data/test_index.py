@@ -58,11 +58,11 @@ def test_task_needs_only_the_bytes_of_its_classes(url):
 
 def test_addresses_match_the_tar(url):
     index = read_index(url)
-    selection = index.select("test", range(5))
-    for row, key in enumerate(selection.keys):
-        place = storage.join(url, index.shards[selection.shard_S[row]].name)
-        start = int(selection.offset_S[row])
-        record = storage.read_range(place, start, start + int(selection.size_S[row]))
+    samples = index.select("test", range(5)).take(np.arange(sum(TEST)))
+    for row, key in enumerate(samples.keys):
+        place = storage.join(url, index.shards[samples.shard_S[row]].name)
+        start = int(samples.offset_S[row])
+        record = storage.read_range(place, start, start + int(samples.size_S[row]))
         assert record[: len(key) + 4] == f"{key}.cls".encode()
 
 
@@ -91,7 +91,7 @@ def test_table_that_does_not_match_the_index_is_refused(url):
     index = store(place, draw_samples())
     overwrite_byte(storage.join(place, index.shards[0].table_name), 9)
     with pytest.raises(DataError, match=r"train-000000.json: its sha256 is not the one"):
-        index.select("train", [0])
+        index.select("train", [0]).take(np.arange(1))
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def test_large_selection_is_shuffled_in_blocks(selection):
     block_bytes = selection.bytes // 3
     order = epoch_order(selection, EpochKey(1, 0, 0), block_bytes=block_bytes)
     assert sorted(order) == list(range(sum(TRAIN)))
-    pairs = list(zip(selection.shard_S[order], selection.segment_S[order], strict=True))
-    first = {pair: pairs.index(pair) for pair in set(pairs)}
-    last = {pair: len(pairs) - 1 - pairs[::-1].index(pair) for pair in set(pairs)}
+    places = selection.place_S[order].tolist()
+    first = {place: places.index(place) for place in set(places)}
+    last = {place: len(places) - 1 - places[::-1].index(place) for place in set(places)}
     open_at_once = max(
-        sum(first[pair] <= at <= last[pair] for pair in first) for at in range(len(pairs))
+        sum(first[place] <= at <= last[place] for place in first) for at in range(len(places))
     )
     assert open_at_once < len(first)
     assert len(set(selection.label_S[order[: len(order) // 3]].tolist())) > 1
