@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,8 +58,12 @@ def store(
     *,
     shard_bytes: int = 40_000,
     damaged: Mapping[str, bytes] | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> ShardIndex:
-    """Store ``samples`` as a data set at ``url``, with other bytes for the keys in ``damaged``."""
+    """Store ``samples`` as a data set at ``url``, with other bytes for the keys in ``damaged``.
+
+    ``classes`` are the names of the labels, and of the folders.
+    """
     other = damaged or {}
     stored = [Sample(s.split, s.label, s.key, s.suffix, other.get(s.key, s.data)) for s in samples]
     shards = []
@@ -67,9 +71,28 @@ def store(
         storage.write_atomically(storage.join(url, built.shard.name), built.tar)
         storage.write_atomically(storage.join(url, built.shard.table_name), built.table)
         shards.append(built.shard)
-    content = format_index(CLASSES, CLASSES, shards)
+    content = format_index(classes, classes, shards)
     storage.write_atomically(storage.join(url, INDEX_NAME), content)
     return parse_index(url, content)
+
+
+def draw_arrival(
+    classes: Sequence[str], data_seed: int, *, n_train: int = 5, n_test: int = 3
+) -> list[Sample]:
+    """Images of some classes in the order of storage; a class has a colour, a seed a brightness."""
+    samples = []
+    for split, count in (("train", n_train), ("test", n_test)):
+        for label, name in enumerate(classes):
+            colour_C = np.random.default_rng([ord(letter) for letter in name]).integers(40, 216, 3)
+            draw = np.random.default_rng([data_seed, split == "test", *map(ord, name)])
+            for number in range(count):
+                noise_HWC = draw.normal(9 * data_seed, 60, size=(21, 21, 3))
+                pixel_HWC = np.clip(colour_C + noise_HWC, 0, 255).astype(np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(pixel_HWC).save(file, "PNG")
+                key = f"{name}/{data_seed}-{number:03d}"
+                samples.append(Sample(split, label, key, "png", file.getvalue()))
+    return samples
 
 
 def overwrite_byte(url: str, position: int) -> None:

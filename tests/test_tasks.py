@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.tasks import class_order, split_classes
+from pipeline.tasks import (
+    class_order,
+    known_names,
+    labels_with_images,
+    split_classes,
+    with_known_classes,
+)
 
 
 def split(n_classes: int, **rule: int) -> list[int]:
@@ -82,6 +88,20 @@ def test_tasks_follow_the_order_and_number_its_classes():
     assert [task.names for task in (first, second, third)] == [("d", "b"), ("e", "a"), ("c",)]
     assert [(task.first, task.last) for task in (first, second, third)] == [(0, 2), (2, 4), (4, 5)]
     assert [task.index for task in (first, second, third)] == [0, 1, 2]
+
+
+def test_later_group_without_new_classes_is_a_task():
+    """must have earlier classes alone, and shift no number of those after it"""
+    tasks = split_classes(
+        [1, 0, 2, 4, 3], "abcde", classes_per_task=2, group_sizes=[3, 0, 2], appended="one_task"
+    )
+    tasks = with_known_classes(tasks, [(), (2, 1), (0,)])
+    assert [task.names for task in tasks] == [("b", "a"), ("c",), (), ("e", "d")]
+    assert [task.group for task in tasks] == [0, 0, 1, 2]
+    assert [task.known for task in tasks[2:]] == [(0, 2), (1,)]
+    assert [task.classes for task in tasks] == [(0, 1), (2,), (0, 2), (1, 3, 4)]
+    assert labels_with_images(tasks) == [(1, 0), (2,), (1, 2), (0, 4, 3)]
+    assert known_names(tasks) == [[], [], ["b", "c"], ["a"]]
 
 
 def test_first_task_larger_than_the_data_is_refused():

@@ -4,7 +4,8 @@
 
     check_method("my_package.my_module:MyMethod")
 
-It learns two small tasks of random images on the demo's CLIP, in seconds, without ranks or files.
+It learns two small tasks of random images on the demo's CLIP, in seconds, without ranks or files,
+and more images of known classes if the method and its classifier declare ``takes_known_classes``.
 
 Axes: B images · C classes · E embedding width.
 """
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.classifiers import find_classifiers
 from pipeline.config import MethodConfig
 from pipeline.errors import ContractError
-from pipeline.methods import build_method
+from pipeline.methods import build_method, find_method, parse_options
 from pipeline.methods.base import Losses, Method, MethodContext
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.weights import load_clip
@@ -28,6 +30,7 @@ from pipeline.tasks import Task, split_classes
 
 _DEMO_CLIP = Path(__file__).resolve().parents[1] / "demo" / "clip"
 _TASKS = split_classes(range(6), ["ant", "bell", "cup", "drum", "egg", "fork"], classes_per_task=3)
+_ARRIVAL = Task(index=2, first=6, labels=(), names=(), known=(1, 3, 4), group=1)
 _N_IMAGES = 6  # of a batch
 _TOLERANCE = 1e-4  # absolute and relative, of the same sums in another order
 _STEP = 0.1  # of plain gradient descent, large enough to see
@@ -57,6 +60,11 @@ class _Bench:
     def __init__(self, config: MethodConfig, clip: FrozenClip) -> None:
         self.config = config
         self.clip = clip
+        parts = (part for _, part in find_classifiers(parse_options(config).classifier))
+        takes_known_classes = all(
+            part.takes_known_classes for part in (find_method(config.name), *parts)
+        )
+        self.tasks = (*_TASKS, _ARRIVAL) if takes_known_classes else _TASKS
 
     def build(self) -> Method:
         """The method before its first task."""
@@ -66,7 +74,7 @@ class _Bench:
     def learned(self, n_tasks: int) -> Method:
         """The method after some tasks, two steps each."""
         method = self.build()
-        for task in _TASKS[:n_tasks]:
+        for task in self.tasks[:n_tasks]:
             self.learn(method, task)
         return method
 
@@ -112,7 +120,7 @@ class _Bench:
         size = self.clip.image_size
         shape = (_N_IMAGES, 3, size, size)
         image_BCHW = torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8)
-        label_B = task.first + torch.arange(_N_IMAGES) % len(task.labels)
+        label_B = torch.tensor(task.classes)[torch.arange(_N_IMAGES) % len(task.classes)]
         return image_BCHW, label_B, self.clip.encode_image(image_BCHW)
 
     @torch.no_grad()
@@ -129,7 +137,7 @@ def trainable(method: Method) -> dict[str, Tensor]:
 
 
 def _only_trained_tensors_get_a_gradient(bench: _Bench) -> str | None:
-    for task in _TASKS:
+    for task in bench.tasks:
         method = bench.learned(task.index)
         method.begin_task(task)
         names = trainable(method)
@@ -184,8 +192,8 @@ def _losses_read_their_arguments_alone(bench: _Bench) -> str | None:
 
 
 def _one_logit_per_class(bench: _Bench) -> str | None:
-    for n_tasks in (1, 2):
-        found, expected = bench.logits(bench.learned(n_tasks)).shape, _TASKS[n_tasks - 1].last
+    for task in bench.tasks:
+        found, expected = bench.logits(bench.learned(task.index + 1)).shape, task.last
         if found != (_N_IMAGES, expected):
             return f"logits have the shape {tuple(found)} instead of ({_N_IMAGES}, {expected})"
     return None
@@ -201,33 +209,35 @@ def _predictions_are_of_one_image(bench: _Bench) -> str | None:
 
 
 def _other_tensors_stay(bench: _Bench) -> str | None:
-    method = bench.learned(1)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    bench.learn(method, _TASKS[1])
-    now, allowed = method.state_dict(), _changeable_in_second_task(bench)
-    for name, value in before.items():
-        if name not in now:
-            return f"{name} is gone after the second task; keep the tensors of earlier tasks"
-        if name not in allowed and not torch.equal(value, now[name]):
-            return (
-                f"the second task changed {name}, which it does not train; freeze it, or make it "
-                "a buffer if every task may change it"
-            )
+    for task, words in zip(bench.tasks[1:], ("second", "third"), strict=False):
+        method = bench.learned(task.index)
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        bench.learn(method, task)
+        now, allowed = method.state_dict(), _changeable(bench, task)
+        for name, value in before.items():
+            if name not in now:
+                return f"{name} is gone after the {words} task; keep the tensors of earlier tasks"
+            if name not in allowed and not torch.equal(value, now[name]):
+                return (
+                    f"the {words} task changed {name}, which it does not train; freeze it, or make "
+                    "it a buffer if every task may change it"
+                )
     return None
 
 
-def _changeable_in_second_task(bench: _Bench) -> set[str]:
-    method = bench.learned(1)
-    method.begin_task(_TASKS[1])
+def _changeable(bench: _Bench, task: Task) -> set[str]:
+    """The names of the tensors that ``task`` may change."""
+    method = bench.learned(task.index)
+    method.begin_task(task)
     return method.changeable_names()
 
 
 def _state_restores_the_method(bench: _Bench) -> str | None:
     learned, again = bench.build(), bench.build()
-    for task in _TASKS:
+    for task in bench.tasks:
         before = set(learned.state_dict())
         bench.learn(learned, task)
-        changed = _changeable_in_second_task(bench) | (learned.state_dict().keys() - before)
+        changed = _changeable(bench, task) | (learned.state_dict().keys() - before)
         state = {k: v.clone() for k, v in learned.state_dict().items() if k in changed}
         again.restore_task(task, state)
     if torch.equal(bench.logits(learned), bench.logits(again)):
