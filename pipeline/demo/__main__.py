@@ -15,14 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from rich.console import Console
-
-from pipeline import storage
 from pipeline.cli import build_parser, run_command
-from pipeline.compare import comparison
-from pipeline.data.prepare.sharding import Recipe, write_shards
-from pipeline.demo.drawing import write_images
 from pipeline.launching.command import (
     launch_command,
     launch_environment,
@@ -51,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: Path) -> int:
+    from rich.console import Console
+
+    from pipeline.compare import comparison  # not above: these take seconds
+
     os.chdir(_ROOT)  # the paths in configs/demo.yaml start there
     _prepare(folder)
     for method in METHODS:
@@ -63,6 +60,10 @@ def _run(folder: Path) -> int:
 
 def _prepare(folder: Path) -> None:
     """Draw the images and write them as shards, unless the shards are complete."""
+    from pipeline import storage
+    from pipeline.data.prepare.sharding import Recipe, write_shards
+    from pipeline.demo.drawing import write_images
+
     images, shards = folder / "images", folder / "shards"
     if storage.exists(str(shards / "index.json")):
         return
@@ -73,6 +74,8 @@ def _prepare(folder: Path) -> None:
 
 def _train(method: str, folder: Path) -> int:
     """Launch one training run on two ranks; returns its exit status."""
+    import torch
+
     overrides = [
         f"data.index={folder / 'shards'}",
         f"method.name={method}",
