@@ -82,6 +82,7 @@ class ModelConfig(Section):
 
     arch: ArchText  # a name of open_clip, or local-dir:FOLDER
     weights: PathText | None = None  # pretrained tag, file or 'random'; None for local-dir:
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the towers; auto: bf16 on a GPU
 
 
 class TextConfig(Section):

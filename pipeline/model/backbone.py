@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from open_clip.transformer import (
@@ -35,6 +35,16 @@ class PromptTokens:
 
     token_CN: Tensor
     end_C: Tensor
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def tower_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of the towers' weights and activations; ``auto`` is bf16 on a GPU, else fp32."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 class ImageFeatures(NamedTuple):
@@ -71,10 +81,11 @@ class FrozenClip:
         name: str,
         device: torch.device,
         sha256: str = "",
+        precision: Precision = "auto",
     ) -> None:
         self.name = name
         self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = tower_dtype(precision, device)
         self.logit_scale = float(clip.logit_scale.detach().float().exp())
         self.sha256 = sha256
         self.clip = clip.requires_grad_(False).eval().to(device=device, dtype=self.dtype)

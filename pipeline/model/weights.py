@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from pipeline.errors import WeightsError
-from pipeline.model.backbone import BlankClip, FrozenClip
+from pipeline.model.backbone import BlankClip, FrozenClip, Precision
 from pipeline.model.weights_file import (
     read_openai,
     refuse_not_finite,
@@ -38,7 +38,14 @@ _HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 _HUB_TIMEOUT_S = 10.0
 
 
-def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int = 0) -> FrozenClip:
+def load_clip(
+    arch: str,
+    weights: str | None,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> FrozenClip:
     """The CLIP that ``arch`` and ``weights`` name, frozen, on ``device``.
 
     ``arch`` is any open_clip model name or ``local-dir:FOLDER`` (open_clip's own folder layout);
@@ -52,7 +59,8 @@ def load_clip(arch: str, weights: str | None, *, device: torch.device, seed: int
     clip, tokenizer = _create(arch, weights, seed)
     name = arch if weights is None else f"{arch}/{weights}"
     # Hashed before the cast to the type of the device, so that the hash is equal on all devices.
-    return FrozenClip(clip, tokenizer, name=name, device=device, sha256=_hash_weights(clip))
+    sha256 = _hash_weights(clip)
+    return FrozenClip(clip, tokenizer, name=name, device=device, sha256=sha256, precision=precision)
 
 
 def blank_clip(arch: str, weights: str | None = "random") -> BlankClip:

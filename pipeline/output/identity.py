@@ -26,6 +26,8 @@ _TOLERANCES = {
 }
 # Settings of the tasks that came later, with the value of the runs before.
 _LATER_TASKS = {"appended": "split", "known_classes": "refuse"}
+# Other settings that came later, with the value of the runs before.
+_LATER_SETTINGS = {"model.precision": "auto"}
 _PLACES = ("model.arch", "model.weights")  # may name a folder or a file
 
 
@@ -62,6 +64,10 @@ def config_hash(config: Config) -> str:
     It is the same whether an option that has its first default is written out or not.
     """
     settings, method = decisive_settings(config), config.method
+    for key, value in _LATER_SETTINGS.items():
+        section, _, name = key.partition(".")
+        if settings[section][name] == value:
+            del settings[section][name]
     defaults = FIRST_OPTIONS.get(method.name) or resolved_options(MethodConfig(name=method.name))
     options = _without(resolved_options(method), defaults)
     settings["method"]["options"] = {method.name: options} if options else {}
@@ -102,7 +108,7 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted key, with all options of the method."""
     method = settings["method"]
     options = {method["name"]: recorded_options(method)}
-    return flatten({**settings, "method": {**method, "options": options}})
+    return {**_LATER_SETTINGS, **flatten({**settings, "method": {**method, "options": options}})}
 
 
 def _is_same_place(old: str | None, new: str | None) -> bool:

@@ -53,7 +53,8 @@ def load_method(
         Config, results.manifest.config, place=f"{storage.redact(output)}: manifest.config"
     )
     place = torch.device("cpu") if device is None else device
-    clip = load_clip(config.model.arch, config.model.weights, device=place)
+    model = config.model
+    clip = load_clip(model.arch, model.weights, device=place, precision=model.precision)
     if clip.sha256 != results.manifest.backbone_sha256:
         raise DataError(
             f"{storage.redact(output)}: was learned on a backbone with other weights than "

@@ -81,6 +81,7 @@ def compared_settings(
         settings = dict(identity.get("settings", {}))
     aside = {"seed", "tasks", "model", "text", "evaluation"}
     compared = {key: value for key, value in settings.items() if key not in aside}
+    compared["model"] = {"precision": settings.get("model", {}).get("precision", "auto")}
     if with_defaults and "method" in compared:
         compared["method"] = {**compared["method"], "options": _options(compared["method"])}
     left_out = {*PROTOCOL_SETTINGS, *_TOLERANCES}

@@ -207,7 +207,8 @@ def _time_method(run: Run, method_config: MethodConfig) -> _MethodCost:
     torch.set_num_threads(1)  # a device is one core
     config, world = run.config, read_world({})
     with process_group(world, timeout_s=60):
-        clip = load_clip(config.model.arch, "random", device=world.device)
+        model = config.model
+        clip = load_clip(model.arch, "random", device=world.device, precision=model.precision)
         method = build_method(method_config, MethodContext.of(config, clip))
         method.begin_task(run.tasks[0])
         image_BCHW, label_B = _draw(clip, run.tasks[0])

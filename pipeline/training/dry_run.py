@@ -9,7 +9,7 @@ import torch
 from pipeline.config import Config
 from pipeline.methods import build_method
 from pipeline.methods.base import Method, MethodContext
-from pipeline.model.backbone import FrozenClip
+from pipeline.model.backbone import FrozenClip, tower_dtype
 from pipeline.model.weights import blank_clip, weights_place
 from pipeline.tasks import Task
 from pipeline.text import format_bytes
@@ -115,7 +115,8 @@ def _notes(config: Config) -> list[str]:
 
 def _estimate_memory(run: Run, method: Method, clip: FrozenClip, trainable: int) -> str:
     """Rough bytes per rank: towers, activations of one pass, trained tensors with their state."""
-    width = 2 if torch.cuda.is_available() else 4
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = tower_dtype(run.config.model.precision, device).itemsize
     engine, per_rank = run.config.engine, run.config.data.global_batch // run.world_size
     images = min(engine.micro_batch, per_rank) if engine.recompute else per_rank
     tokens = clip.image_tokens + method.n_prompt_tokens

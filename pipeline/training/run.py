@@ -65,7 +65,8 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
             on_main(lambda: update_summary(config))
             yield None
             return
-        clip = load_clip(config.model.arch, config.model.weights, device=world.device)
+        model = config.model
+        clip = load_clip(model.arch, model.weights, device=world.device, precision=model.precision)
         check_room_for_batches(run, clip.image_size)
         identity = {**expected, "backbone_sha256": clip.sha256}
         on_main(lambda: check_room_on_disk(run))

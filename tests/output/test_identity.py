@@ -65,6 +65,7 @@ ORDER = "the classes or their order differ"
         ({"optim": {"epochs": 3}}, f"{SETTING} optim.epochs=2 instead of 3"),
         ({"text": {"templates": ["{}"]}}, f"{SETTING} text.templates=['a photo of a {{}}.'] inst"),
         ({"model": {"weights": "x"}}, f"{SETTING} model.weights=None instead of 'x'"),
+        ({"model": {"precision": "bf16"}}, f"{SETTING} model.precision='auto' instead of 'bf16'"),
         ({"tasks": {"class_order": [1, 0, 2, 3, 4]}}, f"{ORDER} in task 1"),
         ({"tasks": {"class_order": [0, 1, 3, 2, 4]}}, f"{ORDER} in task 2"),
         ({"tasks": {"classes_per_task": 1}}, f"{ORDER} in task 1"),
@@ -194,6 +195,20 @@ def test_appended_setting_that_came_later_changes_no_hash():
     one_task = build_config("local-dir:clip", INDEX, tasks={"appended": "one_task"})
     split = build_config("local-dir:clip", INDEX, tasks={"appended": "split"})
     assert config_hash(plain) == config_hash(split) != config_hash(one_task)
+
+
+def test_precision_that_came_later_changes_neither_hash_nor_identity(index):
+    plain = build_config("local-dir:clip", INDEX)
+    auto, half = (
+        build_config("local-dir:clip", INDEX, model={"arch": "local-dir:clip", "precision": value})
+        for value in ("auto", "bf16")
+    )
+    assert config_hash(plain) == config_hash(auto) != config_hash(half)
+    before = identity(index)
+    del before["settings"]["model"]["precision"]  # as a run of the time before has recorded it
+    assert conflict(before, identity(index), started=3) is None
+    model = {"arch": "local-dir:clip", "precision": "bf16"}
+    assert "model.precision='auto'" in conflict(before, identity(index, model=model), started=0)
 
 
 @pytest.mark.parametrize(

@@ -112,14 +112,16 @@ def test_compared_settings_have_all_options_and_nothing_of_the_protocol():
     assert given["optim.epochs"] == 3 and given["method.name"] == "finetune"
     assert complete["method.options.finetune.loss_classes"] == "current"
     sections = {key.partition(".")[0] for key in complete}
-    assert sections == {"data", "method", "optim"}
+    assert sections == {"data", "method", "model", "optim"}
+    assert [key for key in complete if key.startswith("model")] == ["model.precision"]
     assert complete.keys() >= given.keys() and "data.eval_transform" not in complete
 
 
 def test_configuration_of_another_version_is_read_from_the_identity():
     config = {**config_of(), "unknown": 1}
     identity = {"settings": {"seed": 1, "optim": {"epochs": 4}}}
-    assert compared_settings(config, identity, with_defaults=True) == {"optim.epochs": 4}
+    expected = {"optim.epochs": 4, "model.precision": "auto"}
+    assert compared_settings(config, identity, with_defaults=True) == expected
 
 
 def test_absent_setting_has_its_default():
