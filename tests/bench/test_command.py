@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.bench.__main__ import BENCHMARKS, main, parse_arguments
+from tests.tiny import JOINT_WIDTH
 
 TINY = [
     "model.weights=null", "tasks.classes_per_task=3", "bench.seen=6", "bench.batches=[4]",
@@ -36,7 +38,8 @@ def figures(content: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 def test_step_is_measured_beside_the_straightforward_one(tiny_arch, tmp_path, capsys):
     content = bench(tiny_arch, tmp_path, "step")
-    assert content["schema"] == 1 and content["settings"]["bench"]["seen"] == 6
+    assert content["schema"] == 1
+    assert content["benchmarks"]["step"]["settings"]["bench"]["seen"] == 6
     machine = content["machine"]
     assert machine["cores"] > 0 and machine["threads"] > 0 and machine["ranks"] == 1
     assert machine["packages"]["torch"] and machine["cpu"] and machine["gpus"] is not None
@@ -50,10 +53,53 @@ def test_step_is_measured_beside_the_straightforward_one(tiny_arch, tmp_path, ca
 
 
 def test_method_that_trains_nothing_is_not_measured(tiny_arch, tmp_path):
-    content = bench(tiny_arch, tmp_path, "step", "method.name=zeroshot")
-    assert content["benchmarks"]["step"] == {
-        "not_measured": "zeroshot trains nothing in this task", "figures": [],
-    }  # fmt: skip
+    found = bench(tiny_arch, tmp_path, "step", "method.name=zeroshot")["benchmarks"]["step"]
+    assert found["not_measured"] == "zeroshot trains nothing in this task"
+    assert found["figures"] == []
+
+
+def test_texts_tests_and_closed_forms_are_measured(tiny_arch, tmp_path):
+    sizes = ["bench.text_classes=[3,5]", "bench.images=6", "bench.features=70"]
+    content = bench(tiny_arch, tmp_path, "text", "eval", "fit", *sizes)
+    texts = figures(content, "text")
+    assert {f"{n} classes, {kind}" for n in (3, 5) for kind in ("frozen", "learned")} == {*texts}
+    assert {"first test of an image", "later tests"} == {*figures(content, "eval")}
+    assert figures(content, "fit")["ridge: later tasks"]["unit"] == "features/s"
+
+
+def test_sequence_is_measured_beside_encoding_once(tiny_arch, tiny_shards, tmp_path):
+    words = [f"data.index={tiny_shards}", "method.name=simplecil"]
+    found = figures(bench(tiny_arch, tmp_path, "sequence", *words), "sequence")
+    assert found["the sequence against it"]["target"] == "≤ 1.1"
+    assert "simplecil, 3 tasks" in found
+
+
+def test_growth_is_measured(tiny_arch, tmp_path):
+    """must show what grows: a snapshot holds the class means of all earlier classes"""
+    found = figures(bench(tiny_arch, tmp_path, "scale", "bench.scale=[[1,3],[4,12]]"), "scale")
+    first, last = (found[f"task {n}, {3 * n} classes: snapshot"]["value"] for n in (1, 4))
+    assert (last - first) * 1e6 == pytest.approx(9 * 4 * JOINT_WIDTH, abs=1)
+    assert found["task 4, 12 classes: step"]["unit"] == "s"
+    efficiency = [f["value"] for name, f in found.items() if "100 Gb/s" in name]
+    assert sorted(efficiency, reverse=True) == efficiency and len(efficiency) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_gpu_is_not_measured_without_one(tmp_path, capsys):
+    file = tmp_path / "speed.json"
+    assert main(["gpu", "--json", str(file)]) == 0
+    assert "gpu: not measured: no GPU" in capsys.readouterr().out
+    found = json.loads(file.read_text())["benchmarks"]["gpu"]
+    assert found["not_measured"] == "no GPU"
+    assert found["settings"]["model"]["arch"] == "ViT-L-14-quickgelu"
+
+
+def test_start_is_measured_from_the_command_on(tiny_arch, tmp_path):
+    """must sum up: the parts are what passes between the command and the first step"""
+    found = figures(bench(tiny_arch, tmp_path, "launch", "bench.repeats=1"), "launch")
+    total = found.pop("from the command to the first step")["value"]
+    assert sum(part["value"] for part in found.values()) == pytest.approx(total)
+    assert [*found][:3] == ["front process", "inner launcher", "imports"]
 
 
 def test_benchmarks_and_settings_come_in_any_order():
