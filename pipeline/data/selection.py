@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from pipeline.data.addresses import AddressTable
 from pipeline.data.samples import Samples
 from pipeline.data.shard import Shard
-
-if TYPE_CHECKING:
-    from pipeline.data.index import ShardIndex
 
 Split = Literal["train", "test", "validation", "fit"]
 
@@ -49,6 +47,29 @@ class SegmentColumns:
         return cls(label_G, samples_G, bytes_G, shard_G, number_G, first_sample_G, first_row_G)
 
 
+class SelectedIndex(Protocol):
+    """What a selection knows of its index, a ``ShardIndex``."""
+
+    @property
+    def url(self) -> str:
+        """Its folder."""
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its content."""
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Its shards."""
+
+    @property
+    def segments(self) -> SegmentColumns:
+        """Its segments."""
+
+    def addresses(self, shard_number: int) -> AddressTable:
+        """The address of each sample of one shard."""
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The samples of some classes of one split, in canonical order: by shard, then by position.
@@ -56,7 +77,7 @@ class Selection:
     ``sample_S`` numbers the samples of the complete data set, ``label_S`` are their classes.
     """
 
-    index: ShardIndex = field(repr=False)
+    index: SelectedIndex = field(repr=False)
     split: Split
     chosen_G: np.ndarray = field(repr=False)  # positions in ``index.segments``, ascending
     kept: np.ndarray | None = field(default=None, repr=False)  # positions of samples; None: all
