@@ -86,7 +86,7 @@ def draw_arrival(
             colour_C = np.random.default_rng([ord(letter) for letter in name]).integers(40, 216, 3)
             draw = np.random.default_rng([data_seed, split == "test", *map(ord, name)])
             for number in range(count):
-                noise_HWC = draw.normal(9 * data_seed, 60, size=(21, 21, 3))
+                noise_HWC = draw.normal(9 * data_seed, 120, size=(21, 21, 3))
                 pixel_HWC = np.clip(colour_C + noise_HWC, 0, 255).astype(np.uint8)
                 file = io.BytesIO()
                 Image.fromarray(pixel_HWC).save(file, "PNG")

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.index import ShardIndex
+from pipeline.data.samples import read_table
 from pipeline.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,17 @@ def check_repeats(index: ShardIndex, *, n_groups: int) -> None:
 
 def _images_of_shared_classes(index: ShardIndex, n_groups: int) -> Iterator[tuple[bytes, _Image]]:
     """The images of classes that two indexes have, each with the hash of its bytes."""
-    shared = sorted({label for labels in index.known_labels[:n_groups] for label in labels})
-    for number, shard in enumerate(index.shards):
+    shared = {label for labels in index.known_labels[:n_groups] for label in labels}
+    for shard in index.shards:
         is_open = shard.group < n_groups and shard.split not in index.closed_splits
-        if not is_open or set(shared).isdisjoint(shard.class_counts):
+        if not is_open or shared.isdisjoint(shard.class_counts):
             continue
-        table, place = index.table(number), storage.redact(shard.folder)
+        table = read_table(shard.table_url, shard.samples, shard.table_sha256)
+        place = storage.redact(shard.folder)
         label_S = np.repeat(
             [segment.label for segment in shard.segments],
             [segment.samples for segment in shard.segments],
         )
-        for row in np.flatnonzero(np.isin(label_S, shared)):
+        for row in np.flatnonzero(np.isin(label_S, [*shared])):
             image = _Image(shard.group, shard.split, table.keys[row], place)
             yield table.image_sha256_S32[row].tobytes(), image

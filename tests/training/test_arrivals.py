@@ -185,7 +185,7 @@ def test_index_of_learned_tasks_must_not_change(extension, tiny_shards, late_sha
 
 def test_class_in_two_indexes_is_refused(extension, tiny_shards):
     twice = changed(extension.first, data={"index": [tiny_shards, tiny_shards]})
-    with pytest.raises(DataError, match="class 'bell' is in more than one index; an appended"):
+    with pytest.raises(DataError, match="class 'red fox' is in more than one index; set tas"):
         start(twice)
 
 
