@@ -51,7 +51,7 @@ class Ridge(Classifier):
             self.gram_EE += rows_BE.T @ rows_BE
 
     def end_task(self, task: Task) -> None:
-        penalty_EE = torch.eye(len(self.gram_EE), dtype=torch.float64)
+        penalty_EE = torch.eye(len(self.gram_EE)).to(self.gram_EE)
         targets_EC = torch.cat([*self.sums]).T
         self.weight_EC = torch.linalg.solve(self.gram_EE + penalty_EE, targets_EC)
 

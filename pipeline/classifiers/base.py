@@ -124,9 +124,11 @@ def split_off(
     held: list[tuple[Embedded, Tensor]] = []
     seen = 0
     for embedded, label_B in images:
-        is_held_B = (torch.arange(len(label_B)) + seen) % every == every - 1
+        rows = range(len(label_B))
+        held_rows = [row for row in rows if (seen + row) % every == every - 1]
+        kept_rows = [row for row in rows if (seen + row) % every != every - 1]
         seen += len(label_B)
-        for mask_B, part in ((~is_held_B, kept), (is_held_B, held)):
-            rows_B = mask_B.nonzero().flatten().to(label_B.device)
+        for chosen, part in ((kept_rows, kept), (held_rows, held)):
+            rows_B = torch.tensor(chosen, dtype=torch.long, device=label_B.device)
             part.append((embedded.rows(rows_B), label_B[rows_B]))
     return kept, held

@@ -123,8 +123,8 @@ class WeightedSum(Classifier):
         kept, held = split_off(images)
         parts = self._build()
         for part in parts:
-            part.to(self.context.clip.device)
             part.begin_task(self._task)
+            part.to(self.context.clip.device)
             if "end" in part.fits:
                 part.fit("end", kept)
         spread_2 = _spreads(self._end(parts), kept)
