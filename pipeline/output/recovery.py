@@ -104,7 +104,7 @@ class Recovered:
             if mean_CE.shape[-1] != width or not mean_CE.is_floating_point():
                 raise DataError(
                     f"snapshot {self.snapshot.name}: class_means of task {task} has shape "
-                    f"{list(mean_CE.shape)} of {mean_CE.dtype}, and the width is {width}; {_RESTORE}"
+                    f"{list(mean_CE.shape)} of {mean_CE.dtype}, not the width {width}; {_RESTORE}"
                 )
         return ordered
 

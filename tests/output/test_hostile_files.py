@@ -39,8 +39,8 @@ def half_way(tiny_arch, tiny_shards, tmp_path_factory) -> Config:
     """A run that was stopped in its second task."""
     output = str(tmp_path_factory.mktemp("half") / "run")
     config = build_config(tiny_arch, tiny_shards, output=output, method=VT, optim={"epochs": 1})
-    assert not start(config, StopAt(22))
-    assert newest_snapshot(config) == "task-001-step-000003"
+    assert not start(config, StopAt(15))
+    assert "task-001-step-000000" < newest_snapshot(config) < "task-002"
     return config
 
 

@@ -37,7 +37,7 @@ def reference(tiny_arch, tiny_shards, tmp_path_factory) -> Reference:
 def half_way(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run that was stopped in its second task; each test continues a copy."""
     config = changed(reference.config, output=str(tmp_path_factory.mktemp("half") / "run"))
-    assert not start(config, StopAt(24))
+    assert not start(config, StopAt(18))
     assert newest_snapshot(config).startswith("task-001-step-")
     return config
 
@@ -90,7 +90,7 @@ def test_other_weights_are_refused(interrupted, tiny_arch, tmp_path):
     """must compare the weights themselves, since the setting is unchanged"""
     same = shutil.copytree(tiny_arch.removeprefix("local-dir:"), tmp_path / "clip")
     config = changed(interrupted, model={"arch": f"local-dir:{same}"}, output=str(tmp_path / "b"))
-    assert not start(config, StopAt(24))
+    assert not start(config, StopAt(18))
     shutil.rmtree(same)
     write_clip(same, seed=2)
     assert_refused(config, "its backbone has other weights")
