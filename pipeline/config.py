@@ -27,11 +27,13 @@ NodePathText = Annotated[str, AfterValidator(lambda text: text if expand_path(te
 
 
 class CacheConfig(Section):
-    """The cache of object storage on each node; local data needs none."""
+    """The cache on each node: segments of remote shards, tables of large data sets, pixels."""
 
     folder: NodePathText = "~/.cache/tppt-shards"  # shared by the node's ranks and loader workers
     limit_gb: float = Field(50.0, gt=0)  # in 1e9 bytes, per node; the least recently used go first
     deadline_s: float = Field(300.0, gt=0)  # seconds of retries per fetch before it fails
+    # More room, in 1e9 bytes, for decoded pixels, unless a transform is random; 0: none are kept.
+    pixels_gb: float = Field(0.0, ge=0)
 
 
 class DataConfig(Section):

@@ -8,13 +8,16 @@ B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from pipeline.data.decoding import SampleError, decode_sample
+from pipeline.data.pixel_cache import KeptPixels, PixelCache
 from pipeline.data.reader import ShardReader
 from pipeline.data.samples import Samples
 from pipeline.data.transforms import Transform
@@ -78,32 +81,52 @@ class Answer:
 class BatchMaker(Dataset[Answer]):
     """Answers requests: a map-style torch data set whose keys are requests.
 
-    Small to pickle, and without state.
+    Small to pickle, and without state. ``pixels`` keeps the pixels of deterministic transforms.
     """
 
-    def __init__(self, reader: ShardReader) -> None:
+    def __init__(self, reader: ShardReader, *, pixels: PixelCache | None = None) -> None:
         self.reader = reader
+        self._kept = KeptPixels(pixels, reader) if pixels else None
 
     def __getitem__(self, request: Request) -> Answer:
-        samples, size = request.samples, request.transform.image_size
+        samples, transform = request.samples, request.transform
+        kept = None if transform.is_random else self._kept
+        shape = len(samples), 3, transform.image_size, transform.image_size
+        image_BCHW = torch.zeros(shape, dtype=torch.uint8)
         try:
-            records = self.reader.read(samples)
+            rows = [*range(len(samples))]
+            rows = kept.load(samples, transform, image_BCHW) if kept else rows
+            records = self.reader.read(samples.take(np.array(rows, dtype=np.int64)))
         except PipelineError as error:  # the loader would make a traceback's text of it
             return Answer(error)
         except OSError as error:  # a disk that fails
             where = error.filename or self.reader.place(int(samples.shard_S[0]))
             return Answer(StorageError(f"cannot read {where}: {error.strerror or error}"))
-        image_BCHW = torch.zeros(len(samples), 3, size, size, dtype=torch.uint8)
-        bad: dict[int, str] = {}
-        for row, record in enumerate(records):
+        bad = self._decode(request, rows, records, image_BCHW)
+        if kept:
+            good = [row for row in rows if row not in bad]
+            kept.save(samples, transform, image_BCHW, good)
+        label_B, sample_B = torch.from_numpy(samples.label_S), torch.from_numpy(samples.sample_S)
+        return Answer(Batch(image_BCHW, label_B, sample_B), bad)
+
+    def _decode(
+        self,
+        request: Request,
+        rows: Sequence[int],
+        records: Sequence[bytes],
+        image_BCHW: torch.Tensor,
+    ) -> dict[int, str]:
+        """Fill ``rows`` from their bytes; a bad one is blank, and its reason is returned."""
+        samples, bad = request.samples, dict[int, str]()
+        for row, record in zip(rows, records, strict=True):
             try:
                 label = self.reader.stored_label(samples, row)
                 image = decode_sample(record, key=samples.keys[row], label=label)
                 image_BCHW[row] = _transform(request, row, image)
             except SampleError as error:
+                image_BCHW[row] = 0
                 bad[row] = str(error)
-        label_B, sample_B = torch.from_numpy(samples.label_S), torch.from_numpy(samples.sample_S)
-        return Answer(Batch(image_BCHW, label_B, sample_B), bad)
+        return bad
 
 
 def _transform(request: Request, row: int, image: Image.Image) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -21,6 +22,15 @@ from pipeline.data.shard import Segment
 from pipeline.errors import DataError, StorageError
 
 
+@dataclass(frozen=True)
+class SegmentOrigin:
+    """Rows of a shard, which is named by the hash of its table, with the hash of each image."""
+
+    table_sha256: str
+    first_row: int
+    samples: int
+
+
 class ShardReader:
     """Reads samples by address. Small to pickle; opens no file before the first read.
 
@@ -28,7 +38,16 @@ class ShardReader:
     """
 
     def __init__(self, index: ShardIndex, *, cache: SegmentCache | None = None) -> None:
-        self.shards = tuple(RemoteShard(shard.url, shard.segments) for shard in index.shards)
+        # Nothing of a local shard is fetched by segment.
+        self.shards = tuple(
+            RemoteShard(shard.url, () if storage.is_local(shard.url) else shard.segments)
+            for shard in index.shards
+        )
+        self._tables = tuple(shard.table_sha256 for shard in index.shards)
+        segments = index.segments
+        extent_G2 = np.stack([segments.first_row_G, segments.samples_G], axis=1)
+        ends = np.cumsum([len(shard.segments) for shard in index.shards], dtype=np.int64)
+        self._segments = np.split(extent_G2, ends[:-1])
         self._splits = tuple(shard.split for shard in index.shards)
         self._groups = tuple(shard.group for shard in index.shards)
         self._stored_labels = tuple(
@@ -69,6 +88,12 @@ class ShardReader:
         return self._stored_labels[self._groups[int(samples.shard_S[row])]][
             int(samples.label_S[row])
         ]
+
+    def segment_of(self, samples: Samples, row: int) -> SegmentOrigin:
+        """The segment of a sample, named by its content."""
+        shard = int(samples.shard_S[row])
+        first_row, n_samples = self._segments[shard][int(samples.segment_S[row])].tolist()
+        return SegmentOrigin(self._tables[shard], first_row, n_samples)
 
     def place(self, shard: int) -> str:
         """The place of shard number ``shard``, for a message."""

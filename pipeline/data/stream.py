@@ -10,6 +10,7 @@ The way of one batch, here step 3 of an epoch with a global batch of 8 on 2 rank
    cache.py       (download a segment if it is missing; prefetch.py downloads it ahead)
 5. decoding.py    bytes → RGB image
    transforms.py  RGB image → uint8 pixels
+                  (steps 4 and 5 are left out if pixel_cache.py has kept the pixels)
 6. batch.py       ``BatchMaker``: stack the pixels into an ``Answer``, which marks bad samples
 7. stream.py      ``ShardSource``: replace bad samples, yield the ``Batch``
 
@@ -33,6 +34,7 @@ from pipeline.data.batch import Answer, Batch, BatchMaker, Request
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.index import Selection, ShardIndex
 from pipeline.data.loader import Loader
+from pipeline.data.pixel_cache import PixelCache
 from pipeline.data.plan import ONE_PROCESS, EpochPlan, Layout, replacement_candidates
 from pipeline.data.prefetch import Need, Prefetcher
 from pipeline.data.reader import ShardReader
@@ -75,7 +77,8 @@ class BatchPlan:
 class ShardSource:
     """The samples of an index, for one process: reader, loader workers, list of skipped samples.
 
-    ``cache`` keeps the bytes of remote shards; local shards need none. ``bad_sample_budget`` is the
+    ``cache`` keeps the bytes of remote shards; local shards need none. ``pixels`` keeps decoded
+    images. ``bad_sample_budget`` is the
     number of distinct samples that this process may skip, ``timeout_s`` the longest wait for a
     loader worker. Samples of a split that is closed in the index can neither be read nor fetched
     ahead.
@@ -89,6 +92,7 @@ class ShardSource:
         index: ShardIndex,
         *,
         cache: SegmentCache | None = None,
+        pixels: PixelCache | None = None,
         on_bad_sample: OnBadSample = "fail",
         bad_sample_budget: int = 0,
         timeout_s: float = 600.0,
@@ -102,7 +106,7 @@ class ShardSource:
             open_shards = [s for s in index.shards if s.split not in index.closed_splits]
             cache.folder.check_room(sum(shard.bytes for shard in open_shards))
         self._reader = ShardReader(index, cache=cache)
-        self._maker = BatchMaker(self._reader)
+        self._maker = BatchMaker(self._reader, pixels=pixels)
         self._loader = Loader(self._maker, timeout_s=timeout_s)
         self._prefetcher = Prefetcher(cache) if cache else None
         self._streams = 0

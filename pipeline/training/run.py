@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config import CacheConfig, Config
 from pipeline.data.cache import SegmentCache
+from pipeline.data.pixel_cache import PixelCache
 from pipeline.data.stream import ShardSource
 from pipeline.distributed.collectives import on_main
 from pipeline.distributed.preemption import StopRequest
@@ -114,6 +115,7 @@ def open_source(run: Run) -> ShardSource:
     return ShardSource(
         run.index,
         cache=_build_cache(data.cache),
+        pixels=_build_pixel_cache(data.cache),
         on_bad_sample=data.on_bad_sample,
         bad_sample_budget=data.bad_sample_budget,
         timeout_s=run.config.engine.timeout_s,
@@ -126,6 +128,13 @@ def _build_cache(cache: CacheConfig) -> SegmentCache:
         limit_bytes=int(cache.limit_gb * 1e9),
         deadline_s=cache.deadline_s,
     )
+
+
+def _build_pixel_cache(cache: CacheConfig) -> PixelCache | None:
+    if not cache.pixels_gb:
+        return None
+    folder = Path(cache.folder) / "pixels"
+    return PixelCache(folder, limit_bytes=int(cache.pixels_gb * 1e9))
 
 
 def _start_results(run: Run, world: World, identity: Mapping[str, Any]) -> ResultsBuilder:
