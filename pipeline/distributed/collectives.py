@@ -5,6 +5,7 @@ X: any number of parameters in one flat vector.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -93,6 +94,13 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def place_on_node() -> tuple[int, int]:
+    """The place of this rank among the ranks of its machine, and their number; every rank asks."""
+    hosts = gather_objects(socket.gethostname())
+    rank = dist.get_rank()
+    return hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank])
 
 
 @contextmanager

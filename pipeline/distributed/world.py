@@ -6,14 +6,14 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed.collectives import sum_over_ranks
+from pipeline.distributed.collectives import gather_objects, sum_over_ranks
 from pipeline.errors import ConfigError, LostRankError
 
 
@@ -25,7 +25,6 @@ class World:
     world_size: int
     local_rank: int
     device: torch.device
-    local_size: int = 1  # ranks of this node
 
     @property
     def is_main(self) -> bool:
@@ -48,14 +47,50 @@ def read_world(environment: Mapping[str, str]) -> World:
     local_rank = _number(environment, "LOCAL_RANK", 0)
     if rank >= world_size:
         raise _wrong(f"RANK is {rank} and WORLD_SIZE is {world_size}; it must be less")
-    use_gpu = torch.cuda.is_available()
-    if use_gpu and local_rank >= torch.cuda.device_count():
-        raise _wrong(
-            f"LOCAL_RANK is {local_rank} and this node shows {torch.cuda.device_count()} GPUs "
-            "(CUDA_VISIBLE_DEVICES); start one rank for each GPU"
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return World(rank, world_size, local_rank, device_of_rank(local_rank, n_gpus, visible))
+
+
+def device_of_rank(local_rank: int, n_gpus: int, visible: str | None) -> torch.device:
+    """GPU number ``local_rank`` of the ``n_gpus`` that a process sees; the CPU if it sees none.
+
+    ``visible`` is its CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        ConfigError: this node has more ranks than GPUs, or fewer GPUs than the variable names.
+    """
+    if not n_gpus:
+        return torch.device("cpu")
+    named = [name for name in (visible or "").split(",") if name]
+    if len(named) > n_gpus:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r} and CUDA shows only {n_gpus} of these GPUs; name "
+            "GPUs of this node (`nvidia-smi -L` lists them)"
         )
-    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-    return World(rank, world_size, local_rank, device, ranks_on_this_node(environment, world_size))
+    if local_rank >= n_gpus:
+        shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        raise _wrong(
+            f"LOCAL_RANK is {local_rank} and this process sees {n_gpus} GPU(s){shown}; start one "
+            "rank for each GPU"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def sharing_problem(gpus: Sequence[str]) -> str | None:
+    """Why ranks with these ``gpus`` cannot train together: two have the same one; or None.
+
+    ``gpus[rank]`` is a name that no GPU of another node has.
+    """
+    first: dict[str, int] = {}
+    for rank, gpu in enumerate(gpus):
+        if gpu in first:
+            return (
+                f"ranks {first[gpu]} and {rank} have the same GPU {gpu}; start one rank for each "
+                "GPU, and give each its own CUDA_VISIBLE_DEVICES or LOCAL_RANK"
+            )
+        first[gpu] = rank
+    return None
 
 
 def ranks_on_this_node(environment: Mapping[str, str], world_size: int) -> int:
@@ -102,7 +137,7 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
     its launcher would wait for it for ever.
 
     Raises:
-        ConfigError: the ranks cannot meet with these variables of the launcher.
+        ConfigError: the ranks cannot meet with these variables of the launcher, or share a GPU.
         LostRankError: another rank died, hangs or cannot be reached.
     """
     on_gpu = world.device.type == "cuda"
@@ -112,6 +147,8 @@ def process_group(world: World, *, timeout_s: float) -> Iterator[None]:
         _share_cores(world)
     _join(world, "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout_s)
     try:
+        if on_gpu:
+            _check_own_gpu(world.device)
         yield
         sum_over_ranks(torch.zeros(()))
     except RuntimeError as error:
@@ -154,6 +191,18 @@ def _join(world: World, backend: str, timeout_s: float) -> None:
             f"(MASTER_ADDR, MASTER_PORT): {cause}; start every rank within engine.timeout_s "
             f"({timeout_s:g} s) and check that each node can reach that address"
         ) from error
+
+
+def _check_own_gpu(device: torch.device) -> None:
+    """Check that no other rank has the GPU of this one.
+
+    Raises:
+        ConfigError: one has.
+    """
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    problem = sharing_problem(gather_objects(uuid))
+    if problem:
+        raise ConfigError(problem)
 
 
 def new_world_group(timeout_s: float) -> dist.ProcessGroup:

@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.data.batch import Batch
 from pipeline.data.index import Selection
 from pipeline.data.transforms import Transform
-from pipeline.distributed.collectives import gather_objects, raise_on_all_ranks
+from pipeline.distributed.collectives import gather_objects, place_on_node, raise_on_all_ranks
 from pipeline.distributed.world import World
 from pipeline.model.backbone import FrozenClip
 from pipeline.text import format_bytes
@@ -78,6 +78,7 @@ class ActivationStore:
         self._clip = clip
         self._world = world
         self._limit_bytes = limit_bytes
+        self._place, self._n_on_node = place_on_node()
         self._kept: dict[str, KeptActivations | None] = {}
         self._reported: set[str] = set()
         self._folder: Path | None = None
@@ -127,7 +128,7 @@ class ActivationStore:
         made = self._make(
             folder, selection, [n for n in shared if not _file(folder, n).exists()], stream
         )
-        own = np.array_split(files, world.local_size)[world.local_rank]
+        own = np.array_split(files, self._n_on_node)[self._place]
         damaged = [n for n in own if n not in made and not self._is_good(folder, selection, n)]
         self._make(folder, selection, damaged, stream)
         is_complete = all(_file(folder, number).exists() for number in files)
@@ -172,7 +173,7 @@ class ActivationStore:
 
     def _reserve(self, folder: Path, n_images: int) -> bool:
         """Whether the limit and the disk of every node have room for one more selection."""
-        has_room = self._world.local_rank != 0 or self._make_room(folder, n_images)
+        has_room = self._place > 0 or self._make_room(folder, n_images)
         if all(gather_objects(has_room)):
             return True
         needed = format_bytes(n_images * self._image_bytes)

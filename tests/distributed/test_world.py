@@ -11,7 +11,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.distributed.collectives import gather_objects, sum_over_ranks
-from pipeline.distributed.world import World, new_world_group, process_group, read_world
+from pipeline.distributed.world import (
+    World,
+    device_of_rank,
+    new_world_group,
+    process_group,
+    read_world,
+    sharing_problem,
+)
 from pipeline.errors import ConfigError, LostRankError
 from tests.ranks import run_ranks
 from tests.services.object_store import free_ports
@@ -49,6 +56,47 @@ def test_incomplete_variables_are_refused(environment):
 def test_wrong_variables_are_refused(changes, words):
     with pytest.raises(ConfigError, match=f"the launcher's environment: {words}; .* or unset RANK"):
         read_world({"RANK": "0", "WORLD_SIZE": "2"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "n_gpus", "visible", "expected"),
+    [
+        (0, 0, None, "cpu"),
+        (5, 0, "", "cpu"),  # the user hides the GPUs
+        (0, 8, None, "cuda:0"),
+        (7, 8, None, "cuda:7"),
+        (1, 2, "4,6", "cuda:1"),  # numbers count the visible GPUs
+        (0, 1, "GPU-5ebe9f43", "cuda:0"),
+    ],
+)
+def test_rank_has_the_gpu_of_its_number(local_rank, n_gpus, visible, expected):
+    assert device_of_rank(local_rank, n_gpus, visible) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "n_gpus", "visible", "words"),
+    [
+        (
+            2,
+            2,
+            None,
+            r"LOCAL_RANK is 2 and this process sees 2 GPU\(s\); start one rank",
+        ),
+        (1, 1, "3", r"sees 1 GPU\(s\) \(CUDA_VISIBLE_DEVICES=3\); start one rank for each GPU"),
+        (0, 1, "0,9", "CUDA_VISIBLE_DEVICES is '0,9' and CUDA shows only 1 of these GPUs; name"),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused(local_rank, n_gpus, visible, words):
+    with pytest.raises(ConfigError, match=words):
+        device_of_rank(local_rank, n_gpus, visible)
+
+
+def test_ranks_that_share_a_gpu_are_refused():
+    """must hold where each rank sees one GPU only, which may be the same"""
+    assert sharing_problem(["GPU-a", "GPU-b", "GPU-c"]) is None
+    assert sharing_problem(["GPU-a", "GPU-b", "GPU-c", "GPU-b"]).startswith(
+        "ranks 1 and 3 have the same GPU GPU-b; start one rank for each GPU"
+    )
 
 
 MEETING = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
