@@ -69,7 +69,7 @@ def _draw(method: Method, images: int) -> tuple[torch.Tensor, torch.Tensor, Imag
     clip, device = method.clip, method.clip.device
     image_BCHW = torch.randint(0, 256, (images, 3, clip.image_size, clip.image_size)).byte()
     label_B = method.task.first + torch.arange(images, device=device) % len(method.task.labels)
-    widths = clip.vision_width, clip.joint_width
+    widths = clip.vision_width, clip.joint_width, clip.vision_width
     return image_BCHW, label_B, ImageFeatures(*(torch.randn(images, w).to(device) for w in widths))
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded
 
-# The method's unit embedding; the pooled token that it comes from; and two vectors of the frozen
-# tower, which never change: its joint feature and its pooled token. The last three are raw.
-Vector = Literal["embedding", "pooled", "frozen_joint", "frozen_pooled"]
+# The method's unit embedding; the pooled token that it comes from; and three vectors of the frozen
+# tower, which never change: its joint feature, its pooled token, and that token as it enters the
+# last block (a layer more as in LayUP, arXiv 2312.08888). All but the first are raw.
+Vector = Literal["embedding", "pooled", "frozen_joint", "frozen_pooled", "frozen_penultimate"]
 
 
 def reads_features(vectors: Sequence[Vector]) -> bool:
@@ -31,6 +32,7 @@ def width_of(vectors: Sequence[Vector], context: ClassifierContext) -> int:
         "pooled": clip.vision_width,
         "frozen_joint": clip.joint_width,
         "frozen_pooled": clip.vision_width,
+        "frozen_penultimate": clip.vision_width,
     }
     return sum(widths[vector] for vector in vectors)
 
@@ -43,6 +45,7 @@ def vectors_of(embedded: Embedded, vectors: Sequence[Vector]) -> Tensor:
         "pooled": embedded.pooled_BV,
         "frozen_joint": features and features.joint_BE,
         "frozen_pooled": features and features.pooled_BV,
+        "frozen_penultimate": features and features.penultimate_BV,
     }
     columns = []
     for vector in vectors:

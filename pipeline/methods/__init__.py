@@ -15,6 +15,7 @@ from pipeline.methods.joint import Joint
 from pipeline.methods.linear_probe import LinearProbe
 from pipeline.methods.ranpac import RanPac
 from pipeline.methods.simplecil import SimpleCil
+from pipeline.methods.tppt_ridge import TpptRidge
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
 from pipeline.methods.zeroshot import ZeroShot
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "finetune": Finetune,
     "tppt_v": TpptV,
     "tppt_vt": TpptVT,
+    "tppt_ridge": TpptRidge,
     "simplecil": SimpleCil,
     "ranpac": RanPac,
     "linear_probe": LinearProbe,

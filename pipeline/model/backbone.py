@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from open_clip.transformer import (
-    ResidualAttentionBlock,
     TextTransformer,
     VisionTransformer,
     text_global_pool,
@@ -23,6 +22,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from pipeline.errors import WeightsError
+from pipeline.model.blocks import Prefix, is_plain, run_block, run_block_with
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,7 @@ class ImageFeatures(NamedTuple):
 
     pooled_BV: Tensor  # the pooled token before the projection
     joint_BE: Tensor  # the feature that is compared with text
-
-
-class Prefix(NamedTuple):
-    """Further keys and values of one attention, beside those of the tokens.
-
-    They enter where the normalised tokens do, before the projections to keys and values.
-
-    Source: prefix tuning as in DualPrompt, arXiv 2204.04799.
-    """
-
-    key_BLV: Tensor
-    value_BLV: Tensor
+    penultimate_BV: Tensor  # the pooled token as it enters the last block
 
 
 class FrozenClip:
@@ -93,7 +82,7 @@ class FrozenClip:
         self._text = _checked_text(clip, name)
         self._tokenizer = tokenizer
         self._pools_cls = self._visual.pool_type == "tok" and all(
-            type(block) is ResidualAttentionBlock for block in self._visual.transformer.resblocks
+            is_plain(block) for block in self._visual.transformer.resblocks
         )
         mean, std = clip.visual.image_mean, clip.visual.image_std
         self._mean_111 = torch.tensor(mean, device=device).view(-1, 1, 1)
@@ -152,7 +141,7 @@ class FrozenClip:
         """
         token_BSV: Tensor = self._visual._embeds(self.normalise(image_BCHW))
         for block in self._visual.transformer.resblocks[:n_blocks]:
-            token_BSV = block(token_BSV)
+            token_BSV = run_block(block, token_BSV)
         return token_BSV
 
     def encode_image(
@@ -177,13 +166,18 @@ class FrozenClip:
             token_BSV = image_BCHW.to(self.device, self.dtype, non_blocking=True)
         prompt_DBLV = None if prompt_DBLV is None else prompt_DBLV.to(self.dtype)
         if prompt_DBLV is None and not prefixes:
-            for block in visual.transformer.resblocks[first_layer:]:
-                token_BSV = block(token_BSV)
+            *lower, last = visual.transformer.resblocks[first_layer:]
+            for block in lower:
+                token_BSV = run_block(block, token_BSV)
+            below_BSV, token_BSV = token_BSV, run_block(last, token_BSV)
         else:
-            token_BSV = self._prompted_blocks(token_BSV, prompt_DBLV, prefixes or {}, first_layer)
+            below_BSV, token_BSV = self._prompted_blocks(
+                token_BSV, prompt_DBLV, prefixes or {}, first_layer
+            )
         pooled_BV, _ = visual._pool(token_BSV)
+        penultimate_BV, _ = visual._pool(below_BSV[:, :1] if self._pools_cls else below_BSV)
         feature_BE = pooled_BV if visual.proj is None else pooled_BV @ visual.proj
-        return ImageFeatures(pooled_BV.float(), feature_BE.float())
+        return ImageFeatures(pooled_BV.float(), feature_BE.float(), penultimate_BV.float())
 
     def _prompted_blocks(
         self,
@@ -191,23 +185,31 @@ class FrozenClip:
         prompt_DBLV: Tensor | None,
         prefixes: Mapping[int, Prefix],
         first_layer: int,
-    ) -> Tensor:
-        """The image tokens after all blocks, prompts removed; CLS alone if only CLS is pooled."""
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens before and after the last block, without prompts.
+
+        After it CLS alone if only CLS is pooled.
+        """
         depth, length = (0, 0) if prompt_DBLV is None else prompt_DBLV.shape[0:3:2]
         blocks = self._visual.transformer.resblocks
+
+        def without_prompts(token_BSV: Tensor) -> Tensor:
+            return torch.cat([token_BSV[:, :1], token_BSV[:, 1 + length :]], dim=1)
+
         for layer in range(first_layer, len(blocks)):
             block, above = blocks[layer], layer - first_layer
             if prompt_DBLV is not None and above < depth:
                 image_BSV = token_BSV[:, 1 + (length if above else 0) :]
                 token_BSV = torch.cat([token_BSV[:, :1], prompt_DBLV[above], image_BSV], dim=1)
             is_last = layer == len(blocks) - 1 and self._pools_cls
+            if layer == len(blocks) - 1:
+                below_BSV = without_prompts(token_BSV)
             if is_last or layer in prefixes:
-                token_BSV = _run_block(block, token_BSV, prefixes.get(layer), cls_only=is_last)
+                prefix = prefixes.get(layer)
+                token_BSV = run_block_with(block, token_BSV, prefix, cls_only=is_last)
             else:
-                token_BSV = block(token_BSV)
-        if self._pools_cls:
-            return token_BSV
-        return torch.cat([token_BSV[:, :1], token_BSV[:, 1 + length :]], dim=1)
+                token_BSV = run_block(block, token_BSV)
+        return below_BSV, token_BSV if self._pools_cls else without_prompts(token_BSV)
 
     def tokenize(self, texts: Sequence[str]) -> PromptTokens:
         """Token ids of ``texts``, cut to the longest."""
@@ -250,7 +252,7 @@ class FrozenClip:
             if length and 0 < layer < depth:
                 after_CNW = token_CNW[:, 1 + length :]
                 token_CNW = torch.cat([token_CNW[:, :1], context_DCLW[layer], after_CNW], dim=1)
-            token_CNW = block(token_CNW, attn_mask=mask_NN)
+            token_CNW = run_block(block, token_CNW, mask_NN)
         token_CNW = text.ln_final(token_CNW)
         if text.pool_type in ("argmax", "eos"):
             pooled_CW = token_CNW[torch.arange(len(end_C), device=self.device), end_C]
@@ -322,21 +324,3 @@ def _project(pooled_CW: Tensor, projection: nn.Module | Tensor | None) -> Tensor
     if projection is None:
         return pooled_CW
     return projection(pooled_CW) if isinstance(projection, nn.Module) else pooled_CW @ projection
-
-
-def _run_block(
-    block: ResidualAttentionBlock, token_BSV: Tensor, prefix: Prefix | None, *, cls_only: bool
-) -> Tensor:
-    """The tokens after a block whose attention has further keys and values.
-
-    With ``cls_only`` CLS alone, for a last block of which no other token is read (exact).
-    """
-    normed_BSV = block.ln_1(token_BSV)
-    key_BSV = value_BSV = normed_BSV
-    if prefix is not None:
-        key_BSV = torch.cat([prefix.key_BLV.to(normed_BSV.dtype), normed_BSV], dim=1)
-        value_BSV = torch.cat([prefix.value_BLV.to(normed_BSV.dtype), normed_BSV], dim=1)
-    n_read = 1 if cls_only else token_BSV.shape[1]
-    attended_BSV = block.attention(normed_BSV[:, :n_read], key_BSV, value_BSV)
-    token_BSV = token_BSV[:, :n_read] + block.ls_1(attended_BSV)
-    return token_BSV + block.ls_2(block.mlp(block.ln_2(token_BSV)))

@@ -76,8 +76,8 @@ class FrozenStore:
     """Computes frozen features, keeps them in memory and, if ``folder`` is given, beside the data.
 
     They are the same for every method, seed and class order, so runs over the same data can share
-    a folder. :func:`key_of` names them. In memory a selection takes ``S × (V + E) × 4`` bytes. The
-    images come as pixels, or as the tokens in front of block ``first_layer``.
+    a folder. :func:`key_of` names them. In memory a selection takes ``S × (2 V + E) × 4`` bytes.
+    The images come as pixels, or as the tokens in front of block ``first_layer``.
     """
 
     def __init__(
@@ -105,11 +105,12 @@ class FrozenStore:
         if not broadcast_object(storage.exists(url)):  # all ranks must go the same way
             return None
         stored = from_safetensors(storage.read_bytes(url))
-        pooled_SV, joint_SE = (stored[name].to(self._clip.device) for name in ("pooled", "joint"))
-        return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(pooled_SV, joint_SE))
+        columns = (stored[name].to(self._clip.device) for name in ImageFeatures._fields)
+        return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(*columns))
 
     def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
-        widths, device = (self._clip.vision_width, self._clip.joint_width), self._clip.device
+        clip, device = self._clip, self._clip.device
+        widths = clip.vision_width, clip.joint_width, clip.vision_width
         usable_S, columns = gather_columns(
             selection,
             share,
@@ -133,8 +134,7 @@ class FrozenStore:
         tensors = {
             "sample": features.sample_S,
             "label": features.label_S,
-            "pooled": features.features.pooled_BV.cpu(),
-            "joint": features.features.joint_BE.cpu(),
+            **{name: column.cpu() for name, column in features.features._asdict().items()},
         }
         url = storage.join(folder, f"{key}.safetensors")
         with raise_on_all_ranks():
@@ -150,7 +150,8 @@ def key_of(clip: FrozenClip, selection: Selection, transform: Transform, *more: 
     """
     digest = hashlib.sha256(np.ascontiguousarray(selection.sample_S).tobytes())
     towers = clip.sha256, str(clip.dtype), clip.device.type
-    origin = (*towers, selection.index.sha256, transform, part_images(clip.device), *more)
+    columns = ImageFeatures._fields
+    origin = (*towers, columns, selection.index.sha256, transform, part_images(clip.device), *more)
     digest.update(repr(origin).encode())
     return digest.hexdigest()
 

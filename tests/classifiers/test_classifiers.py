@@ -36,7 +36,7 @@ def draw_images(first: int, last: int, seed: int, n_batches: int = 3) -> Images:
         joint_BE = centre_CE[label_B] + torch.randn(11, JOINT_WIDTH, generator=stream)
         pooled_BV = torch.randn(11, VISION_WIDTH, generator=stream)
         embedding_BE = torch.nn.functional.normalize(joint_BE, dim=1)
-        frozen = ImageFeatures(pooled_BV, joint_BE)
+        frozen = ImageFeatures(pooled_BV, joint_BE, pooled_BV.flip(1))
         embedded = Embedded(embedding_BE, pooled_BV=2 * pooled_BV + 1, features=frozen)
         images.append((embedded, label_B))
     return images
