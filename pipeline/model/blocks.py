@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
+_FEW = 3
+
 
 class Prefix(NamedTuple):
     """Further keys and values of one attention, beside those of the tokens.
@@ -33,9 +35,13 @@ def is_plain(block: ResidualAttentionBlock) -> bool:
 def run_block(
     block: ResidualAttentionBlock, token_BSV: Tensor, mask_SS: Tensor | None = None
 ) -> Tensor:
-    """The tokens after a block: the bits of ``block(token_BSV, attn_mask=mask_SS)``."""
+    """The tokens after a block, ``block(token_BSV, attn_mask=mask_SS)``.
+
+    With a graph they may differ from it in the last bits at widths that are no multiple of 16.
+    """
     has_graph = torch.is_grad_enabled() and token_BSV.requires_grad
-    if not is_plain(block) or not has_graph:  # without a graph torch has a faster path
+    # Without a graph torch is as fast. For two or three images it has a path with other bits.
+    if not is_plain(block) or not has_graph or len(token_BSV) <= _FEW:
         return block(token_BSV, attn_mask=mask_SS)
     attended_BSV = _attend(block, block.ln_1(token_BSV), mask_SS)
     return _after_attention(block, token_BSV, attended_BSV)
@@ -66,7 +72,7 @@ def _after_attention(
 
 
 def _attend(block: ResidualAttentionBlock, normed_BSV: Tensor, mask_SS: Tensor | None) -> Tensor:
-    """The bits of ``block.attention(normed_BSV, attn_mask=mask_SS)`` in less time.
+    """``block.attention(normed_BSV, attn_mask=mask_SS)`` in less time.
 
     torch's module transposes images and tokens first, so that the projection to queries, keys and
     values and its gradient take a slow path: on a CPU 5 to 8 % of a tower's step.
