@@ -120,6 +120,7 @@ def read_labels(url: str) -> tuple[list[str], tuple[str, ...] | None]:
         if not 0 <= rows <= size:  # an image needs at least one byte
             raise DataError(f"{place}: claims {rows:,} rows in {size:,} bytes; {_AGAIN}")
         column = find_column(file, url, _LABEL_COLUMNS)
+        _refuse_large_labels(file, column, place)
         names = _class_names(file, column, place)
         values = [
             value
@@ -129,6 +130,26 @@ def read_labels(url: str) -> tuple[list[str], tuple[str, ...] | None]:
         if len(values) != rows:
             raise DataError(f"{place}: has {len(values):,} labels for {rows:,} rows; {_AGAIN}")
     return [_label(value, names, f"{place}, row {i}") for i, value in enumerate(values)], names
+
+
+def _refuse_large_labels(file: Any, column: str, place: str) -> None:
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    size = max((_unpacked_bytes(group, column) for group in groups), default=0)
+    if size > MAX_FILE_BYTES:
+        raise DataError(
+            f"{place}: has labels of {size:,} bytes in a row group, and {MAX_FILE_BYTES:,} are "
+            "read; give short labels"
+        )
+
+
+def _unpacked_bytes(group: Any, column: str) -> int:
+    """The bytes of a column in a row group before compression."""
+    parts = (group.column(number) for number in range(group.num_columns))
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema.split(".")[0] == column
+    )
 
 
 def read_image_bytes(url: str, wanted: Sequence[int]) -> Iterator[tuple[int, bytes | SampleError]]:
@@ -209,9 +230,7 @@ def _is_text(schema: Any, name: str) -> bool:
 
 def _group_rows(file: Any, number: int, column: str, first: int) -> Iterator[tuple[int, Any]]:
     group = file.metadata.row_group(number)
-    sizes = [group.column(c).total_uncompressed_size for c in range(group.num_columns)
-             if group.column(c).path_in_schema.split(".")[0] == column]  # fmt: skip
-    mean = max(1, sum(sizes) // max(1, group.num_rows))
+    mean = max(1, _unpacked_bytes(group, column) // max(1, group.num_rows))
     if mean > MAX_FILE_BYTES:
         raise SampleError(f"has {mean:,} bytes; an image file may have {MAX_FILE_BYTES:,}")
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // mean))

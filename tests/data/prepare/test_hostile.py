@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -35,10 +37,9 @@ from pipeline.data.prepare.source_images import SourceImage
 from pipeline.data.prepare.splits import SplitChoice
 from pipeline.errors import ConfigError, StorageError
 from pipeline.prepare import main
-from tests.fuzz import PeakMemory
+from tests.fuzz import bounded_memory
 from tests.shards import draw_image_file
 
-BOUND = 400 << 20  # bytes, for inputs that claim gigabytes
 IMAGES = {
     f"{split}/ant/{row}.jpg": draw_image_file(split == "test", row)
     for split in ("train", "test")
@@ -167,11 +168,10 @@ def test_size_limit_is_asked_of_images_only(tmp_path, capsys):
             with archive.open(name, "w", force_zip64=True) as member:
                 for _ in range(300):
                     member.write(bytes(1 << 20))
-    memory = PeakMemory()
-    assert shard(tmp_path / "x.zip", tmp_path / "out") == 2
-    assert "train/ant/big.jpg has 314,572,800 bytes" in capsys.readouterr().err
-    assert shard(tmp_path / "x.zip", tmp_path / "out", "--on-bad", "skip") == 0
-    assert memory.growth() < BOUND
+    with bounded_memory("zip", (tmp_path / "x.zip").stat().st_size):
+        assert shard(tmp_path / "x.zip", tmp_path / "out") == 2
+        assert "train/ant/big.jpg has 314,572,800 bytes" in capsys.readouterr().err
+        assert shard(tmp_path / "x.zip", tmp_path / "out", "--on-bad", "skip") == 0
 
 
 # Bombs
@@ -187,10 +187,9 @@ def test_zip_member_that_hides_its_size_is_bounded(tmp_path):
     place = data.index(b"PK\x01\x02")
     data[place + 24 : place + 28] = struct.pack("<I", 1000)  # it claims 1,000 bytes
     path.write_bytes(data)
-    memory = PeakMemory()
-    with pytest.raises(SampleError):
-        ZipSource(str(path)).read(SourceImage("train", "ant", "0.jpg", "train/ant/0.jpg"))
-    assert memory.growth() < 100 << 20
+    with bounded_memory("zip that hides its size", len(data), 100 << 20):
+        with pytest.raises(SampleError):
+            ZipSource(str(path)).read(SourceImage("train", "ant", "0.jpg", "train/ant/0.jpg"))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -235,12 +234,57 @@ def bomb(kind: str) -> bytes:
 )
 def test_image_that_decompresses_to_gigabytes_is_bounded(kind):
     data = bomb(kind)
-    memory = PeakMemory()
-    try:
+    with bounded_memory(kind, len(data)), contextlib.suppress(SampleError):
         encode_image_file(data, None)
-    except SampleError:
-        pass
-    assert memory.growth() < BOUND
+
+
+def of_size(kind: str, width: int, height: int) -> bytes:
+    """A small image file that claims to be ``width × height`` pixels large."""
+    data = draw_image_file(1, kind=kind)
+    sizes = {
+        "JPEG": (b"\xff\xc0", 5, ">HH", (height, width)),
+        "BMP": (b"BM", 18, "<ii", (width, height)),
+        "AVIF": (b"ispe", 8, ">II", (width, height)),
+        "HEIF": (b"ispe", 8, ">II", (width, height)),
+        "PPM": (b"P6", 3, "5s1s5s", (b"%d" % width, b" ", b"%d" % height)),
+    }
+    mark, offset, form, values = sizes[kind]
+    start = data.index(mark) + offset
+    claimed = struct.pack(form, *values)
+    length = len(b"29 23") if kind == "PPM" else len(claimed)
+    return data[:start] + claimed + data[start + length :]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "AVIF", "HEIF", "PPM"])
+def test_image_that_claims_gigabytes_is_refused(kind):
+    pillow_heif.register_heif_opener()
+    data = of_size(kind, 60_000, 59_999)
+    with bounded_memory(f"{kind} of a claimed size", len(data)), pytest.raises(SampleError):
+        encode_image_file(data, None)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_compressed_tar_is_refused_unread(tmp_path, capsys, suffix):
+    path = tmp_path / f"x.tar.{suffix}"
+    with tarfile.open(path, f"w:{suffix}") as tar:
+        member = tarfile.TarInfo("train/ant/0.jpg")
+        member.size = 300 << 20
+        tar.addfile(member, open("/dev/zero", "rb"))
+    with bounded_memory(f"tar.{suffix}", path.stat().st_size, 50 << 20):
+        assert shard(path, tmp_path / "out") == 2
+    assert "a compressed archive cannot be read in place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "snappy"])
+def test_parquet_with_labels_of_gigabytes_is_refused(tmp_path, capsys, compression):
+    label = pyarrow.array(["x" * (200 << 20), "y" * (200 << 20)])
+    table = pyarrow.table({"image": [draw_image_file(1), draw_image_file(2)], "label": label})
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(table, path, compression=compression, use_dictionary=False)
+    del table, label
+    with bounded_memory(f"Parquet labels, {compression}", path.stat().st_size):
+        assert shard(path, tmp_path / "out") == 2
+    assert "labels of 419,430,4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
@@ -257,9 +301,9 @@ def test_parquet_that_repeats_one_large_value_is_bounded(tmp_path, as_struct):
     source = ParquetSource(str(tmp_path / "train.parquet"))
     images = source.list_images(SplitChoice()).images
     rows_ = sort_rows(images[:8], read_classes(None, images)[1])
-    memory = PeakMemory()
-    assert len(list(encode_rows(source, rows_, resize=None, jobs=1))) == 8
-    assert memory.growth() < BOUND
+    kind = "Parquet, struct" if as_struct else "Parquet"
+    with bounded_memory(kind, (tmp_path / "train.parquet").stat().st_size):
+        assert len(list(encode_rows(source, rows_, resize=None, jobs=1))) == 8
 
 
 def test_parquet_that_claims_a_billion_rows_is_refused(tmp_path, capsys):
@@ -282,10 +326,9 @@ def test_pickle_that_describes_a_huge_list_is_refused(tmp_path, capsys):
         ("test", {b"data": nested, b"fine_labels": nested}),
     ):
         (folder / name).write_bytes(pickle.dumps(content, 2))
-    memory = PeakMemory()
-    assert shard(folder, tmp_path / "out") == 2
+    with bounded_memory("CIFAR, pickle", (folder / "train").stat().st_size):
+        assert shard(folder, tmp_path / "out") == 2
     assert "does not have a label and 3072 bytes for each image" in capsys.readouterr().err
-    assert memory.growth() < BOUND
 
 
 def test_negative_labels_of_cifar_are_refused(tmp_path, capsys):
