@@ -16,6 +16,11 @@ VARIANTS: dict[str, MethodConfig] = {name: MethodConfig(name=name) for name in M
 # 2,000 random features would take most of the time of the tests.
 _FEW_FEATURES = {"classifier": {"name": "ridge", "options": {"projection": 31}}}
 VARIANTS["ranpac"] = MethodConfig(name="ranpac", options={"ranpac": _FEW_FEATURES})
+_FEW_IN_SUM = {"first": {"name": "text_anchors"}, "second": _FEW_FEATURES["classifier"]}
+VARIANTS["tppt_ridge"] = MethodConfig(
+    name="tppt_ridge",
+    options={"tppt_ridge": {"classifier": {"name": "sum", "options": _FEW_IN_SUM}}},
+)
 
 
 def _add(label: str, name: str, **options: Any) -> None:
@@ -59,6 +64,13 @@ _add(
     visual_prompts=_SMALL,
     classifier={"name": "tests.probes:Ridge"},
 )
+for _name in ("class_means", "ridge"):
+    _add(
+        f"{_name} that follow drift",
+        "finetune",
+        visual_prompts=_SMALL | {"growth": "tuned"},
+        classifier={"name": _name, "options": {"drift_map": True}},
+    )
 _add("linear layer", "zeroshot", classifier={"name": "linear"})
 _add(
     "linear layer over all seen",

@@ -10,17 +10,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded, EmbeddedImages, Moment
-from pipeline.classifiers.closed_form import ClosedForm
-from pipeline.classifiers.vectors import Vector, vectors_of, width_of
+from pipeline.classifiers.closed_form import ClosedForm, ClosedFormOptions
+from pipeline.classifiers.vectors import vectors_of, width_of
 from pipeline.model.prompts import unit
-from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 
-class ClassMeansOptions(Section):
-    """Which vectors are averaged, side by side."""
-
-    vectors: list[Vector] = ["embedding"]
+class ClassMeansOptions(ClosedFormOptions):
+    """Which vectors are averaged."""
 
 
 class ClassMeans(ClosedForm):
@@ -34,9 +31,14 @@ class ClassMeans(ClosedForm):
 
     def fit(self, moment: Moment, images: EmbeddedImages) -> None:
         """Add up the vectors of each class of the task."""
-        for embedded, label_B in images:
-            vector_BF = vectors_of(embedded, self.options.vectors)
-            self.sums[-1].add_(self.class_sums(vector_BF, label_B))
+        self.follow_drift(moment, images)
+        if moment == "end":
+            for embedded, label_B in images:
+                self.sums[-1].add_(self.class_sums(self.read(embedded), label_B))
+
+    def read(self, embedded: Embedded) -> Tensor:
+        """The chosen vectors, raw."""
+        return vectors_of(embedded, self.options.vectors)
 
     def end_task(self, task: Task) -> None:
         """Scale the sums of all classes to length 1; their number of images plays no part."""
@@ -45,4 +47,4 @@ class ClassMeans(ClosedForm):
     def logits(self, embedded: Embedded) -> Tensor:
         """Cosines ``logits_BC``, in [-1, 1]."""
         assert self._mean_CF is not None, "no task has ended"
-        return unit(vectors_of(embedded, self.options.vectors)) @ self._mean_CF.T
+        return unit(self.read(embedded)) @ self._mean_CF.T

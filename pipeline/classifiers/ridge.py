@@ -8,7 +8,7 @@ Source: RanPAC, arXiv 2307.02251: random projection, ReLU, Gram matrix, ridge re
 from __future__ import annotations
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from pipeline.classifiers.base import (
@@ -18,21 +18,19 @@ from pipeline.classifiers.base import (
     Moment,
     split_off,
 )
-from pipeline.classifiers.closed_form import ClosedForm
-from pipeline.classifiers.vectors import Vector, vectors_of, width_of
+from pipeline.classifiers.closed_form import ClosedForm, ClosedFormOptions
+from pipeline.classifiers.vectors import vectors_of, width_of
 from pipeline.model.prompts import unit
 from pipeline.rng import torch_stream
-from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
 _MOST_BYTES = 256 * 10**6  # of the Gram matrix, in memory and in the file of each task
 _STRENGTHS = tuple(10 ** (half / 2) for half in range(-8, 13))  # two per decade
 
 
-class RidgeOptions(Section):
-    """The vectors, their random projection, and the strength of the penalty."""
+class RidgeOptions(ClosedFormOptions):
+    """The random projection of the vectors, and the strength of the penalty."""
 
-    vectors: list[Vector] = ["embedding"]  # side by side, each scaled to length 1
     projection: int = Field(0, ge=0)  # M random ReLU features; 0 = the vectors themselves
     strength: float | None = Field(None, gt=0)  # λ; None = chosen in the first task
 
@@ -48,6 +46,15 @@ class RidgeOptions(Section):
                 f"task; choose at most {most}"
             )
         return projection
+
+    @model_validator(mode="after")
+    def _map_is_linear(self) -> RidgeOptions:
+        if self.drift_map and self.projection:
+            raise ValueError(
+                f"drift_map is true and projection is {self.projection}: no linear map moves "
+                "random features; set projection to 0, or drift_map to false"
+            )
+        return self
 
 
 class Ridge(ClosedForm):
@@ -77,6 +84,11 @@ class Ridge(ClosedForm):
 
     def fit(self, moment: Moment, images: EmbeddedImages) -> None:
         """Add the task's images to the Gram matrix and to the sums of their classes."""
+        map_FF = self.follow_drift(moment, images)
+        if moment == "start":
+            return
+        if map_FF is not None:
+            self.gram_MM.copy_(map_FF.T @ self.gram_MM @ map_FF)
         if not float(self.strength):
             self.strength.fill_(self.options.strength or self._choose_strength(images))
         gram_MM, sum_CM = self._statistics(images)
@@ -92,10 +104,10 @@ class Ridge(ClosedForm):
         if self._weight_MC is None:
             targets_MC = self.total_sums().T
             self._weight_MC = _solve(self.gram_MM, targets_MC, float(self.strength))
-        return self._expand(embedded) @ self._weight_MC
+        return self.read(embedded) @ self._weight_MC
 
-    def _expand(self, embedded: Embedded) -> Tensor:
-        """``φ(x)`` of each image, ``expanded_BM``."""
+    def read(self, embedded: Embedded) -> Tensor:
+        """``φ(x)`` of each image, ``expanded_BM``, of vectors that each have length 1."""
         vector_BF = torch.cat(
             [unit(vectors_of(embedded, [vector])) for vector in self.options.vectors], dim=1
         )
@@ -107,7 +119,7 @@ class Ridge(ClosedForm):
         """The Gram matrix of some images of the task, and the sums of their classes."""
         gram_MM, sum_CM = torch.zeros_like(self.gram_MM), torch.zeros_like(self.sums[-1])
         for embedded, label_B in images:
-            expanded_BM = self._expand(embedded)
+            expanded_BM = self.read(embedded)
             gram_MM += expanded_BM.T @ expanded_BM
             sum_CM += self.class_sums(expanded_BM, label_B)
         return gram_MM, sum_CM
@@ -115,7 +127,7 @@ class Ridge(ClosedForm):
     def _choose_strength(self, images: EmbeddedImages) -> float:
         kept, held = split_off(images)
         gram_MM, sum_CM = self._statistics(kept)
-        expanded_BM = torch.cat([self._expand(embedded) for embedded, _ in held])
+        expanded_BM = torch.cat([self.read(embedded) for embedded, _ in held])
         target_BC = self.one_hot(torch.cat([label_B for _, label_B in held]))
 
         def error(strength: float) -> float:

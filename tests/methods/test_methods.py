@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.classifiers import Moment
 from pipeline.config import MethodConfig
 from pipeline.errors import ConfigError
 from pipeline.methods import METHODS, build_method, parse_options
@@ -51,23 +52,24 @@ def learn(method: Method, tasks: tuple[Task, ...], clip: FrozenClip) -> Method:
     """The method after ``tasks``, two steps each."""
     for task in tasks:
         method.begin_task(task)
+        fit(method, "start", task, clip)
         for number in range(2 if active(method) else 0):
             step(method, task, clip, seed=10 * task.index + number)
-        fit(method, task, clip)
+        fit(method, "end", task, clip)
         method.end_task(task)
     return method
 
 
 @torch.no_grad()
-def fit(method: Method, task: Task, clip: FrozenClip) -> None:
-    """Show a method two batches of a task's images, if it asks for them at the task's end."""
-    if "end" not in method.fits:
+def fit(method: Method, moment: Moment, task: Task, clip: FrozenClip) -> None:
+    """Show a method two batches of a task's images, if it asks for them at this moment."""
+    if moment not in method.fits:
         return
     images = []
     for number in range(2):
         image_BCHW, label_B, features = draw_batch(clip, task, 7, 50 + 10 * task.index + number)
         images.append((method.encode(image_BCHW, features), label_B))
-    method.fit("end", images)
+    method.fit(moment, images)
 
 
 @torch.no_grad()
@@ -161,9 +163,10 @@ def test_what_a_task_may_not_change_stays_bit_equal(label, tiny_clip):
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.begin_task(TASKS[1])
     allowed = method.changeable_names()
+    fit(method, "start", TASKS[1], tiny_clip)
     for number in range(2 if active(method) else 0):
         step(method, TASKS[1], tiny_clip, seed=number)
-    fit(method, TASKS[1], tiny_clip)
+    fit(method, "end", TASKS[1], tiny_clip)
     method.end_task(TASKS[1])
     changed = [
         name for name, value in method.state_dict().items()
