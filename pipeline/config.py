@@ -122,8 +122,9 @@ class EngineConfig(Section):
 
     zero_stage: Literal[0, 1] = 0  # the trainable tensors are small: higher stages only cost
     # Images per forward pass of a rank; the loss stays global. If each rank's share of the batch is
-    # a multiple of it, 1, 2, 4, … ranks learn the same bits.
-    micro_batch: int = Field(16, gt=0)
+    # a multiple of it, 1, 2, 4, … ranks learn the same bits. None: 16 on a CPU; on a GPU the
+    # fastest that fits into its memory, measured before the first step.
+    micro_batch: int | None = Field(None, gt=0)
     recompute: bool = False  # less memory for two fifths more time: each pass runs twice
     timeout_s: float = Field(600.0, gt=0)  # longest time of a collective; then the run ends
 

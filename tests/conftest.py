@@ -20,7 +20,7 @@ from tests.services.object_store import Bucket, ObjectStore, why_unavailable
 from tests.services.slurm import PROGRAMS as SLURM_PROGRAMS
 from tests.services.slurm import Slurm
 
-pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions"]
+pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions", "tests.fake_gpu"]
 
 
 def skip_or_fail(reason: str | None) -> None:

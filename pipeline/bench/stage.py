@@ -32,6 +32,7 @@ from pipeline.training.checked_run import Run, check_run
 from pipeline.training.encoder import Encoder
 from pipeline.training.features import FrozenStore
 from pipeline.training.inputs import StepInputs
+from pipeline.training.micro_batch import CPU_MICRO_BATCH
 from pipeline.training.run import open_source
 from pipeline.training.task_data import TaskData
 
@@ -67,7 +68,7 @@ class Stage:
             self.run.data.train(self.task),
             self.batches,
             self.encoder,
-            micro_batch=self.run.config.engine.micro_batch,
+            micro_batch=self.run.config.engine.micro_batch or CPU_MICRO_BATCH,
         )
 
     def with_batch(self, images: int) -> Stage:

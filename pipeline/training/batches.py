@@ -33,6 +33,7 @@ from pipeline.tasks import Task
 from pipeline.training.activations import ActivationStore, KeptActivations
 from pipeline.training.checked_run import Run
 from pipeline.training.features import pixels_of
+from pipeline.training.transfer import ToDevice
 
 
 class TaskBatches:
@@ -54,6 +55,7 @@ class TaskBatches:
         self._source = source
         self._activations = activations
         self._stop = stop
+        self._to_device = ToDevice(world.device)
         self._class_of_label = run.data.class_of_label()
         self._layout = Layout(world.rank, world.world_size, self._config.workers)
         self.train_transform = build_transform(self._config.train_transform, image_size)
@@ -122,25 +124,26 @@ class TaskBatches:
     def _with_tokens(
         self, batches: Iterator[Batch], transform: Transform, kept: KeptActivations | None
     ) -> Iterator[Batch]:
-        """The batches with tokens as images, if the method starts from tokens.
+        """The batches with their images on the device; as tokens if the method starts from tokens.
 
         Not so for random pixels: the method then runs the blocks below itself.
         """
         store = self._activations
-        if store is None or transform.is_random:
-            yield from batches
-            return
         for batch in batches:
-            if kept is None:
-                yield replace(batch, image_BCHW=store.encode(pixels_of(batch)))
-                continue
-            asked = time.perf_counter()
-            token_BSV = kept.of(batch.sample_B)
-            yield replace(batch, image_BCHW=token_BSV, wait_s=time.perf_counter() - asked)
+            if kept is not None:
+                asked = time.perf_counter()
+                image_BCHW = kept.of(batch.sample_B)
+                batch = replace(batch, wait_s=time.perf_counter() - asked)
+            else:
+                image_BCHW = pixels_of(batch)
+            image_BCHW = self._to_device(image_BCHW)
+            if store is not None and kept is None and not transform.is_random:
+                image_BCHW = store.encode(image_BCHW)
+            yield replace(batch, image_BCHW=image_BCHW)
 
     def classes(self, label_B: Tensor) -> Tensor:
         """Class numbers, in class order and on the device, of labels of the index."""
-        return self._class_of_label[label_B].to(self._world.device)
+        return self._to_device(self._class_of_label[label_B])
 
     def skipped_samples(self) -> dict[int, SkippedSample]:
         """The samples that any rank could not use, by number; every rank asks.

@@ -14,6 +14,7 @@ from pipeline.model.weights import blank_clip, weights_place
 from pipeline.tasks import Task
 from pipeline.text import format_bytes
 from pipeline.training.checked_run import Run
+from pipeline.training.micro_batch import CPU_MICRO_BATCH
 from pipeline.training.room import check_room_for_batches, check_room_on_disk
 
 _MOMENTS_BYTES = 16  # of a trained scalar: value, gradient and two moments in float32
@@ -64,7 +65,7 @@ def format_plan(run: Run) -> str:
         f"frozen     {clip.n_parameters:,} parameters of {arch}, "
         f"{weights or 'its own weights'} ({weights_place(arch, weights)})",
         f"ranks      {run.world_size}, {per_rank} images each in passes of "
-        f"{min(config.engine.micro_batch, per_rank)}",
+        f"{min(config.engine.micro_batch or CPU_MICRO_BATCH, per_rank)}",
         *_notes(config),
         "",
         "task  classes  train images  test images  steps  trainable  to fetch",
@@ -118,7 +119,8 @@ def _estimate_memory(run: Run, method: Method, clip: FrozenClip, trainable: int)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width = tower_dtype(run.config.model.precision, device).itemsize
     engine, per_rank = run.config.engine, run.config.data.global_batch // run.world_size
-    images = min(engine.micro_batch, per_rank) if engine.recompute else per_rank
+    micro_batch = engine.micro_batch or CPU_MICRO_BATCH
+    images = min(micro_batch, per_rank) if engine.recompute else per_rank
     tokens = clip.image_tokens + method.n_prompt_tokens
     activations = _ACTIVATIONS * clip.vision_layers * tokens * clip.vision_width * width * images
     state = _MOMENTS_BYTES * trainable

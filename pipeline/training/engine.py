@@ -24,7 +24,9 @@ from pipeline.errors import DataError
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
 from pipeline.rng import seed_torch
+from pipeline.training.micro_batch import choose_micro_batch
 from pipeline.training.schedule import learning_rate_factor
+from pipeline.training.transfer import start_reading
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -75,6 +77,7 @@ class Engine:
         world: World,
         n_steps: int,
         *,
+        micro_batch: int | None = None,
         span: Span = no_span,
     ) -> None:
         self._method = method
@@ -82,7 +85,9 @@ class Engine:
         self._run_seed = config.seed
         self._optim = config.optim
         self._n_steps = n_steps
-        self._micro_batch = config.engine.micro_batch
+        share = config.data.global_batch // world.world_size
+        chosen = config.engine.micro_batch or micro_batch
+        self.micro_batch = chosen or choose_micro_batch(method, share, world)
         self._recompute = config.engine.recompute
         self._world = world
         self._is_partitioned = config.engine.zero_stage > 0
@@ -120,18 +125,19 @@ class Engine:
         :func:`ordered_reduce_scatter`. Random draws of a method depend on the
         seed, the task, the step and the part.
 
-        Nothing is changed if the loss is not finite. The ``total`` that is returned is a copy
-        without a graph in the host's memory, so reading it does not wait for the device.
+        Nothing is changed if the loss is not finite. It is read after the work of the backward pass
+        is asked for, so a GPU never waits for the host. The ``total`` that is returned is a copy
+        without a graph in the host's memory.
 
         Source of the second pass with ``recompute``: GradCache, arXiv 2101.06983.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.learning_rate(index)
-        parts = _split(image_BCHW, features, self._micro_batch)
+        parts = _split(image_BCHW, features, self.micro_batch)
         stream = (self._run_seed, self._method.task.index, index)
 
         def embed(part: int) -> Embedded:
-            first = self._world.rank * len(label_B) + part * self._micro_batch
+            first = self._world.rank * len(label_B) + part * self.micro_batch
             seed_torch("step", *stream, first)
             return self._method.embed(*parts[part])
 
@@ -143,9 +149,7 @@ class Engine:
         with self._span("forward"):
             classifier_loss = self._method.classifier.loss(gathered, label_N)
             losses = self._method.losses(gathered, label_N).plus("classifier", classifier_loss)
-        total = losses.total.detach().cpu()  # waits for the forward pass, for nothing after it
-        if not total.isfinite():
-            return losses._replace(total=total)
+        read_total = start_reading(losses.total)
         leaves = _tensors(gathered)
         with self._span("backward"):
             grads = self._gradients([losses.total], leaves)
@@ -161,7 +165,9 @@ class Engine:
             of_parts_X = pairwise_sum(range(len(parts)), gradient_of)
         with self._span("communication"):
             gradient_X = ordered_reduce_scatter(of_parts_X, _flat(grads[len(leaves) :]))
-        self._apply(gradient_X)
+        total = read_total()  # waits for the forward pass, for nothing after it
+        if total.isfinite():
+            self._apply(gradient_X)
         return losses._replace(total=total)
 
     def learning_rate(self, index: int) -> float:
@@ -239,7 +245,7 @@ class Engine:
 
     def _own_parts(self, grad_N: Tensor) -> tuple[Tensor, ...]:
         """The rows of this rank, cut into its parts."""
-        return grad_N.chunk(self._world.world_size)[self._world.rank].split(self._micro_batch)
+        return grad_N.chunk(self._world.world_size)[self._world.rank].split(self.micro_batch)
 
     def _gradients(
         self,

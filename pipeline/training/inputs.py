@@ -19,6 +19,7 @@ from pipeline.tasks import Task
 from pipeline.training.batches import TaskBatches
 from pipeline.training.encoder import Encoder
 from pipeline.training.features import FrozenFeatures, pixels_of
+from pipeline.training.micro_batch import CPU_MICRO_BATCH
 
 
 class StepInputs:
@@ -32,7 +33,7 @@ class StepInputs:
         batches: TaskBatches,
         encoder: Encoder,
         *,
-        micro_batch: int,
+        micro_batch: int = CPU_MICRO_BATCH,
     ) -> None:
         self._method = method
         self._task = task

@@ -49,7 +49,7 @@ def score_task(
             correct += (predicted_B == label_B).sum()
             position_B = positions(classes, label_B)
             class_sum_CE.index_add_(0, position_B, embedded.embedding_BE.double())
-            class_count_C += torch.bincount(position_B, minlength=len(classes))
+            class_count_C.index_add_(0, position_B, torch.ones_like(position_B).double())
     packed = torch.cat([correct[None], class_count_C, class_sum_CE.flatten()])
     packed = sum_over_ranks(packed)
     count_C = packed[1 : 1 + len(classes)]

@@ -91,6 +91,7 @@ class Trainer:
         self._writer = writer
         self._stop = stop
         self._recovered = recovered
+        self._micro_batch: int | None = None  # chosen before the first step, if it is not set
         self._note = config.tuning.note if config.tuning else None
         self._display = Display(
             n_tasks=len(run.tasks),
@@ -141,6 +142,7 @@ class Trainer:
         self._results.restore(state["results"])
         self._results.learned_sha256 = list(state["learned_sha256"])
         self._batches.restore_skipped(state["skipped_samples"])
+        self._micro_batch = state.get("micro_batch")
         means = self._recovered.class_means(self._method.embedding_width)
         self._evaluator.class_means = [mean_CE.to(self._world.device) for mean_CE in means]
         self._writer.restore_metrics(state["metrics_lines"])
@@ -172,15 +174,18 @@ class Trainer:
         if not changes.n_trainable or (progress.step and progress.step == n_steps):
             return
         clock = StepClock(self._config.data.global_batch)
+        engine = Engine(
+            self._method, self._config, self._world, n_steps, micro_batch=self._micro_batch
+        )
+        self._micro_batch = engine.micro_batch
         inputs = StepInputs(
             self._method,
             task,
             self._data.train(task),
             self._batches,
             self._encoder,
-            micro_batch=self._config.engine.micro_batch,
+            micro_batch=self._micro_batch,
         )
-        engine = Engine(self._method, self._config, self._world, n_steps)
         engine.restore(left.optimizer_state)
         try:
             for epoch, batch in self._in_step(task, progress, inputs):
@@ -317,6 +322,7 @@ class Trainer:
             "results": self._results.state(),
             "skipped_samples": {sample: vars(entry) for sample, entry in skipped.items()},
             "learned_sha256": self._results.learned_sha256,
+            "micro_batch": self._micro_batch,
             "train_seconds": progress.seconds,
         }
         self._writer.write_snapshot(task, progress.step, groups, state)
