@@ -57,6 +57,10 @@ def learn(options: argparse.Namespace) -> int:
     Raises:
         PipelineError: the run cannot be started or finished.
     """
+    from pipeline.threads import spin_briefly
+
+    spin_briefly(os.environ)
+
     from pipeline.distributed.preemption import StopRequest
     from pipeline.distributed.slurm import adopt_step
 
