@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -26,6 +25,7 @@ from pipeline.methods.finetune import Finetune
 from pipeline.training.engine import Engine
 from pipeline.training.features import pixels_of
 from pipeline.training.inputs import StepInputs
+from pipeline.training.transfer import ToDevice
 
 _MANY_STEPS = 10**6  # of the task: no measured step is near the end of its schedule
 _PARTS = ("data wait", "transfer", "forward", "communication", "backward", "optimizer")
@@ -64,6 +64,8 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, ceiling: float) -> Iterator[
     works: dict[str, Callable[[], object]] = {}
     with _engine(stage) as (engine, spans):
         works["ours"] = lambda: engine.step(0, *arguments)
+        peak = peak_bytes(works["ours"], world.device)  # before the other side takes memory
+        yield Figure.counted(f"{label}: peak memory", peak / 1e9, "GB")
         if isinstance(stage.method, Finetune) and world.world_size == 1:
             optim, queries = config.optim, sizes.reference_queries
             reference = ReferenceStep(stage.method, stage.tasks, optim, encodes_queries=queries)
@@ -79,8 +81,6 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, ceiling: float) -> Iterator[
         yield Figure.counted(f"{label}: needed per rank", needed / 1e9, "GFLOP")
         share = 100 * needed / 1e9 / ceiling
         yield ours.rate(f"{label}: needed FLOPs of the ceiling", share, "%")
-        peak = peak_bytes(works["ours"], world.device)
-        yield Figure.counted(f"{label}: peak memory", peak / 1e9, "GB")
         yield from _parts(label, engine, inputs, spans, sizes.repeats)
 
 
@@ -135,11 +135,13 @@ def _parts(
 ) -> Iterator[Figure]:
     """The time of each part of ``n_steps`` steps, one epoch after another, on the run's stream."""
     stream = (batch for epoch in range(n_steps) for batch in inputs.epoch(epoch))
+    to_device = ToDevice(spans.device)
     for batch in islice(stream, n_steps):
         spans.start_step(batch.wait_s)
-        with spans("transfer"):
-            if batch.image_BCHW is not None:
-                batch = replace(batch, image_BCHW=batch.image_BCHW.to(spans.device))
+        if batch.image_BCHW is not None:
+            host_BCHW = batch.image_BCHW.cpu()
+            with spans("transfer"):  # again, alone: a run copies during the step before
+                to_device(host_BCHW)
         with spans("forward"):  # of the frozen tower, if the images are new in each epoch
             arguments = inputs.of(batch)
         engine.step(0, *arguments)
