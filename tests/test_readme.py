@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from pipeline import prepare, tune
+from pipeline.bench import __main__ as bench
+from pipeline.bench.settings import load_bench_config
 from pipeline.config import Config, load_config
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.backbone import FrozenClip
@@ -106,6 +108,13 @@ def test_every_sweep_command_is_understood():
     for words in arguments_of("pipeline.tune"):
         options = tune.parse_arguments(words)
         load_sweep(options.config, options.overrides)
+
+
+def test_every_benchmark_command_is_understood():
+    for words in arguments_of("pipeline.bench"):
+        options = bench.parse_arguments(words)
+        for name in options.names:
+            load_bench_config(name, options.config, options.overrides)
 
 
 def test_every_fault_injection_command_is_understood():
