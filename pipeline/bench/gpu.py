@@ -43,9 +43,9 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     current = config.tasks.classes_per_task
     images = -(-_STEPS * config.data.global_batch // current)
     with open_stage(config, world, seen=config.bench.seen, images=images) as stage:
-        yield from _moving_against_fixed(stage, config)
-        yield from _busy(stage)
-        yield _loss_difference(stage)
+        yield from moving_against_fixed(stage, config)
+        yield from busy(stage)
+        yield loss_difference(stage)
 
 
 def _method(stage: Stage, name: str) -> Method:
@@ -57,7 +57,7 @@ def _method(stage: Stage, name: str) -> Method:
     return method
 
 
-def _moving_against_fixed(stage: Stage, config: BenchConfig) -> Iterator[Figure]:
+def moving_against_fixed(stage: Stage, config: BenchConfig) -> Iterator[Figure]:
     """A step of ``tppt_vt`` and one of ``tppt_v`` on the same batch, in turn."""
     inputs = stage.inputs()
     arguments = inputs.of(next(iter(inputs.epoch(0))))
@@ -73,9 +73,10 @@ def _moving_against_fixed(stage: Stage, config: BenchConfig) -> Iterator[Figure]
     yield timings["tppt_vt"].over(timings["tppt_v"], "tppt_vt against tppt_v", target="≤ 1.1")
 
 
-def _busy(stage: Stage) -> Iterator[Figure]:
+def busy(stage: Stage) -> Iterator[Figure]:
     """Steps on the stream of the run, from the shards on."""
     inputs, config = stage.inputs(), stage.run.config
+    kinds = [ProfilerActivity.CUDA] if stage.world.device.type == "cuda" else None
 
     def steps(epoch: int) -> None:
         for batch in inputs.epoch(epoch):
@@ -83,7 +84,7 @@ def _busy(stage: Stage) -> Iterator[Figure]:
 
     with closing(Engine(stage.method, config, stage.world, _MANY_STEPS)) as engine:
         steps(0)  # starts the workers
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        with profile(activities=kinds) as profiler:
             seconds = time_once(partial(steps, 1), stage.world.device)
     count = stage.run.data.steps_per_epoch(stage.task) * config.data.global_batch
     yield Figure.counted("from the shards", count / seconds, "images/s")
@@ -92,7 +93,7 @@ def _busy(stage: Stage) -> Iterator[Figure]:
     yield Figure.counted("device busy", 100 * busy_s / seconds, "%", target="≥ 95")
 
 
-def _loss_difference(stage: Stage) -> Figure:
+def loss_difference(stage: Stage) -> Figure:
     """The loss of a few images, here and on the CPU in fp32."""
     run, cpu = stage.run, torch.device("cpu")
     model, batch, losses = run.config.model, next(iter(stage.batches.train(stage.task, 0))), []

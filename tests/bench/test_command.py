@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.bench import gpu
 from pipeline.bench.__main__ import BENCHMARKS, main, parse_arguments
+from pipeline.bench.settings import load_bench_config
+from pipeline.bench.stage import open_stage
+from pipeline.distributed.world import read_world
 from tests.tiny import JOINT_WIDTH
 
 TINY = [
@@ -92,6 +96,18 @@ def test_gpu_is_not_measured_without_one(tmp_path, capsys):
     found = json.loads(file.read_text())["benchmarks"]["gpu"]
     assert found["not_measured"] == "no GPU"
     assert found["settings"]["model"]["arch"] == "ViT-L-14-quickgelu"
+
+
+def test_figures_of_a_gpu_come_from_any_device(tiny_arch):
+    """must run before a GPU is found; on the CPU the loss is that of the CPU"""
+    words = [f"model.arch={tiny_arch}", *TINY, "data.workers=0", "data.global_batch=4"]
+    config, world = load_bench_config("gpu", None, words), read_world({})
+    with open_stage(config, world, seen=6, images=3) as stage:
+        pair, busy = list(gpu.moving_against_fixed(stage, config)), list(gpu.busy(stage))
+        difference = gpu.loss_difference(stage)
+    assert [figure.name for figure in pair][-1] == "tppt_vt against tppt_v"
+    assert all(figure.value > 0 for figure in pair) and busy[0].value > 0
+    assert 0 <= busy[1].value <= 100 and difference.value == 0
 
 
 def test_start_is_measured_from_the_command_on(tiny_arch, tmp_path):
