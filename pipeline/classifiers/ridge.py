@@ -130,8 +130,12 @@ class Ridge(ClosedForm):
         expanded_BM = torch.cat([self.read(embedded) for embedded, _ in held])
         target_BC = self.one_hot(torch.cat([label_B for _, label_B in held]))
 
+        # In the basis of eigenvectors each candidate costs one product instead of a solution.
+        value_M, vector_MM = torch.linalg.eigh(gram_MM)
+        rotated_BM, sum_MC = expanded_BM @ vector_MM, vector_MM.T @ sum_CM.T
+
         def error(strength: float) -> float:
-            predicted_BC = expanded_BM @ _solve(gram_MM, sum_CM.T, strength)
+            predicted_BC = rotated_BM @ (sum_MC / (value_M + strength)[:, None])
             return float((predicted_BC - target_BC).square().mean())
 
         return min(_STRENGTHS, key=error)
