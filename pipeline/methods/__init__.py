@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.classifiers import parse_classifier
+from pipeline.classifiers import find_classifiers, parse_classifier
 from pipeline.config import MethodConfig
 from pipeline.methods.base import Method, MethodContext, MethodOptions
 from pipeline.methods.finetune import Finetune
@@ -69,6 +69,18 @@ def resolve_options(method: MethodConfig) -> MethodConfig:
     classifier = parse_classifier(options.classifier, place=f"method.options.{method.name}")
     tree["classifier"]["options"] = classifier.model_dump(mode="json")
     return method.model_copy(update={"options": {**method.options, method.name: tree}})
+
+
+def takes_known_classes(method: MethodConfig) -> dict[str, bool]:
+    """Whether a task may have images of known classes, by name: of the method, its classifiers.
+
+    Raises:
+        ConfigError: as :func:`parse_options`.
+    """
+    parts = {method.name: find_method(method.name).takes_known_classes}
+    for name, classifier in find_classifiers(parse_options(method).classifier):
+        parts[name] = classifier.takes_known_classes
+    return parts
 
 
 def build_method(method: MethodConfig, context: MethodContext) -> Method:

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.classifiers import find_classifiers
 from pipeline.config import MethodConfig
 from pipeline.errors import ContractError
-from pipeline.methods import build_method, find_method, parse_options
+from pipeline.methods import build_method, takes_known_classes
 from pipeline.methods.base import Losses, Method, MethodContext
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.weights import load_clip
@@ -60,11 +59,7 @@ class _Bench:
     def __init__(self, config: MethodConfig, clip: FrozenClip) -> None:
         self.config = config
         self.clip = clip
-        parts = (part for _, part in find_classifiers(parse_options(config).classifier))
-        takes_known_classes = all(
-            part.takes_known_classes for part in (find_method(config.name), *parts)
-        )
-        self.tasks = (*_TASKS, _ARRIVAL) if takes_known_classes else _TASKS
+        self.tasks = (*_TASKS, _ARRIVAL) if all(takes_known_classes(config).values()) else _TASKS
 
     def build(self) -> Method:
         """The method before its first task."""
@@ -259,12 +254,30 @@ def _two_runs_are_equal(bench: _Bench) -> str | None:
     return None
 
 
+@torch.no_grad()
+def _tokens_stand_for_pixels(bench: _Bench) -> str | None:
+    method = bench.learned(1)
+    first_layer = method.inputs.first_layer
+    if not first_layer:
+        return None
+    image_BCHW, _, frozen = bench.batch(_TASKS[0], 77)
+    token_BSV = bench.clip.lower_blocks(image_BCHW, first_layer)
+    of_pixels, of_tokens = (method.encode(images, frozen) for images in (image_BCHW, token_BSV))
+    if torch.equal(of_pixels.embedding_BE, of_tokens.embedding_BE):
+        return None
+    return (
+        f"embed gives other embeddings for the tokens in front of block {first_layer} than for "
+        "pixels; pass Inputs.first_layer to encode_image"
+    )
+
+
 _LAWS: tuple[Law, ...] = (
     _only_trained_tensors_get_a_gradient,
     _terms_add_up,
     _losses_read_their_arguments_alone,
     _one_logit_per_class,
     _predictions_are_of_one_image,
+    _tokens_stand_for_pixels,
     _other_tensors_stay,
     _state_restores_the_method,
     _two_runs_are_equal,

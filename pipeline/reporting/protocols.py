@@ -136,8 +136,9 @@ def _backbone(one: RunResults, other: RunResults) -> Iterator[Difference]:
 def _classes(one: RunResults, other: RunResults) -> list[Difference]:
     """Any other difference of the classes, their names or their order."""
     for key, words in (("tasks", "a task"), ("known_classes", "the known classes of a task")):
-        mine, theirs = (run.protocol.settings.get(key, []) for run in (one, other))
-        pairs = [pair for pair in zip_longest(mine, theirs, fillvalue=[]) if pair[0] != pair[1]]
+        none: list[str] = []
+        mine, theirs = (run.protocol.settings.get(key, none) for run in (one, other))
+        pairs = [pair for pair in zip_longest(mine, theirs, fillvalue=none) if pair[0] != pair[1]]
         if pairs:
             return [Difference(words, *(first_few(names) or "none" for names in pairs[0]))]
     return []

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.classifiers import find_classifiers
 from pipeline.config import Config
 from pipeline.data.addresses import NodeFiles
 from pipeline.data.index import ShardIndex, read_index
@@ -16,7 +15,12 @@ from pipeline.data.joining import join_indexes
 from pipeline.data.repeats import check_repeats
 from pipeline.data.shard_check import check_shards
 from pipeline.errors import ConfigError, StorageError
-from pipeline.methods import find_method, parse_options, resolve_options
+from pipeline.methods import (
+    find_method,
+    parse_options,
+    resolve_options,
+    takes_known_classes,
+)
 from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
 from pipeline.paths import expand_path
@@ -149,10 +153,8 @@ def _known_classes_problem(config: Config, tasks: Sequence[Task]) -> str | None:
     number = next((task.index + 1 for task in tasks if task.known), None)
     if number is None:
         return None
-    method = find_method(config.method.name)
-    classifier = parse_options(config.method).classifier
-    parts = [(config.method.name, method), *find_classifiers(classifier)]
-    new_only = [name for name, part in parts if not part.takes_known_classes]
+    parts = takes_known_classes(config.method)
+    new_only = [name for name, takes in parts.items() if not takes]
     if not new_only:
         return None
     return (
