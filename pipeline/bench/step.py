@@ -76,7 +76,11 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, ceiling: float) -> Iterator[
         yield ours.rate(f"{label}: ours", images, "images/s")
         if "reference" in timings:
             yield timings["reference"].rate(f"{label}: straightforward step", images, "images/s")
-            yield timings["reference"].over(ours, f"{label}: ours against it", _target(stage))
+            target, name = _target(stage), f"{label}: ours against it"
+            yield timings["reference"].over(ours, name, target)
+            if world.device.type == "cpu":
+                name = f"{name}, processor time"
+                yield timings["reference"].processor_over(ours, name, target)
         needed = step_flops(stage.method, images=images) / world.world_size
         yield Figure.counted(f"{label}: needed per rank", needed / 1e9, "GFLOP")
         share = 100 * needed / 1e9 / ceiling

@@ -41,9 +41,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Timing:
-    """The seconds of each repeat of one piece of work."""
+    """The seconds of each repeat of one piece of work: on the clock, and of this processor."""
 
     seconds: tuple[float, ...]
+    processor_s: tuple[float, ...] = ()
 
     @property
     def median_s(self) -> float:
@@ -60,8 +61,15 @@ class Timing:
 
     def over(self, other: Timing, name: str, target: str = "") -> Figure:
         """How many times as long as ``other`` it took, repeat by repeat."""
-        pairs = zip(self.seconds, other.seconds, strict=True)
-        return Figure.of(name, tuple(mine / others for mine, others in pairs), "×", target)
+        return Figure.of(name, _ratios(self.seconds, other.seconds), "×", target)
+
+    def processor_over(self, other: Timing, name: str, target: str = "") -> Figure:
+        """The same in processor time, which other programs on the machine hardly change."""
+        return Figure.of(name, _ratios(self.processor_s, other.processor_s), "×", target)
+
+
+def _ratios(ours: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(mine / other for mine, other in zip(ours, others, strict=True))
 
 
 def time_alternately(
@@ -74,14 +82,17 @@ def time_alternately(
     rounds, or fewer if they would take longer than ``sizes.longest_s``, but at least one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
+    processor: dict[str, list[float]] = {name: [] for name in works}
     warm_s = 0.0  # the last round of the warm-up
     for _ in range(sizes.warmup):
         warm_s = sum(time_once(work, device) for work in works.values())
     repeats = min(sizes.repeats, max(1, int(sizes.longest_s / warm_s))) if warm_s else sizes.repeats
     for _ in range(repeats):
         for name, work in works.items():
+            before = time.process_time()
             seconds[name].append(time_once(work, device))
-    return {name: Timing(tuple(each)) for name, each in seconds.items()}
+            processor[name].append(time.process_time() - before)
+    return {name: Timing(tuple(seconds[name]), tuple(processor[name])) for name in works}
 
 
 def time_once(work: Callable[[], object], device: torch.device) -> float:

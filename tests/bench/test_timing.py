@@ -33,7 +33,11 @@ def test_works_take_turns_and_the_warm_up_does_not_count(clock):
     works = {"a": lambda: work("a", 9.0, 1.0, 3.0), "b": lambda: work("b", 9.0, 2.0)}
     found = time_alternately(works, BenchSizes(repeats=2, warmup=1), CPU)
     assert calls == ["a", "b"] * 3
-    assert found == {"a": Timing((1.0, 3.0)), "b": Timing((2.0, 2.0))}
+    assert {name: timing.seconds for name, timing in found.items()} == {
+        "a": (1.0, 3.0),
+        "b": (2.0, 2.0),
+    }
+    assert all(len(timing.processor_s) == 2 for timing in found.values())
 
 
 def test_long_works_are_repeated_less(clock):
@@ -49,6 +53,8 @@ def test_long_works_are_repeated_less(clock):
 def test_figures_have_median_and_spread():
     slow, fast = Timing((4.0, 8.0, 6.0)), Timing((2.0, 2.0, 1.0))
     assert slow.rate("speed", 24, "images/s") == Figure("speed", "images/s", 4.0, 3.0, 6.0, 3)
+    processor = Timing((), (2.0,)).processor_over(Timing((), (4.0,)), "of the processor")
+    assert (processor.value, processor.repeats) == (0.5, 1)
     ratio = slow.over(fast, "ratio", target="≥ 3")
     assert ratio == Figure("ratio", "×", 4.0, 2.0, 6.0, 3, "≥ 3")
 
