@@ -1,6 +1,7 @@
 """Seconds from the command to the first optimizer step, and where they go.
 
-The run is started by ``deepspeed`` with ``bench.ranks`` ranks, as a user starts it. The parts:
+The run is started by ``deepspeed`` with ``bench.ranks`` ranks, then as one process by
+``python -m pipeline.train``, which has no launcher. The parts:
 ``front process``: ``deepspeed`` itself; ``inner launcher``: the process that it starts on the node;
 ``imports``: of rank 0; ``checks and model``: until the backbone is loaded; ``first step``: the
 start of the task, its frozen features, the engine, the first batch and the step.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from pipeline.config import Config, dump_config
 from pipeline.distributed.world import World, process_group
 from pipeline.events import read_events
 from pipeline.launching.command import (
+    TRAIN,
     launch_command,
     launch_environment,
     on_this_host,
@@ -32,6 +35,7 @@ from pipeline.launching.processes import end_processes, processes_of
 
 _PARTS = ("front process", "inner launcher", "imports", "checks and model", "first step")
 _EVENTS = ("imported", "loaded", "step")
+PARTS_OF = {"deepspeed": _PARTS, "one process": _PARTS[2:]}
 _LONGEST_S = 300.0  # from the command to the first step
 _POLL_S = 0.01
 _IMAGES = 2  # of each drawn class
@@ -51,47 +55,55 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
             with process_group(world, timeout_s=config.engine.timeout_s):
                 size = load_backbone(config, world).image_size
                 config = with_drawn(config, f"{folder}/images", counts, counts, size)
-        starts = [
-            _start(config, Path(folder), number)
-            for number in range(config.bench.warmup + config.bench.repeats)
-        ][config.bench.warmup :]
-    total = tuple(start[-1] for start in starts)
-    yield Figure.of("from the command to the first step", total, "s", target="< 6 on one core")
-    for number, part in enumerate(_PARTS):
-        spent = tuple(at[number] - (at[number - 1] if number else 0.0) for at in starts)
-        yield Figure.of(part, spent, "s")
+        for launcher, parts in PARTS_OF.items():
+            starts = [
+                _start(config, Path(tempfile.mkdtemp(dir=folder)), launcher)
+                for _ in range(config.bench.warmup + config.bench.repeats)
+            ][config.bench.warmup :]
+            total = tuple(start[-1] for start in starts)
+            yield Figure.of(
+                f"{launcher}: command to first step", total, "s", target="< 6 on one core"
+            )
+            for number, part in enumerate(parts):
+                spent = tuple(at[number] - (at[number - 1] if number else 0.0) for at in starts)
+                yield Figure.of(f"{launcher}: {part}", spent, "s")
 
 
-def _start(config: BenchConfig, folder: Path, number: int) -> list[float]:
-    """The seconds from the command to the end of each of ``_PARTS``."""
-    file, event_file = folder / f"config-{number}.yaml", folder / f"events-{number}.jsonl"
+def _start(config: BenchConfig, folder: Path, launcher: str) -> list[float]:
+    """The seconds from the command to the end of each part of a start."""
+    file, event_file = folder / "config.yaml", folder / "events.jsonl"
     run = Config.model_validate(config.model_dump(exclude={"bench"}))
-    file.write_text(dump_config(run.model_copy(update={"output": f"{folder}/run-{number}"})))
+    file.write_text(dump_config(run.model_copy(update={"output": f"{folder}/run"})))
     devices = visible_devices(config.bench.ranks)
     with reserved_port() as port, open(folder / "log", "wb") as log:
         command = launch_command(file, on_this_host(devices, port), quiet=True)
+        if launcher == "one process":
+            command = [sys.executable, str(TRAIN), "--config", str(file)]
         environment = launch_environment(os.environ, devices, event_file=event_file)
         started = time.time()
-        launcher = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            moments = _watch(file, event_file, launcher)
+            moments = _watch(file, process, levels=1 if launcher == "one process" else 3)
         finally:
             end_processes(processes_of(file))
-            launcher.wait()
+            process.wait()
     return [moment - started for moment in moments]
 
 
-def _watch(file: Path, event_file: Path, launcher: subprocess.Popen[bytes]) -> list[float]:
-    """When the inner launcher and the first rank started, and when each of ``_EVENTS`` came."""
+def _watch(file: Path, started: subprocess.Popen[bytes], *, levels: int) -> list[float]:
+    """When each process below ``started`` began, and when each of ``_EVENTS`` came.
+
+    ``levels`` counts the processes from the command to the first rank.
+    """
     seen: dict[str, float] = {}
     processes: list[float] = []
     deadline = time.monotonic() + _LONGEST_S
     while "step" not in seen:
-        if launcher.poll() is not None or time.monotonic() > deadline:
-            raise NotMeasured(f"no first step; `deepspeed` ended with {launcher.poll()}")
-        if len(processes) < 3:
+        if started.poll() is not None or time.monotonic() > deadline:
+            raise NotMeasured(f"no first step; the command ended with {started.poll()}")
+        if len(processes) < levels:
             processes = sorted(process.create_time() for process in processes_of(file))
-        for event in read_events(event_file)[0]:
+        for event in read_events(file.with_name("events.jsonl"))[0]:
             seen.setdefault(event["event"], time.time())
         time.sleep(_POLL_S)
-    return [*processes[1:3], *(seen[event] for event in _EVENTS)]
+    return [*processes[1:levels], *(seen[event] for event in _EVENTS)]
