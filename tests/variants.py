@@ -28,7 +28,12 @@ def _add(label: str, name: str, **options: Any) -> None:
 
 
 _add("shared and tuned", "finetune", visual_prompts={"generator": "shared", "growth": "tuned"})
-_add("all seen classes", "finetune", visual_prompts=_SMALL | {"depth": 1}, loss_classes="seen")
+_add(
+    "all seen classes",
+    "finetune",
+    visual_prompts=_SMALL | {"depth": 1, "first_layer": 1},
+    loss_classes="seen",
+)
 _add(
     "moving residuals",
     "tppt_v",

@@ -254,7 +254,6 @@ def _two_runs_are_equal(bench: _Bench) -> str | None:
     return None
 
 
-@torch.no_grad()
 def _tokens_stand_for_pixels(bench: _Bench) -> str | None:
     method = bench.learned(1)
     first_layer = method.inputs.first_layer
@@ -262,7 +261,8 @@ def _tokens_stand_for_pixels(bench: _Bench) -> str | None:
         return None
     image_BCHW, _, frozen = bench.batch(_TASKS[0], 77)
     token_BSV = bench.clip.lower_blocks(image_BCHW, first_layer)
-    of_pixels, of_tokens = (method.encode(images, frozen) for images in (image_BCHW, token_BSV))
+    with torch.no_grad():
+        of_pixels, of_tokens = (method.encode(each, frozen) for each in (image_BCHW, token_BSV))
     if torch.equal(of_pixels.embedding_BE, of_tokens.embedding_BE):
         return None
     return (

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pipeline.classifiers import Embedded
 from pipeline.errors import ConfigError, ContractError
-from pipeline.methods.base import Losses
+from pipeline.methods.base import Inputs, Losses
 from pipeline.methods.contract import check_method
 from pipeline.methods.finetune import Finetune
+from pipeline.model.backbone import ImageFeatures
+from pipeline.model.prompts import unit
 from tests.variants import VARIANTS
 
 HERE = "tests.methods.test_contract"
@@ -51,6 +53,18 @@ class Crowd(Finetune):
     def embed(self, *inputs: Any) -> Embedded:
         embedding_BE = super().embed(*inputs).embedding_BE
         return Embedded(embedding_BE - embedding_BE.mean(dim=0))
+
+
+class Upper(Finetune):
+    """Starts from a later block, and runs all blocks on what it gets."""
+
+    @classmethod
+    def inputs_of(cls, options: Any) -> Inputs:
+        return super().inputs_of(options)._replace(first_layer=1)
+
+    def embed(self, image_BCHW: Tensor, features: ImageFeatures) -> Embedded:
+        prompt_DBLV = self.visual_prompts(features.pooled_BV, len(image_BCHW))
+        return Embedded(unit(self.clip.encode_image(image_BCHW, prompt_DBLV).joint_BE))
 
 
 class Meddler(Finetune):
@@ -99,6 +113,7 @@ class Adder(Finetune):
         ("Forgetful", "losses depends on state that embed has left behind"),
         ("Idle", "idle is trained in task 1 and gets no gradient"),
         ("Crowd", "a prediction depends on the other images of its batch"),
+        ("Upper", "embed gives other embeddings for the tokens in front of block 1 than"),
         ("Meddler", "the second task changed visual_prompts.chunks.0.key_MV"),
         ("Gambler", r"visual_prompts.chunks.0.\w+ differs between two runs with one seed"),
         ("Hoarder", "a method restored from its stored tensors predicts otherwise"),
