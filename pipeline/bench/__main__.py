@@ -23,6 +23,7 @@ BENCHMARKS = {
     "eval": "test images per second",
     "fit": "features per second of the closed-form classifiers",
     "sequence": "a closed-form method's sequence, beside encoding every image once",
+    "data": "images per second of the stream, and the start on 10 million samples",
     "scale": "a step, a snapshot and the start of a task, up to 100 tasks and 10,000 classes",
     "launch": "seconds from the command to the first step",
     "gpu": "everything on a GPU, with a ViT-L/14: below 10 minutes",
@@ -64,6 +65,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _bench(options: argparse.Namespace) -> int:
     """Measure each benchmark in turn; the file is written after each, so that a part remains."""
+    from pipeline.threads import spin_briefly
+
+    spin_briefly(os.environ)
+
     from rich.console import Console
 
     from pipeline import storage

@@ -30,6 +30,11 @@ class BenchSizes(Section):
     scale: tuple[tuple[int, int], ...] = ((1, 10), (10, 100), (100, 1000), (100, 10_000))
     gpu_tflops: float = Field(400.0, gt=0)  # scale: of one GPU, where none is measured
     ranks: int = Field(1, gt=0)  # launch
+    # data: pixels per side of stored and of streamed images, and number of drawn ones
+    streams: tuple[tuple[int, int, int], ...] = ((64, 64, 10_000), (256, 224, 2_000))
+    url: str | None = None  # data: a folder of an object store to write to and to read from
+    large: tuple[int, int, int] = (1000, 10_000, 10_000)  # data: shards, samples of each, classes
+    large_ranks: int = Field(8, gt=0)  # data: processes of a node that start on these
     ceiling_side: int | None = None  # of the matrices whose product is the ceiling of FLOP/s
 
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 GAP_BYTES = 1 << 20  # about the cost of a further request: 20 ms at 50 MB/s
 SPAN_BYTES = 32 << 20  # the most that one request reads, and that one thread keeps in memory
+_SMALL_SPAN_BYTES = 2 << 20  # of a fetch that has less than this for each thread
 _THREADS = 8
 
 
@@ -89,8 +90,9 @@ class SegmentCache:
         missing = [s for s in segments if not self.folder.touch(_name(shard, s))]
         if not missing:
             return 0
-        # One request must not fill a small cache.
-        span_bytes = min(SPAN_BYTES, self.folder.limit_bytes // 4)
+        # Every thread gets a part, and one request must not fill a small cache.
+        span_bytes = max(_SMALL_SPAN_BYTES, _bytes(missing) // _THREADS)
+        span_bytes = min(SPAN_BYTES, span_bytes, self.folder.limit_bytes // 4)
         spans = plan_spans(shard.segments, missing, span_bytes=span_bytes)
         if len(spans) == 1:
             return self._fetch_span(shard, spans[0], missing, wait)
