@@ -108,7 +108,7 @@ LEARNING = [
     or label == "linear layer"
 ]
 # The others among them train nothing after the first task.
-EVERY_TASK = [label for label in LEARNING if label != "ranpac"]
+EVERY_TASK = [label for label in LEARNING if label not in ("ranpac", "tppt_ridge")]
 
 
 def build_variant(label: str, clip, *, seed: int = 1, ensemble: bool = False) -> Method:
