@@ -17,6 +17,7 @@ from pipeline.classifiers.base import (
     Moment,
 )
 from pipeline.classifiers.class_means import ClassMeans
+from pipeline.classifiers.fitted_anchors import FittedAnchors
 from pipeline.classifiers.linear import Linear
 from pipeline.classifiers.ridge import Ridge
 from pipeline.classifiers.text_anchors import TextAnchors
@@ -32,6 +33,7 @@ __all__ = [
     "ClassifierContext",
     "Embedded",
     "EmbeddedImages",
+    "FittedAnchors",
     "Linear",
     "Moment",
     "Ridge",
@@ -44,6 +46,7 @@ __all__ = [
 
 CLASSIFIERS: dict[str, type[Classifier]] = {
     "text_anchors": TextAnchors,
+    "fitted_anchors": FittedAnchors,
     "class_means": ClassMeans,
     "ridge": Ridge,
     "linear": Linear,

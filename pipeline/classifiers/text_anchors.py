@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
 from pipeline.errors import ConfigError
+from pipeline.model.anchors import Anchors
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -25,12 +26,8 @@ class TextAnchors(Classifier):
 
     def __init__(self, context: ClassifierContext, options: TextAnchorsOptions) -> None:
         super().__init__(context, options)
-        if context.anchors is None:
-            raise ConfigError(
-                "classifier.name: 'text_anchors' needs a method that has text anchors; choose "
-                "another classifier"
-            )
-        self._anchors = [context.anchors]  # in a list: the tensors belong to the method
+        # In a list: the tensors belong to the method.
+        self._anchors = [held_anchors(context, "text_anchors")]
         self._anchor_CE: Tensor | None = None
 
     @property
@@ -46,3 +43,17 @@ class TextAnchors(Classifier):
         """Scaled cosines ``logits_BC``."""
         assert self._anchor_CE is not None, "no task has ended"
         return self.context.clip.logit_scale * embedded.embedding_BE @ self._anchor_CE.T
+
+
+def held_anchors(context: ClassifierContext, classifier: str) -> Anchors:
+    """The anchors of the method, for the classifier of this name.
+
+    Raises:
+        ConfigError: the method has none.
+    """
+    if context.anchors is None:
+        raise ConfigError(
+            f"classifier.name: {classifier!r} needs a method that has text anchors; choose "
+            "another classifier"
+        )
+    return context.anchors

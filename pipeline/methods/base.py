@@ -15,6 +15,7 @@ width. Classes are numbered in class order, see :class:`pipeline.tasks.Task`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -255,6 +256,15 @@ class Method(nn.Module):
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC`` of encoded images over all classes seen, after a task's end."""
         return self.classifier.logits(embedded)
+
+    def adaptation_sha256(self) -> bytes:
+        """A hash of all tensors outside the classifier: equal ones embed equally."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            if not name.startswith("classifier."):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.digest()
 
     def changeable_names(self) -> set[str]:
         """Names of the tensors that the current task may change: trained parameters, buffers."""

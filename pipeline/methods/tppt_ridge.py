@@ -1,9 +1,10 @@
-"""TPPT whose anchors share the classification with a ridge regression on frozen features.
+"""TPPT that shares the classification with a ridge regression on frozen features.
 
-The visual prompts are trained in the first task only, so no embedding ever changes afterwards; the
-anchors are trained in every task. Scores are the sum of two, each divided by its spread: cosines
-with the anchors, and RanPAC's regression (arXiv 2307.02251) on the last two pooled tokens of the
-frozen tower (two layers as in LayUP, arXiv 2312.08888). The two err on different images.
+The visual prompts learn in the first task, guided by the anchors as in TPPT-V, so no embedding
+changes afterwards. The anchors of every task are fitted to its embeddings at its end. Scores are
+the sum of two, each divided by its spread: cosines with the anchors, and RanPAC's regression
+(arXiv 2307.02251) on the last two pooled tokens of the frozen tower (layers side by side as in
+LayUP, arXiv 2312.08888). The two err on different images.
 """
 
 from __future__ import annotations
@@ -11,27 +12,25 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.classifiers import ClassifierConfig
-from pipeline.methods.tppt_vt import TpptVT, TpptVTOptions
+from pipeline.methods.tppt_v import TpptV, TpptVOptions
 from pipeline.model.prompts import VisualPromptOptions
 
 _RIDGE: dict[str, Any] = {"vectors": ["frozen_pooled", "frozen_penultimate"], "projection": 2000}
+_SUM: dict[str, Any] = {
+    "first": {"name": "fitted_anchors"},
+    "second": {"name": "ridge", "options": _RIDGE},
+    "weight": 0.5,
+}
 
 
-class TpptRidgeOptions(TpptVTOptions):
-    """The options of ``tppt_vt`` with other defaults."""
+class TpptRidgeOptions(TpptVOptions):
+    """The options of ``tppt_v`` with other defaults."""
 
     visual_prompts: VisualPromptOptions = VisualPromptOptions(growth="first_task")
-    classifier: ClassifierConfig = ClassifierConfig(
-        name="sum",
-        options={
-            "first": {"name": "text_anchors"},
-            "second": {"name": "ridge", "options": _RIDGE},
-            "weight": 0.5,
-        },
-    )
+    classifier: ClassifierConfig = ClassifierConfig(name="sum", options=_SUM)
 
 
-class TpptRidge(TpptVT):
-    """Prompts from the first task, anchors from every task, ridge statistics that never age."""
+class TpptRidge(TpptV):
+    """Prompts from the first task, anchors of every task, and a regression that never ages."""
 
     Options = TpptRidgeOptions

@@ -46,6 +46,7 @@ class Evaluator:
 
     def test(self, seen: Sequence[Task]) -> StageScores:
         """Test every task of ``seen``, the last of which has just been learned; every rank asks."""
+        self._encoder.begin_test()
         scores = [self._score(task) for task in seen]
         self.class_means.append(scores[-1].class_mean_CE)
         anchor_CE = self._method.classifier.anchor_CE

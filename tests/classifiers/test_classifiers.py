@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -155,6 +156,30 @@ def test_weight_of_a_sum_prefers_the_classifier_that_is_right(tiny_clip):
     assert float(classifier.weight) >= 0.5
 
 
+def test_fitted_anchors_are_those_of_a_plain_loop(tiny_clip):
+    """must be Adam on the mean cross-entropy of the task's classes, from offsets of zero"""
+    classifier = learn(build(tiny_clip, "fitted_anchors", steps=4, learning_rate=0.05), 2)
+    embedded = [each for each, _ in task_images(1)]
+    rows_SE = torch.cat([each.embedding_BE for each in embedded])
+    target_SC = torch.nn.functional.one_hot(torch.cat([y for _, y in task_images(1)]) - 3, 3)
+    text_CE = classifier.context.anchors.for_evaluation()[3:6]
+    offset_CE, mean, square = (torch.zeros(3, JOINT_WIDTH) for _ in range(3))
+    for step in range(4):
+        offset_CE.requires_grad_()
+        logits_SC = tiny_clip.logit_scale * rows_SE @ unit_rows(text_CE + offset_CE).T
+        loss = -(logits_SC.log_softmax(dim=1) * target_SC).sum() / len(rows_SE)
+        (slope,) = torch.autograd.grad(loss, offset_CE)
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+        unbiased = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        rate = 0.05 * (1 + math.cos(math.pi * step / 4)) / 2
+        offset_CE = (offset_CE - rate * unbiased[0] / (unbiased[1].sqrt() + 1e-8)).detach()
+    torch.testing.assert_close(classifier.offsets[1].data, offset_CE, rtol=1e-3, atol=1e-5)
+    expected_BE = tiny_clip.logit_scale * TEST.embedding_BE
+    torch.testing.assert_close(
+        classifier.logits(TEST)[:, 3:], expected_BE @ unit_rows(text_CE + offset_CE).T
+    )
+
+
 def test_linear_layer_learns_its_own_rows_alone(tiny_clip):
     classifier = build(tiny_clip, "linear", scale=2.0)
     classifier.begin_task(TASKS[0])
@@ -191,7 +216,8 @@ def test_classifier_that_cannot_be_is_refused_with_the_reason(classifier, words)
         parse_classifier(ClassifierConfig(**classifier), place="x")
 
 
-def test_text_anchors_need_a_method_that_has_some(tiny_clip):
+@pytest.mark.parametrize("name", ["text_anchors", "fitted_anchors"])
+def test_text_anchors_need_a_method_that_has_some(tiny_clip, name):
     context = ClassifierContext(tiny_clip, None, JOINT_WIDTH, seed=1)
-    with pytest.raises(ConfigError, match="'text_anchors' needs a method that has text anchors"):
-        build_classifier(ClassifierConfig(), context)
+    with pytest.raises(ConfigError, match=f"'{name}' needs a method that has text anchors"):
+        build_classifier(ClassifierConfig(name=name), context)
