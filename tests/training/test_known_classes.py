@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.compare import main as compare
@@ -20,9 +21,10 @@ from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompts import unit
 from pipeline.output.identity import config_hash
 from pipeline.output.learned import load_method, run_tasks
-from pipeline.output.results import read_results
+from pipeline.output.results import RunResults, read_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
+from tests import stages
 from tests.interruptions import StopAt, changed, dying_before_step, outcome, start
 from tests.shards import draw_arrival, store
 from tests.tiny import build_config
@@ -191,6 +193,30 @@ def test_known_classes_belong_to_the_protocol(stream, tmp_path, capsys):
         outputs.append(config.output)
     assert compare(outputs) == 2
     assert "3 tasks of 2, 2, 0 classes" in capsys.readouterr().err
+
+
+def test_learned_arrival_cannot_become_another_one(stream, tmp_path):
+    """must compare the known classes, also where no task has another new class"""
+    config = stream.config(tmp_path / "run", 2)
+    assert start(config)
+    swapped = str(tmp_path / "swapped")
+    store(swapped, draw_arrival(["dog", "bee"], 1), classes=["dog", "bee"])
+    with pytest.raises(ConfigError, match="the classes or their order differ in task 3"):
+        start(changed(config, data={"index": [stream.urls[0], swapped]}))
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ([["red fox"], [], []], "names a class that no earlier task has"),
+        ([[], []], "another number of tasks"),
+    ],
+)
+def test_impossible_known_classes_in_results_are_refused(known, words):
+    content = stages.build_results([stages.stage([1], [2])]).build().content()
+    assert RunResults.model_validate({**content, "known_classes": []})
+    with pytest.raises(ValidationError, match=words):
+        RunResults.model_validate({**content, "known_classes": known})
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
