@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.bench.flops import step_flops
 from pipeline.bench.memory import peak_bytes
@@ -22,6 +24,7 @@ from pipeline.bench.stage import Stage, open_stage
 from pipeline.bench.timing import Figure, NotMeasured, Timing, synchronise, time_alternately
 from pipeline.distributed.world import World
 from pipeline.methods.finetune import Finetune
+from pipeline.model.backbone import FrozenClip
 from pipeline.training.engine import Engine
 from pipeline.training.features import pixels_of
 from pipeline.training.inputs import StepInputs
@@ -41,27 +44,34 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     with open_stage(config, world, seen=sizes.seen, images=images) as stage:
         if not any(parameter.requires_grad for parameter in stage.method.parameters()):
             raise NotMeasured(f"{config.method.name} trains nothing in this task")
-        ceiling = matrix_ceiling(sizes, world.device, stage.method.clip.dtype)
-        yield ceiling
+        product = MatrixProduct(sizes, stage.method.clip)
         for batch in sizes.batches:
-            yield from _measure_batch(stage.with_batch(batch), sizes, ceiling.value)
+            yield from _measure_batch(stage.with_batch(batch), sizes, product)
 
 
-def matrix_ceiling(sizes: BenchSizes, device: torch.device, dtype: torch.dtype) -> Figure:
-    """FLOP/s of a large product of two matrices of random numbers: what this machine can do now."""
-    side = sizes.ceiling_side or (8192 if device.type == "cuda" else 2048)
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    timing = time_alternately({"product": lambda: left @ right}, sizes, device)["product"]
-    return timing.rate(f"matrix product of {side}", 2 * side**3 / 1e9, "GFLOP/s")
+class MatrixProduct:
+    """A large product of two matrices of random numbers: the ceiling of FLOP/s on this machine."""
+
+    def __init__(self, sizes: BenchSizes, clip: FrozenClip) -> None:
+        side = sizes.ceiling_side or (8192 if clip.device.type == "cuda" else 2048)
+        shape = side, side
+        self._left, self._right = (
+            torch.randn(shape, device=clip.device).to(clip.dtype) for _ in range(2)
+        )
+        self.device, self.flops = clip.device, 2.0 * side**3
+
+    def __call__(self) -> Tensor:
+        """Compute it."""
+        return self._left @ self._right
 
 
-def _measure_batch(stage: Stage, sizes: BenchSizes, ceiling: float) -> Iterator[Figure]:
+def _measure_batch(stage: Stage, sizes: BenchSizes, product: MatrixProduct) -> Iterator[Figure]:
     """The figures of one size of batch."""
     config, world = stage.run.config, stage.world
     images, label = config.data.global_batch, f"batch {config.data.global_batch}"
     inputs = stage.inputs()
     arguments = inputs.of(next(iter(inputs.epoch(0))))
-    works: dict[str, Callable[[], object]] = {}
+    works: dict[str, Callable[[], object]] = {"product": product}
     with _engine(stage) as (engine, spans):
         works["ours"] = lambda: engine.step(0, *arguments)
         peak = peak_bytes(works["ours"], world.device)  # before the other side takes memory
@@ -81,11 +91,27 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, ceiling: float) -> Iterator[
             if world.device.type == "cpu":
                 name = f"{name}, processor time"
                 yield timings["reference"].processor_over(ours, name, target)
-        needed = step_flops(stage.method, images=images) / world.world_size
-        yield Figure.counted(f"{label}: needed per rank", needed / 1e9, "GFLOP")
-        share = 100 * needed / 1e9 / ceiling
-        yield ours.rate(f"{label}: needed FLOPs of the ceiling", share, "%")
+        yield from _use(label, step_flops(stage.method, images=images), timings, product)
         yield from _parts(label, engine, inputs, spans, sizes.repeats)
+
+
+def _use(
+    label: str, flops: float, timings: dict[str, Timing], product: MatrixProduct
+) -> Iterator[Figure]:
+    """The needed FLOPs per second of this rank, and their share of the ceiling beside them.
+
+    On a CPU both are by processor time: others may use the machine.
+    """
+    ours, ceiling = timings["ours"], timings["product"]
+    needed = flops / dist.get_world_size()
+    yield Figure.counted(f"{label}: needed per rank", needed / 1e9, "GFLOP")
+    yield ceiling.rate(f"{label}: matrix product", product.flops / 1e9, "GFLOP/s")
+    own, most = ours.seconds, ceiling.seconds
+    if product.device.type == "cpu":
+        own, most = ours.processor_s, ceiling.processor_s
+    pairs = zip(own, most, strict=True)
+    shares = tuple(100 * needed / product.flops * limit / mine for mine, limit in pairs)
+    yield Figure.of(f"{label}: needed FLOPs of the ceiling", shares, "%")
 
 
 class Spans:
