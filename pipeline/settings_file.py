@@ -135,7 +135,8 @@ def _read_text(path: Path) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
+        start = "" if path.is_absolute() else f"; its path starts at {Path.cwd()}"
+        raise ConfigError(f"{path}: no such configuration file{start}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 
@@ -176,7 +177,12 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:
-        raise ConfigError(f"override {override!r}: write key=value, for instance seed=2")
+        raise ConfigError(f"override {_show(override)}: write key=value, for instance seed=2")
+    if re.search("[\ud800-\udfff]", override):
+        raise ConfigError(
+            f"override {_show(override)}: is not text in UTF-8; write it in UTF-8, and rename a "
+            "file of such a name"
+        )
     *path, last = dotted.split(".")
     if len(path) > MAX_DEPTH:
         raise ConfigError(f"override {_show(override)}: no key has so many parts; shorten it")
@@ -190,7 +196,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node[last] = text if text.startswith("@") else parse_yaml(text, place="")
     except ConfigError:
         raise ConfigError(
-            f"override {_show(override)}: {_show(text)} is not a YAML value"
+            f"override {_show(override)}: {_show(text)} is not a YAML value; correct it, or put "
+            "it in quotes"
         ) from None
 
 

@@ -229,6 +229,13 @@ def test_hostile_override_is_refused(file, override):
     assert len(str(refused.value)) < 300
 
 
+@pytest.mark.parametrize("override", ["output=caf\udce9", "data.index=@caf\udce9.yaml", "\udcff=3"])
+def test_override_in_another_encoding_is_named(file, override):
+    with pytest.raises(ConfigError, match="is not text in UTF-8; write it in UTF-8") as refused:
+        load_config(file, [override])
+    assert str(refused.value).isascii()
+
+
 def test_damaged_file_is_refused_or_read(file):
     """must end in settings or in one sentence, whatever the bytes of the file are"""
     text = dump_config(load_config(file)).encode()

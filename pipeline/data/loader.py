@@ -14,10 +14,12 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from pipeline.text import format_bytes
 _PRELOADED = ["torch.utils.data", "webdataset", "PIL.Image"]
 _START_S = 60.0  # for the first answer of new workers, in addition to the limit of every answer
 _POLL_S = 0.5
+_NO_ROOM = 71  # exit status of a worker that cannot hand over a batch
 _MOMENT_S = 1.0  # from the broken connection of a killed process to its exit status
 _SIGNALS = {
     signal.SIGKILL: "the system probably had no memory left; lower data.workers, or free memory",
@@ -118,7 +121,7 @@ class Loader:
             yield
         except (RuntimeError, OSError, EOFError) as error:  # the last two from a broken connection
             if getattr(error, "errno", None) == errno.ENOSPC:
-                raise DataError(_no_room()) from error
+                raise DataError(_no_room("the queues of the loader workers")) from error
             if not self._has_dead_worker():
                 raise
             raise DataError(_late(limit_s) if self._is_late else self._death()) from error
@@ -156,6 +159,8 @@ class Loader:
                 name = signal.Signals(number).name
                 reason = _SIGNALS.get(signal.Signals(number), "start the same command again")
                 return f"loader worker {process.pid} was killed by {name}: {reason}"
+        if any(process.exitcode == _NO_ROOM for process in ended):
+            return _no_room("a batch")
         statuses = ", ".join(f"{p.pid} with status {p.exitcode}" for p in ended) or "one"
         return (
             f"a loader worker ended by itself ({statuses}); its error is in the log above; "
@@ -174,11 +179,13 @@ def _late(limit_s: float) -> str:
     )
 
 
-def _no_room() -> str:
-    """The error for loader workers that cannot be started."""
+def _no_room(thing: str) -> str:
+    """The error for loader workers that cannot be started, or cannot hand over a batch."""
+    room = free_bytes()
+    left = "" if room is None else f" ({format_bytes(room)} free)"
     return (
-        f"{SHARED_MEMORY} has no room for the queues of the loader workers; set data.workers=0, or "
-        "enlarge it (docker run --shm-size=8g)"
+        f"{SHARED_MEMORY}{left} has no room for {thing}; set data.workers=0, or enlarge it "
+        "(docker run --shm-size=8g), or remove files of other programs from it"
     )
 
 
@@ -212,9 +219,18 @@ def _set_up_worker(environment: dict[str, str], worker: int) -> None:
     Its parent, the server, does not see to either.
     """
     os.environ.update(environment)
+    Queue._on_queue_feeder_error = staticmethod(_end_without_room)  # type: ignore[attr-defined]
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server may be older than this run
     for ending in (_end_with_consumer, _end_at_signal_of_consumer):
         threading.Thread(target=ending, daemon=True).start()
+
+
+def _end_without_room(error: Exception, batch: object) -> None:
+    """End this worker at a batch that cannot be handed over; its consumer would wait for it."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        os._exit(_NO_ROOM)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def _end_with_consumer() -> None:

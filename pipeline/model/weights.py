@@ -22,6 +22,7 @@ from torch import nn
 
 from pipeline.errors import WeightsError
 from pipeline.model.backbone import BlankClip, FrozenClip, Precision
+from pipeline.model.sizes import fit_problem, sizes_problem
 from pipeline.model.weights_file import (
     read_openai,
     refuse_not_finite,
@@ -264,7 +265,7 @@ def _local_problem(folder: Path, weights: str | None) -> str | None:
     files = sorted(folder.glob("open_clip_*model*.safetensors"))
     if not files:
         return f"model.arch: {folder} has no open_clip_model.safetensors; add it"
-    return next(filter(None, map(_file_problem, files)), None)
+    return fit_problem(file, files) or next(filter(None, map(_file_problem, files)), None)
 
 
 def _config_problem(file: Path) -> str | None:
@@ -276,7 +277,7 @@ def _config_problem(file: Path) -> str | None:
     model = content.get("model_cfg") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         return f"model.arch: {file} has no section model_cfg; write it as open_clip does"
-    return _tower_problem(str(file.parent), model)
+    return _tower_problem(str(file.parent), model) or sizes_problem(file, model)
 
 
 def _hash_weights(clip: nn.Module) -> str:

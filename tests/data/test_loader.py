@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,8 @@ from pipeline.data.plan import Layout
 from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -63,6 +69,47 @@ def test_killed_worker_is_explained(source, number, words):
     os.kill(worker.pid, number)
     with pytest.raises(DataError, match=f"loader worker {worker.pid} {words}"):
         list(batches)
+
+
+_FULL = """
+import sys
+from pathlib import Path
+from tests.data.test_loader import ShardSource, read_index, stream
+from pipeline.errors import DataError
+if __name__ == "__main__":
+    source = ShardSource(read_index(sys.argv[1]), timeout_s=60.0)
+    batches = stream(source)
+    next(batches)
+    with open("/dev/shm/other", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    try:
+        list(batches)
+    except DataError as error:
+        print(error)
+    source.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small /dev/shm")
+def test_shared_memory_that_fills_up_during_a_run_is_named(tiny_shards, tmp_path):
+    """must end at once, with one sentence and without a traceback"""
+    script = tmp_path / "full.py"
+    script.write_text(_FULL)
+    mount = "mount -t tmpfs -o size=1m none /dev/shm && exec "
+    command = f"{mount} {sys.executable} {script} {tiny_shards}"
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.match(r"/dev/shm \(.* free\) has no room for a batch; set data.work", done.stdout)
+    assert done.stderr == ""
 
 
 def test_slow_consumer_is_not_an_error(source, monkeypatch):

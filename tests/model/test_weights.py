@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,48 @@ def test_dry_run_reads_the_weights_themselves(tmp_path):
     with pytest.raises(WeightsError, match="of text_projection are not finite"):
         blank_clip(arch, None)
     assert blank_clip(arch).n_parameters == blank_clip(arch, "random").n_parameters
+
+
+def edit_sizes(arch: str, section: str, **sizes: object) -> None:
+    file = Path(arch.removeprefix("local-dir:")) / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    model = content["model_cfg"]
+    (model[section] if section else model).update(sizes)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("vision_cfg", "width", 10**9),
+        ("vision_cfg", "layers", -1),
+        ("vision_cfg", "image_size", [32, 10**12]),
+        ("vision_cfg", "patch_size", 0),
+        ("text_cfg", "vocab_size", 1.5),
+        ("text_cfg", "context_length", "77"),
+        ("text_cfg", "heads", True),
+        ("", "embed_dim", 1 << 40),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "random"])
+def test_impossible_size_is_refused_before_a_model_is_made(tmp_path, section, key, value, weights):
+    arch = write_clip(tmp_path / "clip")
+    edit_sizes(arch, section, **{key: value})
+    problem = weights_problem(arch, weights)
+    assert problem and "\n" not in problem
+    assert f"{key} is {value}, and a whole number from 1 to" in problem
+    with pytest.raises(WeightsError):
+        load_clip(arch, weights, device=CPU)
+
+
+def test_model_that_its_weights_cannot_fill_is_refused(tmp_path):
+    arch = write_clip(tmp_path / "clip")
+    edit_sizes(arch, "vision_cfg", width=8192, layers=24)
+    assert re.search(
+        r"about 19,\d+,\d+,\d+ parameters, and the weights", weights_problem(arch, None)
+    )
+    edit_sizes(arch, "vision_cfg", width=16384, layers=256)
+    assert "at most 50,000,000,000 are loaded" in weights_problem(arch, "random")
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "old.pt"])

@@ -128,11 +128,7 @@ def write_shards(
         out_url, build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers), work
     )
     if not work.shards:
-        raise DataError(
-            f"{storage.redact(source_url)}: none of its {len(rows):,} images can be used"
-            + (f" (first: {skipped[0]})" if skipped else "")
-            + "; repair them"
-        )
+        raise _nothing_usable(source_url, len(rows), skipped)
     orientation = {"apply": "applied", "ignore": "ignored"}[recipe.orientation]
     content = format_index(names, folders, work.shards, orientation if work.orientations else None)
     index = parse_index(out_url, content)
@@ -144,13 +140,23 @@ def write_shards(
         tuple(skipped),
         bad=len(rows) - sum(shard.samples for shard in index.shards),
         resumed=resumed,
-        notes=(
-            *listing.notes,
-            *orientation_notes(work.orientations, recipe.orientation),
-            *first_image_notes(work.first_images),
-        ),
+        notes=(*listing.notes, *_notes(work, recipe)),
         warnings=find_warnings(index, listing),
     )
+
+
+def _nothing_usable(source_url: str, count: int, skipped: Sequence[str]) -> DataError:
+    first = f" (first: {skipped[0]})" if skipped else ""
+    return DataError(
+        f"{storage.redact(source_url)}: none of its {count:,} images can be used{first}; "
+        "repair them"
+    )
+
+
+def _notes(work: _Work, recipe: Recipe) -> Iterator[str]:
+    """Sentences about the stored images."""
+    yield from orientation_notes(work.orientations, recipe.orientation)
+    yield from first_image_notes(work.first_images)
 
 
 def _fingerprint(rows: Sequence[Row], recipe: Recipe) -> str:
