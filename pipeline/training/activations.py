@@ -161,13 +161,21 @@ class ActivationStore:
             return False
         return len(data) == size + _CHECKSUM_BYTES and data[size:] == _checksum(data[:size])
 
-    def _open(self, folder: Path, selection: Selection) -> KeptActivations:
+    def _open(self, folder: Path, selection: Selection) -> KeptActivations | None:
+        """The activations, or None if another run has just removed them or memory refuses the map.
+
+        A map stays valid when its file is removed.
+        """
         files = []
         shape = self._clip.image_tokens, self._clip.vision_width
         for number in range(-(-len(selection) // FILE_IMAGES)):
             n_images = len(_rows(selection, number))
             name, size = str(_file(folder, number)), n_images * shape[0] * shape[1]
-            flat = torch.from_file(name, shared=False, size=size, dtype=self._clip.dtype)
+            try:
+                flat = torch.from_file(name, shared=False, size=size, dtype=self._clip.dtype)
+            except (OSError, RuntimeError) as error:  # torch has no error of its own for a map
+                self._report(f"{name} cannot be mapped: {str(error).splitlines()[0]}")
+                return None
             files.append(flat.view(n_images, *shape))
         return KeptActivations(torch.from_numpy(selection.sample_S), tuple(files))
 

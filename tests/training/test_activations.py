@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 
 import pipeline.data.batch as batch_module
 from pipeline.config import Config
+from pipeline.data.index import Selection
 from pipeline.distributed.world import World, read_world
 from pipeline.model.backbone import FrozenClip
+from pipeline.training.activations import ActivationStore
 from pipeline.training.checked_run import check_run
 from pipeline.training.run import execute
 from tests.interruptions import Outcome, outcome
@@ -169,8 +172,6 @@ def test_other_runs_make_room_the_longest_unused_first(tiny_arch, tiny_shards, t
 
 def test_tokens_of_an_image_do_not_depend_on_the_images_beside_it(tiny_clip, alone):
     """must hold for every place in a batch, or kept activations would change the last bits"""
-    from pipeline.training.activations import ActivationStore
-
     store = ActivationStore(tiny_clip, alone, first_layer=2, folder=None, limit_bytes=0)
     image_BCHW = draw_images(37)
     together_BSV = store.encode(image_BCHW)
@@ -179,3 +180,21 @@ def test_tokens_of_an_image_do_not_depend_on_the_images_beside_it(tiny_clip, alo
     for n_images in (1, 2, 3, 5, 16, 17):
         assert torch.equal(store.encode(image_BCHW[:n_images]), together_BSV[:n_images])
     assert not together_BSV.requires_grad
+
+
+def test_file_that_another_run_removes_before_it_is_mapped_is_no_error(
+    tiny_arch, tiny_shards, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO)
+    expected = learn(configure(tiny_arch, tiny_shards, tmp_path / "pixels"))
+    opened = ActivationStore._open
+
+    def open_late(store: ActivationStore, folder: Path, selection: Selection) -> Any:
+        shutil.rmtree(folder)
+        return opened(store, folder, selection)
+
+    monkeypatch.setattr(ActivationStore, "_open", open_late)
+    cache = str(tmp_path / "cache")
+    found = learn(configure(tiny_arch, tiny_shards, tmp_path / "late", feature_cache=cache))
+    found.assert_equals(expected)
+    assert any("cannot be mapped" in line for line in caplog.messages)
