@@ -48,7 +48,7 @@ class Stage:
     source: ShardSource
     method: Method
     batches: TaskBatches
-    encoder: Encoder
+    store: FrozenStore
 
     @property
     def task(self) -> Task:
@@ -60,6 +60,11 @@ class Stage:
         """The tasks so far."""
         return self.run.tasks[: self.task.index + 1]
 
+    def new_encoder(self) -> Encoder:
+        """An encoder that knows the frozen features of earlier ones, and no embedding."""
+        size = self.run.config.data.eval_batch
+        return Encoder(self.method, self.world, self.batches, self.store, batch=size)
+
     def inputs(self) -> StepInputs:
         """The inputs of the optimizer steps of the task; frozen features are computed now."""
         return StepInputs(
@@ -67,7 +72,7 @@ class Stage:
             self.task,
             self.run.data.train(self.task),
             self.batches,
-            self.encoder,
+            self.new_encoder(),
             micro_batch=self.run.config.engine.micro_batch or CPU_MICRO_BATCH,
         )
 
@@ -146,8 +151,7 @@ def opened(run: Run, clip: FrozenClip, world: World) -> Iterator[Stage]:
         batches = _batches(run, world, source, method)
         folder, first_layer = run.config.data.feature_cache, method.inputs.first_layer
         store = FrozenStore(clip, world, folder, first_layer=first_layer)
-        encoder = Encoder(method, world, batches, store, batch=run.config.data.eval_batch)
-        yield Stage(run, world, source, method, batches, encoder)
+        yield Stage(run, world, source, method, batches, store)
     finally:
         source.close()
 

@@ -67,7 +67,8 @@ def test_texts_tests_and_closed_forms_are_measured(tiny_arch, tmp_path):
     content = bench(tiny_arch, tmp_path, "text", "eval", "fit", *sizes)
     texts = figures(content, "text")
     assert {f"{n} classes, {kind}" for n in (3, 5) for kind in ("frozen", "learned")} == {*texts}
-    assert {"first test of an image", "later tests"} == {*figures(content, "eval")}
+    tests = {"first test of an image", "after another task", "while embeddings stay"}
+    assert tests == {*figures(content, "eval")}
     assert figures(content, "fit")["ridge: later tasks"]["unit"] == "features/s"
 
 
