@@ -24,6 +24,7 @@ measured here raises ``NotMeasured(reason)``. Both sides of a ratio do the same 
 ``stage``      a run in the middle: its method at the start of a task
 ``flops``      the floating-point operations that a step needs
 ``memory``     the peak of memory
+``network``    the bytes that a step sends, and the efficiency that they predict
 ``reference``  the straightforward step, as public prompt-tuning code does it
 =============  ===================================================================
 """
