@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from pipeline.classifiers import find_classifiers
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.prompts import VisualPromptOptions
+from pipeline.tasks import Task
 
 
 class JointOptions(FinetuneOptions):
     """One set of prompts that is tuned on, against the anchors of all classes seen."""
 
     visual_prompts: VisualPromptOptions = VisualPromptOptions(growth="tuned")
-    loss_classes: Literal["current", "seen"] = "seen"
+    loss_classes: Literal["seen"] = "seen"
 
 
 class Joint(Finetune):
@@ -20,3 +23,14 @@ class Joint(Finetune):
 
     Options = JointOptions
     training_images = "seen"
+
+    @classmethod
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
+        """Refuse a classifier with statistics or rows of the images of one task."""
+        other = [name for name, _ in find_classifiers(options.classifier) if name != "text_anchors"]
+        if not other:
+            return None
+        return (
+            f"method.options.joint.classifier: {other[0]!r} takes the images of one task, and "
+            "'joint' shows those of all tasks so far; choose 'text_anchors'"
+        )

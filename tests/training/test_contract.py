@@ -143,6 +143,15 @@ def test_features_and_random_images_do_not_go_together(tiny_arch, tiny_shards):
         check_run(config, 1)
 
 
+def test_upper_bound_has_no_statistics_of_one_task(tiny_arch, tiny_shards):
+    """must be refused: the images of earlier tasks would be counted again"""
+    options = {"joint": {"classifier": {"name": "ridge"}}}
+    method = {"name": "joint", "options": options}
+    config = build_config(tiny_arch, tiny_shards, output="memory://x", method=method)
+    with pytest.raises(ConfigError, match="classifier: 'ridge' takes the images of one task"):
+        check_run(config, 1)
+
+
 def test_all_seen_images_are_shown_to_a_method_that_wants_them(tiny_arch, tiny_shards, tmp_path):
     config = build_config(
         tiny_arch, tiny_shards, output=str(tmp_path / "run"), optim={"epochs": 1},
