@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 GAP_BYTES = 1 << 20  # about the cost of a further request: 20 ms at 50 MB/s
 SPAN_BYTES = 32 << 20  # the most that one request reads, and that one thread keeps in memory
-_SMALL_SPAN_BYTES = 2 << 20  # of a fetch that has less than this for each thread
+_SMALL_SPAN_BYTES = 8 << 20  # of a fetch that has less than this for each thread
 _THREADS = 8
 
 
