@@ -84,7 +84,7 @@ def test_formats_of_phones_become_jpeg(kind, orientation, choice):
     data = photo(kind, orientation)
     suffix, stored, tagged = encode_image_file(data, None, choice)
     image = open_image(stored)
-    assert (suffix, image.format, tagged) == ("jpg", None, False)
+    assert (suffix, tagged) == ("jpg", False)
     assert image.size == ((32, 48) if orientation else (48, 32))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).max() < 12
