@@ -21,8 +21,10 @@ _REMEDY = "copy the data set again (`python -m pipeline.prepare copy`), or prepa
 def check_shards(shards: Iterable[Shard]) -> None:
     """Check that every shard exists and has its size; no byte of an image is read.
 
+    Where the folder can be listed, each shard must have its table too.
+
     Raises:
-        DataError: a shard is missing or has another size.
+        DataError: a shard or its table is missing, or the shard has another size.
         StorageError: the storage cannot be asked.
     """
     by_folder: dict[str, list[Shard]] = {}
@@ -47,6 +49,12 @@ def _check_folder(folder: str, shards: Sequence[Shard]) -> None:
         raise DataError(
             f"{place}: {len(missing)} of the {len(shards)} shards that the run reads are missing: "
             f"{first_few(missing, 3)}; {_REMEDY}"
+        )
+    no_table = [shard.table_name for shard in shards if listed and shard.table_name not in listed]
+    if no_table:
+        raise DataError(
+            f"{place}: {len(no_table)} of the {len(shards)} tables of shards that the run reads "
+            f"are missing: {first_few(no_table, 3)}; {_REMEDY}"
         )
     found = {**listed, **sizes}
     wrong = [shard for shard in shards if found[shard.name] != shard.bytes]

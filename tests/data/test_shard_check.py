@@ -40,6 +40,13 @@ def test_missing_shard_is_named(shards):
     )
 
 
+def test_missing_table_is_named(shards):
+    """must hold before the run, which reads a table only when it needs a sample of the shard"""
+    storage.remove(shards[1].table_url)
+    with pytest.raises(DataError, match=f"1 of the .* tables .* missing: {shards[1].table_name}; "):
+        check_shards(shards)
+
+
 def test_shard_that_the_run_does_not_read_may_be_missing(shards):
     storage.remove(shards[1].url)
     check_shards([shard for shard in shards if shard != shards[1]])
