@@ -121,6 +121,7 @@ def write_index(folder: Path, n_classes: int) -> str:
     (folder / "index.json").write_bytes(format_index(names, names, shards))
     for shard in shards:
         (folder / shard.name).write_bytes(bytes(shard.bytes))
+        (folder / shard.table_name).touch()
     return str(folder)
 
 

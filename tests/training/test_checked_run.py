@@ -31,6 +31,7 @@ def write_index(folder: Path, names: list[str], folders: list[str] | None = None
     (folder / "index.json").write_bytes(content)
     for shard in shards:
         (folder / shard.name).write_bytes(bytes(shard.bytes))
+        (folder / shard.table_name).touch()
     return str(folder)
 
 
