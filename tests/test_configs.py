@@ -27,6 +27,7 @@ SEQUENCES = {
     "miniclip_tinb": (100, 10),
     "vitb16_cifar100": (100, 10),
     "vitl_inr": (200, 10),
+    "vitl_inr_tppt_ridge": (200, 10),
 }
 HASHES = {
     "demo": "18f656e29392b1e33f772e20fa803f555747e3740d798398c197ae0a94d77181",
@@ -34,6 +35,7 @@ HASHES = {
     "miniclip_tinb": "04dc6bd115809adc35f8d7757011b025fc8af613f3b3408e9eb1bca08142d3b5",
     "vitb16_cifar100": "e5b2a693462881e8bd65ed6384d58d441ce910824339c7c91f44ffb7804a1a49",
     "vitl_inr": "5930083fcc930dc2ef9da55348a6f3325a3ed50bed0fa8b41f55adbf52ec37b2",
+    "vitl_inr_tppt_ridge": "7ef1b0f33e1624d17c07b5eeb6280757b4c946d7be5057d0c25208e09b6cdf0f",
 }
 pytestmark = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -141,6 +143,7 @@ def test_configuration_is_as_specified(file):
     config: Config = load_config(file)
     specified = {
         "vitl_inr": ("ViT-L-14-quickgelu", "openai", 20, "lamda"),
+        "vitl_inr_tppt_ridge": ("ViT-L-14-quickgelu", "openai", 20, "lamda"),
         "vitb16_cifar100": ("ViT-B-16-quickgelu", "openai", 10, "lamda"),
         "miniclip_tinar": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
         "miniclip_tinb": ("local-dir:../shared/assets/miniclip", None, 10, "natural"),
@@ -153,4 +156,4 @@ def test_configuration_is_as_specified(file):
     assert (config.tasks.classes_per_task, config.tasks.class_order) == (per_task, order)
     assert config.tasks.order_seed == 1993 and config.tasks.limit is None
     assert config.evaluation.split == "test"
-    assert config.data.index.startswith("s3://") == (file.stem == "vitl_inr")
+    assert config.data.index.startswith("s3://") == file.stem.startswith("vitl_inr")

@@ -19,7 +19,7 @@ _RIDGE: dict[str, Any] = {"vectors": ["frozen_pooled", "frozen_penultimate"], "p
 _SUM: dict[str, Any] = {
     "first": {"name": "fitted_anchors"},
     "second": {"name": "ridge", "options": _RIDGE},
-    "weight": 0.5,
+    "weight": 0.6,
 }
 
 
