@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from tests.services.slurm import PROGRAMS as SLURM_PROGRAMS
 from tests.services.slurm import Slurm
 
 pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions", "tests.fake_gpu"]
+
+# A shell starts background jobs with SIGINT ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def skip_or_fail(reason: str | None) -> None:

@@ -265,7 +265,7 @@ def _local_problem(folder: Path, weights: str | None) -> str | None:
     files = sorted(folder.glob("open_clip_*model*.safetensors"))
     if not files:
         return f"model.arch: {folder} has no open_clip_model.safetensors; add it"
-    return fit_problem(file, files) or next(filter(None, map(_file_problem, files)), None)
+    return next(filter(None, map(_file_problem, files)), None) or fit_problem(file, files)
 
 
 def _config_problem(file: Path) -> str | None:
