@@ -21,6 +21,7 @@ from pipeline.classifiers.base import split_off
 from pipeline.errors import ConfigError
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.tasks import Task
 from tests.tiny import JOINT_WIDTH, VISION_WIDTH, tiny_tasks
 
 TASKS = tiny_tasks()
@@ -88,6 +89,25 @@ def test_class_means_are_means(tiny_clip, vectors):
     means = torch.stack([rows[labels == label].mean(dim=0) for label in range(6)])
     expected_BC = unit_rows(columns(TEST)) @ unit_rows(means).T
     torch.testing.assert_close(classifier.logits(TEST), expected_BC)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("class_means", {}), ("ridge", {"strength": 0.7}), ("ridge", {"projection": 23})],
+)
+def test_two_arrivals_of_known_classes_equal_one_with_all_images(tiny_clip, name, options):
+    arrival = Task(index=1, first=3, labels=(), names=(), known=(0, 1, 2))
+    weeks = [draw_images(0, 3, seed=1), draw_images(0, 3, seed=2)]
+    options = {"strength": 0.7, **options} if name == "ridge" else options
+    apart, together = build(tiny_clip, name, **options), build(tiny_clip, name, **options)
+    for task, images in zip((TASKS[0], arrival), weeks, strict=True):
+        apart.begin_task(task)
+        apart.fit("end", images)
+        apart.end_task(task)
+    together.begin_task(TASKS[0])
+    together.fit("end", weeks[0] + weeks[1])
+    together.end_task(TASKS[0])
+    torch.testing.assert_close(apart.logits(TEST), together.logits(TEST))
 
 
 @pytest.mark.parametrize("projection", [0, 23])
