@@ -1,8 +1,8 @@
 """The change of vectors from before a task's training to after it, as a linear map.
 
-Statistics of earlier tasks were taken with the embeddings of their time. The images of the current
-task are seen before and after training, so the map that they follow is known, and the statistics
-can follow it without any image of the earlier tasks.
+Training changes the embeddings, so the statistics of earlier tasks become stale. The images of the
+current task are embedded before and after its training. A linear map is fitted between the two; it
+moves the statistics of earlier tasks, whose images are not needed.
 
 Axes: S images of a task · F width of the vectors.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PENALTY = 1e-3  # of the difference to no change, in mean squared lengths of a vector
+_PENALTY = 1e-3  # λ, as a share of the mean diagonal of the Gram matrix
 
 
 def fit_drift(before_SF: Tensor, after_SF: Tensor) -> Tensor:

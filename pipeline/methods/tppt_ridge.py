@@ -4,7 +4,7 @@ The visual prompts learn in the first task, guided by the anchors as in TPPT-V, 
 changes afterwards. The anchors of every task are fitted to its embeddings at its end. Scores are
 the sum of two, each divided by its spread: cosines with the anchors, and RanPAC's regression
 (arXiv 2307.02251) on the last two pooled tokens of the frozen tower (layers side by side as in
-LayUP, arXiv 2312.08888). The two err on different images.
+LayUP, arXiv 2312.08888). The two make different mistakes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ class TpptRidgeOptions(TpptVOptions):
 
 
 class TpptRidge(TpptV):
-    """Prompts from the first task, anchors of every task, and a regression that never ages."""
+    """Prompts from the first task, anchors of every task, ridge regression on frozen features."""
 
     Options = TpptRidgeOptions

@@ -39,8 +39,9 @@ class Encoder:
     def begin_test(self) -> None:
         """Keep the shares of earlier tests if the method embeds as it did in the last one.
 
-        So prompts that are trained in the first task only cost one pass per test image, not one
-        per image and later task. Kept shares take ``S × (E + V) × 4`` bytes over all ranks.
+        If only the first task trains prompts, a test image is then encoded once or twice in a run,
+        not after every later task. Over all ranks, S kept images take ``S × (E + V) × 4`` bytes,
+        and ``S × (E + 2 V) × 4`` more where frozen features are read.
         """
         adaptation = self._method.adaptation_sha256()
         self._is_unchanged = adaptation == self._adaptation
