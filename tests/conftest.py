@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from tests.services.browser import Browser
+from tests.services.browser import why_unavailable as why_no_browser
 from tests.services.fault_proxy import FaultProxy
 from tests.services.nodes import Nodes
 from tests.services.nodes import why_unavailable as why_no_nodes
@@ -74,6 +76,14 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterat
     s3fs.S3FileSystem.clear_instance_cache()
     yield made
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A browser for all tests of pages."""
+    skip_or_fail(why_no_browser())
+    with Browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

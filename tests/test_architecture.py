@@ -37,7 +37,8 @@ MAY_IMPORT = {
         "training": "base distributed data model classifiers methods output",
         "launching": "base output",
         "sweep": "base distributed data model methods output training launching",
-        "reporting": "base output sweep",
+        "pages": "base",
+        "reporting": "base output sweep pages",
         "commands": "base distributed data data.prepare output training launching sweep reporting",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
@@ -49,7 +50,7 @@ MAY_IMPORT = {
 DOORS = {
     "deepspeed": "training.engine",
     "fsspec": "storage",
-    "jinja2": "reporting.page",
+    "jinja2": "pages.page",
     "open_clip": "model.backbone model.blocks model.tokens model.weights",
     "optuna": "sweep.searcher",
     "psutil": "distributed.launcher_watch launching.*",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.reporting.charts import (
+from pipeline.pages.charts import (
     Axis,
     Item,
     Missing,
@@ -16,8 +16,8 @@ from pipeline.reporting.charts import (
     parallel_coordinates,
     scatter_plot,
 )
-from pipeline.reporting.scale import Scale, categorical_scale, linear_scale, log_scale
-from pipeline.reporting.svg import Drawing
+from pipeline.pages.scale import Scale, categorical_scale, linear_scale, log_scale
+from pipeline.pages.svg import Drawing
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.progress import SYMBOLS, format_value

@@ -6,9 +6,10 @@ The same records give the same bytes, so that the page can be made again from th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pipeline import storage
-from pipeline.reporting.page import Fact, Heading, TableRow, render_page
+from pipeline.pages.page import Fact, Heading, TableRow, render_page
 from pipeline.reporting.sweep_charts import N_SHADES, SweepCharts, repetition_names
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import BEST, SweepPlan
@@ -17,6 +18,7 @@ from pipeline.sweep.trial_table import TABLE, TrialRecord, best, rank
 from pipeline.text import NOT_KNOWN, format_percent, format_spread
 
 PAGE = "sweep.html"
+_FOLDER = Path(__file__).parent
 _FIGURES = ("average_incremental_accuracy", "last_accuracy", "forgetting")
 
 
@@ -37,9 +39,9 @@ def render_report(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
     charts = SweepCharts(plan, records, labels) if records else None
     winner = best(records, sweep.metric)
     return render_page(
-        "sweep.html",
+        _FOLDER / "templates/sweep.html",
         title=f"Sweep {sweep.name}" + (f" ({plan.mark})" if plan.mark else ""),
-        styles=["sweep.css"],
+        styles=[_FOLDER / "sweep.css"],
         name=sweep.name,
         mark=plan.mark,
         metric=_words(sweep.metric),

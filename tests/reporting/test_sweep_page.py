@@ -19,8 +19,8 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.plan import SweepPlan
 from pipeline.sweep.space import parse_space
 from pipeline.sweep.trial_table import TaskReport, TrialRecord
-from tests.reporting.parsing import ParsedPage
-from tests.reporting.test_page import ODD, SHOWN
+from tests.pages.parsing import ParsedPage
+from tests.pages.test_page import ODD, SHOWN
 from tests.services.browser import Browser
 from tests.tiny import build_config
 

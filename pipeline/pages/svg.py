@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from pipeline.reporting.scale import Tick
+from pipeline.pages.scale import Tick
 
 Element = ElementTree.Element
 Pixels = tuple[float, float]  # from the left, from the top

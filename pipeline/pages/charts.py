@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.reporting import svg
-from pipeline.reporting.scale import CategoricalScale, Scale, Tick
-from pipeline.reporting.svg import TEXT_GAP, Drawing, Element, Frame, Pixels
+from pipeline.pages import svg
+from pipeline.pages.scale import CategoricalScale, Scale, Tick
+from pipeline.pages.svg import TEXT_GAP, Drawing, Element, Frame, Pixels
 
 _LINE_HEIGHT = 14.0  # of a 12 px font: names beside lines are so far apart at least
 _TITLE_DROP = 22.0  # from the title of an axis to the upper end of the axis

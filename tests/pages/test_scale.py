@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.reporting.scale import categorical_scale, linear_scale, log_scale
+from pipeline.pages.scale import categorical_scale, linear_scale, log_scale
 
 AXES = [
     *((linear_scale(values), values) for values in ([0.2, 0.3], [3, 4], [5.0], [0], [1e-7, 3e8])),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from pipeline.reporting import svg
-from pipeline.reporting.svg import Drawing, Frame
+from pipeline.pages import svg
+from pipeline.pages.svg import Drawing, Frame
 
 ODD = "<script>alert(1)</script> & \"quotes\" 'more' </svg> ünï"
 

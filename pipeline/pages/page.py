@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 _FOLDER = Path(__file__).parent
+FRAME = _FOLDER / "templates/page.html"  # the template that those of all pages extend
 
 # Not allowed in HTML. The output of a program, shown as the reason of a failure, may have them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -45,18 +46,19 @@ class TableRow:
     kind: str = ""  # CSS classes
 
 
-def render_page(template: str, *, title: str, styles: Sequence[str] = (), **values: Any) -> str:
-    """The page that ``templates/<template>`` gives with ``values``; equal bytes for equal values.
+def render_page(template: Path, *, title: str, styles: Sequence[Path] = (), **values: Any) -> str:
+    """The page that the file ``template`` gives with ``values``; equal bytes for equal values.
 
     The page fetches nothing and runs nothing but ``page.js``: its Content-Security-Policy names
-    the hashes of its one script and its one style, which is ``page.css`` and then ``styles``,
-    files of this folder. Control characters are replaced, wherever they are.
+    the hashes of its one script and its one style, which is ``page.css`` and then the files
+    ``styles``. Control characters are replaced, wherever they are. The template may extend
+    ``page.html``, and import macros from ``macros.html`` and from the files beside itself.
 
     Raises:
         jinja2.UndefinedError: the template needs a value that is not given.
     """
-    style = "".join(_read(name) for name in ("page.css", *styles))
-    script = _read("page.js")
+    style = "".join(file.read_text("utf-8") for file in (_FOLDER / "page.css", *styles))
+    script = (_FOLDER / "page.js").read_text("utf-8")
     policy = {
         "default-src": "'none'",
         "img-src": "data:",  # images that are part of the page itself
@@ -66,8 +68,8 @@ def render_page(template: str, *, title: str, styles: Sequence[str] = (), **valu
         "form-action": "'none'",
     }
     text = (
-        _environment()
-        .get_template(template)
+        _environment(template.parent)
+        .get_template(template.name)
         .render(
             **values,
             title=title,
@@ -80,19 +82,15 @@ def render_page(template: str, *, title: str, styles: Sequence[str] = (), **valu
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _environment(folder: Path) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+        loader=jinja2.FileSystemLoader([folder, FRAME.parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

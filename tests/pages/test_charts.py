@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from pipeline.reporting.charts import (
+from pipeline.pages.charts import (
     Axis,
     Item,
     Missing,
@@ -19,9 +19,9 @@ from pipeline.reporting.charts import (
     parallel_coordinates,
     scatter_plot,
 )
-from pipeline.reporting.scale import categorical_scale, linear_scale, log_scale
-from pipeline.reporting.svg import Drawing
-from tests.reporting.test_svg import ODD, parse
+from pipeline.pages.scale import categorical_scale, linear_scale, log_scale
+from pipeline.pages.svg import Drawing
+from tests.pages.test_svg import ODD, parse
 
 CAPTION = {"title": "a chart", "description": "of plain values"}
 
