@@ -18,6 +18,7 @@ from pipeline.classifiers.base import (
 )
 from pipeline.classifiers.class_means import ClassMeans
 from pipeline.classifiers.fitted_anchors import FittedAnchors
+from pipeline.classifiers.heads import LinearHead
 from pipeline.classifiers.linear import Linear
 from pipeline.classifiers.ridge import Ridge
 from pipeline.classifiers.text_anchors import TextAnchors
@@ -35,6 +36,7 @@ __all__ = [
     "EmbeddedImages",
     "FittedAnchors",
     "Linear",
+    "LinearHead",
     "Moment",
     "Ridge",
     "TextAnchors",

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.classifiers.heads import LinearHead
+from pipeline.errors import ConfigError
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.settings_file import Section
@@ -74,6 +76,8 @@ class Classifier(nn.Module):
     Options: ClassVar[type[Section]] = Section
     # Whether a task may have further images of known classes, see ``task.known``.
     takes_known_classes: ClassVar[bool] = False
+    # Factor of the scores in the softmax of ``probabilities``; 1 for scores that are logits.
+    probability_scale: float = 1.0
 
     def __init__(self, context: ClassifierContext, options: Any) -> None:
         super().__init__()
@@ -111,6 +115,24 @@ class Classifier(nn.Module):
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC``; each image's scores depend on that image alone."""
         raise NotImplementedError
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """``probability_BC``, float32: the softmax of the scores times ``probability_scale``.
+
+        The order of the classes is that of the scores.
+        """
+        return (self.probability_scale * logits_BC.double()).softmax(dim=1).float()
+
+    def heads(self) -> list[LinearHead]:
+        """Linear heads whose sum is :meth:`logits`, after a task's end; an export stores them.
+
+        Raises:
+            ConfigError: the classifier has no such form, or its author has not given it.
+        """
+        raise ConfigError(
+            f"the classifier {type(self).__name__} gives no linear heads, which the files of an "
+            "export need; add its method heads(), or export the program alone with --torch-export"
+        )
 
 
 def split_off(

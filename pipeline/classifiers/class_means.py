@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded, EmbeddedImages, Moment
 from pipeline.classifiers.closed_form import ClosedForm, ClosedFormOptions
+from pipeline.classifiers.heads import LinearHead
 from pipeline.classifiers.vectors import vectors_of, width_of
 from pipeline.model.prompts import unit
 from pipeline.tasks import Task
@@ -48,3 +49,8 @@ class ClassMeans(ClosedForm):
         """Cosines ``logits_BC``, in [-1, 1]."""
         assert self._mean_CF is not None, "no task has ended"
         return unit(self.read(embedded)) @ self._mean_CF.T
+
+    def heads(self) -> list[LinearHead]:
+        """One head: the means."""
+        assert self._mean_CF is not None, "no task has ended"
+        return [LinearHead(tuple(self.options.vectors), self._mean_CF, lengths="all_one")]

@@ -20,6 +20,7 @@ from pipeline.classifiers.base import (
     EmbeddedImages,
     Moment,
 )
+from pipeline.classifiers.heads import LinearHead
 from pipeline.classifiers.text_anchors import held_anchors
 from pipeline.model.class_rows import initial_rows, newest_rows, positions
 from pipeline.model.prompts import unit
@@ -101,3 +102,8 @@ class FittedAnchors(Classifier):
         """Scaled cosines ``logits_BC``."""
         assert self._anchor_CE is not None, "no task has ended"
         return self.context.clip.logit_scale * embedded.embedding_BE @ self._anchor_CE.T
+
+    def heads(self) -> list[LinearHead]:
+        """One head: the anchors."""
+        assert self._anchor_CE is not None, "no task has ended"
+        return [LinearHead(("embedding",), self._anchor_CE, scale=self.context.clip.logit_scale)]

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
+from pipeline.classifiers.heads import LinearHead
 from pipeline.model.class_rows import initial_rows, newest_rows, positions
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
@@ -59,6 +60,12 @@ class Linear(Classifier):
         """Scores ``logits_BC`` of all classes seen."""
         weight_CE = newest_rows([*self.weights], self._tasks)
         return self._scores(embedded, weight_CE, newest_rows([*self.biases], self._tasks))
+
+    def heads(self) -> list[LinearHead]:
+        """One head: the rows of all tasks."""
+        weight_CE = newest_rows([*self.weights], self._tasks).detach()
+        bias_C = newest_rows([*self.biases], self._tasks).detach()
+        return [LinearHead(("embedding",), weight_CE, bias_C=bias_C, scale=self.options.scale)]
 
     def _scores(self, embedded: Embedded, weight_CE: Tensor, bias_C: Tensor) -> Tensor:
         return self.options.scale * embedded.embedding_BE @ weight_CE.T + bias_C

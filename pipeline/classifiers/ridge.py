@@ -19,6 +19,7 @@ from pipeline.classifiers.base import (
     split_off,
 )
 from pipeline.classifiers.closed_form import ClosedForm, ClosedFormOptions
+from pipeline.classifiers.heads import LinearHead
 from pipeline.classifiers.vectors import vectors_of, width_of
 from pipeline.model.prompts import unit
 from pipeline.rng import torch_stream
@@ -101,10 +102,12 @@ class Ridge(ClosedForm):
 
     def logits(self, embedded: Embedded) -> Tensor:
         """Regressed labels ``logits_BC``, near 1 for the class of an image."""
-        if self._weight_MC is None:
-            targets_MC = self.total_sums().T
-            self._weight_MC = _solve(self.gram_MM, targets_MC, float(self.strength))
-        return self.read(embedded) @ self._weight_MC
+        return self.read(embedded) @ self._weights()
+
+    def heads(self) -> list[LinearHead]:
+        """One head: the weights, on random features if there is a projection."""
+        vectors, weight_CM = tuple(self.options.vectors), self._weights().T
+        return [LinearHead(vectors, weight_CM, "each_one", self._projection_FM)]
 
     def read(self, embedded: Embedded) -> Tensor:
         """``φ(x)`` of each image, ``expanded_BM``, of vectors that each have length 1."""
@@ -114,6 +117,13 @@ class Ridge(ClosedForm):
         if self._projection_FM is None:
             return vector_BF
         return (vector_BF @ self._projection_FM).relu()
+
+    def _weights(self) -> Tensor:
+        """``weight_MC``, solved for when it is first needed."""
+        if self._weight_MC is None:
+            targets_MC = self.total_sums().T
+            self._weight_MC = _solve(self.gram_MM, targets_MC, float(self.strength))
+        return self._weight_MC
 
     def _statistics(self, images: EmbeddedImages) -> tuple[Tensor, Tensor]:
         """The Gram matrix of some images of the task, and the sums of their classes."""

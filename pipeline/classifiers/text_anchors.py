@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
+from pipeline.classifiers.heads import LinearHead
 from pipeline.errors import ConfigError
 from pipeline.model.anchors import Anchors
 from pipeline.settings_file import Section
@@ -43,6 +44,11 @@ class TextAnchors(Classifier):
         """Scaled cosines ``logits_BC``."""
         assert self._anchor_CE is not None, "no task has ended"
         return self.context.clip.logit_scale * embedded.embedding_BE @ self._anchor_CE.T
+
+    def heads(self) -> list[LinearHead]:
+        """One head: the anchors."""
+        assert self._anchor_CE is not None, "no task has ended"
+        return [LinearHead(("embedding",), self._anchor_CE, scale=self.context.clip.logit_scale)]
 
 
 def held_anchors(context: ClassifierContext, classifier: str) -> Anchors:

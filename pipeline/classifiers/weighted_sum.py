@@ -18,6 +18,7 @@ from pipeline.classifiers.base import (
     Moment,
     split_off,
 )
+from pipeline.classifiers.heads import LinearHead
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -106,6 +107,12 @@ class WeightedSum(Classifier):
         """The weighted sum ``logits_BC``."""
         first_BC, second_BC = _scaled(self.parts, embedded, self.spread_2)
         return (1 - self.weight) * first_BC + self.weight * second_BC
+
+    def heads(self) -> list[LinearHead]:
+        """The heads of both, with their weights divided by their spreads."""
+        weight, (first, second) = float(self.weight), self.spread_2.tolist()
+        heads_of_first = [head.weighted((1 - weight) / first) for head in self.first.heads()]
+        return heads_of_first + [head.weighted(weight / second) for head in self.second.heads()]
 
     def _build(self) -> tuple[Classifier, Classifier]:
         build = self.context.build

@@ -34,9 +34,10 @@ from pipeline.classifiers import (
     build_classifier,
 )
 from pipeline.config import Config, TextConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.model.prompts import VisualPrompts
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -232,6 +233,19 @@ class Method(nn.Module):
         )
         return embedded._replace(features=features)
 
+    def exported_prompts(self) -> VisualPrompts | None:
+        """The prompts with which the frozen image tower embeds, None for that tower alone.
+
+        An export stores them in place of the method.
+
+        Raises:
+            ConfigError: :meth:`embed` is more than that, or the method does not say.
+        """
+        raise ConfigError(
+            f"the method {type(self).__name__} gives no visual prompts for an export; add its "
+            "method exported_prompts(), or export the program alone with --torch-export"
+        )
+
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """Loss terms of one global batch; ``label_N`` are class numbers.
 
@@ -256,6 +270,10 @@ class Method(nn.Module):
     def logits(self, embedded: Embedded) -> Tensor:
         """Scores ``logits_BC`` of encoded images over all classes seen, after a task's end."""
         return self.classifier.logits(embedded)
+
+    def probabilities(self, embedded: Embedded) -> Tensor:
+        """``probability_BC`` of encoded images, see its classifier."""
+        return self.classifier.probabilities(self.logits(embedded))
 
     def adaptation_sha256(self) -> bytes:
         """A hash of all tensors outside the classifier: equal ones embed equally."""

@@ -10,7 +10,7 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.base import Inputs, Method, given
 from pipeline.model.anchors import Anchors, FixedAnchors
 from pipeline.model.backbone import ImageFeatures
-from pipeline.model.prompts import unit
+from pipeline.model.prompts import VisualPrompts, unit
 
 
 class ZeroShot(Method):
@@ -32,3 +32,7 @@ class ZeroShot(Method):
         """Unit embeddings of the frozen image tower."""
         features = given(features)
         return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
+
+    def exported_prompts(self) -> VisualPrompts | None:
+        """The frozen tower alone."""
+        return None
