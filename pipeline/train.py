@@ -16,17 +16,19 @@ first step or by a second Ctrl-C.
 
 from __future__ import annotations
 
+import os
+import sys
+
+if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
+    # Before any other import: pipeline/inspect.py must not hide Python's own inspect.
+    _here = os.path.dirname(os.path.realpath(__file__))
+    _others = [path for path in sys.path if os.path.realpath(path or ".") != _here]
+    sys.path[:] = [os.path.dirname(_here), *_others]
+
 import argparse
 import atexit
 import contextlib
-import os
-import sys
-from pathlib import Path
 from typing import NoReturn
-
-if not __package__:  # run as a file, as `deepspeed` does: import from the checkout, not from here
-    _here = Path(__file__).resolve().parent
-    sys.path[:] = [str(_here.parent), *(p for p in sys.path if Path(p or ".").resolve() != _here)]
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
