@@ -35,11 +35,13 @@ MAY_IMPORT = {
         "methods": "base model classifiers",
         "output": "base distributed data model classifiers methods",
         "training": "base distributed data model classifiers methods output",
+        "inference": "base data model classifiers methods output",
         "launching": "base output",
         "sweep": "base distributed data model methods output training launching",
         "pages": "base",
         "reporting": "base output sweep pages",
-        "commands": "base distributed data data.prepare output training launching sweep reporting",
+        "commands": "base distributed data data.prepare output inference training launching sweep "
+        "reporting",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
         "launching",
@@ -107,6 +109,8 @@ def folder_of(name: str) -> str:
     """The row of ``MAY_IMPORT`` that holds for a module."""
     if name in folders():
         return name
+    if not name:  # what a user imports
+        return "commands"
     folder, _, _ = name.rpartition(".")
     return folder or ("commands" if is_started(modules()[name]) else "base")
 

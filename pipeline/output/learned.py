@@ -8,63 +8,134 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError
+from pipeline.config import Config, ModelConfig
+from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.methods import build_method
 from pipeline.methods.base import Method, MethodContext
-from pipeline.model.weights import load_clip
-from pipeline.output.results import RunResults, read_results
+from pipeline.model.weights import load_clip, weights_problem
+from pipeline.output.results import CONFIG_NAME, RunResults, read_results
 from pipeline.rng import seed_torch
 from pipeline.settings_file import parse_section
 from pipeline.tasks import Task
+from pipeline.yaml_text import parse_yaml
+
+_LOCAL = "local-dir:"  # before the folder of a model
+
+
+@dataclass(frozen=True)
+class LearnedRun:
+    """A run as it was after the last of ``tasks``."""
+
+    method: Method
+    tasks: tuple[Task, ...]
+    config: Config
 
 
 def load_method(
     output: str, stage: int | None = None, *, device: torch.device | None = None
 ) -> Method:
-    """The method of a run as it was after ``stage`` tasks (1, 2, …), or after the last one.
+    """The method of :func:`load_run`.
 
-    ``output`` is the folder or URL of the run; the training data are not needed. Call
-    ``method.logits(method.encode(image_BCHW, features))`` for scores over the classes of
-    :func:`run_tasks`.
+    Call ``method.logits(method.encode(image_BCHW, features))`` for scores over the classes.
+    """
+    return load_run(output, stage, device=device).method
+
+
+def load_run(
+    output: str,
+    stage: int | None = None,
+    *,
+    device: torch.device | None = None,
+    weights: str | None = None,
+) -> LearnedRun:
+    """A run as it was after ``stage`` tasks (1, 2, …), or after the last one.
+
+    ``output`` is the folder or URL of the run; the training data are not needed. ``weights`` is the
+    present file or folder of the backbone's weights, if they have moved.
 
     Raises:
         ConfigError: the run has not learned so many tasks.
-        DataError: the output holds no run, or a file was changed after the run wrote it.
+        DataError: the output holds no run, a file was changed after the run wrote it, or the
+            weights are not those of the run.
         WeightsError: the backbone cannot be loaded.
         StorageError: a file cannot be read.
     """
+    place = storage.redact(output)
     results = read_results(output)
     if results is None:
-        raise DataError(f"{storage.redact(output)}: holds no results.json; give a run's output")
+        raise DataError(f"{place}: holds no results.json; give a run's output")
     stage = results.n_learned if stage is None else stage
     if not 1 <= stage <= results.n_learned:
         raise ConfigError(
-            f"{storage.redact(output)}: has learned {results.n_learned} tasks, and stage {stage} "
+            f"{place}: has learned {results.n_learned} tasks, and stage {stage} "
             f"was asked for; choose 1 to {results.n_learned}"
         )
-    config = parse_section(
-        Config, results.manifest.config, place=f"{storage.redact(output)}: manifest.config"
-    )
-    place = torch.device("cpu") if device is None else device
-    model = config.model
-    clip = load_clip(model.arch, model.weights, device=place, precision=model.precision)
+    config = _config_of(results, place)
+    model = _find_weights(output, config.model, weights)
+    on = torch.device("cpu") if device is None else device
+    clip = load_clip(model.arch, model.weights, device=on, precision=model.precision)
     if clip.sha256 != results.manifest.backbone_sha256:
         raise DataError(
-            f"{storage.redact(output)}: was learned on a backbone with other weights than "
+            f"{place}: was learned on a backbone with other weights than "
             f"{clip.name}; give the weights of the run"
         )
     method = build_method(config.method, MethodContext.of(config, clip))
-    tasks = run_tasks(results)[:stage]
+    tasks = tuple(run_tasks(results)[:stage])
     learned = (_learned_of(results, output, task.index) for task in tasks)
     restore_method(method, tasks, learned, seed=config.seed)
-    return method.eval()
+    return LearnedRun(method.eval(), tasks, config)
+
+
+def _config_of(results: RunResults, place: str) -> Config:
+    """The settings of a run, without the cache of the machine that trained.
+
+    Its path may name a variable that is not set on this machine.
+    """
+    settings = dict(results.manifest.config)
+    data = settings.get("data")
+    if isinstance(data, Mapping):
+        settings["data"] = {key: value for key, value in data.items() if key != "cache"}
+    return parse_section(Config, settings, place=f"{place}: manifest.config")
+
+
+def _find_weights(output: str, model: ModelConfig, weights: str | None) -> ModelConfig:
+    """The backbone of a run with paths that exist here.
+
+    Results have the paths as they were given, config.yaml has them absolute.
+
+    Raises:
+        WeightsError: the backbone is not on this machine, and open_clip does not know it.
+    """
+    if weights is not None:
+        is_folder = model.arch.startswith(_LOCAL) or Path(weights).is_dir()
+        change = {"arch": f"{_LOCAL}{weights}", "weights": None}
+        moved = model.model_copy(update=change if is_folder else {"weights": weights})
+        problem = weights_problem(moved.arch, moved.weights)
+        if problem:
+            raise WeightsError(problem)
+        return moved
+    candidates = [model]
+    url = storage.join(output, CONFIG_NAME)
+    if storage.exists(url):
+        place = storage.redact(url)
+        tree = parse_yaml(storage.read_text(url), place=place)
+        section = tree.get("model") if isinstance(tree, dict) else None
+        candidates.insert(0, parse_section(ModelConfig, section or {}, place=f"{place}: model"))
+    problems = [weights_problem(each.arch, each.weights) for each in candidates]
+    if None in problems:
+        return candidates[problems.index(None)]
+    raise WeightsError(
+        f"{problems[0]}; if the weights of the run have moved, give their present path (weights= "
+        "of load_classifier, --weights of a command)"
+    )
 
 
 def run_tasks(results: RunResults) -> list[Task]:

@@ -1,0 +1,8 @@
+"""A finished run as an image classifier, without its training data.
+
+Imports the base modules, ``data``, ``model``, ``classifiers``, ``methods`` and ``output``.
+"""
+
+from pipeline.inference.classifier import Classifier, load_classifier
+
+__all__ = ["Classifier", "load_classifier"]

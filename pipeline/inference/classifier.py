@@ -1,0 +1,125 @@
+"""The classifier that a run has learned, as a torch module.
+
+Axes: B images · C classes of the stage · K best classes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.data.transforms import Transform, build_transform
+from pipeline.errors import ConfigError
+from pipeline.methods.base import Method
+from pipeline.output.learned import load_run
+from pipeline.tasks import Task
+
+
+class Classifier(nn.Module):
+    """The classes of a run after some task, scored for uint8 images that ``preprocess`` made.
+
+    ``classes`` are in class order, the order of the logits. ``task_of_class`` counts tasks from 1:
+    the task that taught the class. Evaluation mode, no gradient, on the device that it was loaded
+    to.
+    """
+
+    def __init__(
+        self, method: Method, tasks: tuple[Task, ...], *, name: str, transform: Transform
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.name = name
+        self.stage = len(tasks)
+        self.classes: tuple[str, ...] = tuple(name for task in tasks for name in task.names)
+        self.task_of_class: tuple[int, ...] = tuple(
+            task.index + 1 for task in tasks for _ in task.names
+        )
+        self.transform = transform
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights; images on another device are copied to it."""
+        return self.method.clip.device
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.transform.image_size
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """``image_CHW``, uint8, by the evaluation transform of the run."""
+        return self.transform(image)
+
+    @torch.no_grad()
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Scores ``logits_BC`` of preprocessed uint8 images; the greatest one is the prediction.
+
+        Raises:
+            ValueError: the images are not uint8, or have another size.
+        """
+        size = self.image_size
+        if image_BCHW.dtype != torch.uint8 or image_BCHW.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"images are {image_BCHW.dtype} {list(image_BCHW.shape)}; give torch.uint8 "
+                f"[B, 3, {size}, {size}] as preprocess returns it"
+            )
+        method = self.method
+        features = method.clip.encode_image(image_BCHW) if method.needs_features else None
+        return method.logits(method.encode(image_BCHW, features))
+
+    def probabilities(self, image_BCHW: Tensor) -> Tensor:
+        """``probability_BC``, float32; each row sums to 1 and ranks the classes as the logits do.
+
+        See :meth:`pipeline.classifiers.base.Classifier.probabilities`.
+        """
+        return self.method.classifier.probabilities(self(image_BCHW))
+
+    def top(self, image_BCHW: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` best classes of each image, best first: ``probability_BK``, ``class_BK``.
+
+        The logits decide the order, also where float32 probabilities are equal.
+        """
+        logits_BC = self(image_BCHW)
+        class_BK = logits_BC.topk(min(k, len(self.classes)), dim=1).indices
+        probability_BC = self.method.classifier.probabilities(logits_BC)
+        return probability_BC.gather(1, class_BK), class_BK
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *further: Any) -> Classifier:
+        """Refuse to move or convert: the frozen towers are no part of this module's tensors."""
+        raise ConfigError("a loaded classifier cannot be moved; give load_classifier its device")
+
+
+def load_classifier(
+    source: str,
+    stage: int | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    weights: str | None = None,
+) -> Classifier:
+    """The classifier that a run has learned after ``stage`` tasks (1, 2, …), or after the last one.
+
+    ``source`` is the folder or URL of the run. The training data are not needed. ``weights`` is the
+    present path of the backbone's weights, if they have moved since the run: a file, or a folder
+    for ``local-dir:``. Their hash must be that of the run.
+
+    >>> from PIL import Image
+    >>> from pipeline import load_classifier
+    >>> classifier = load_classifier("runs/demo/tppt_vt")
+    >>> image = classifier.preprocess(Image.open("anchor.png"))
+    >>> classifier.classes[classifier(image[None]).argmax()]
+    'anchor'
+
+    Raises:
+        ConfigError: the run has not learned so many tasks.
+        DataError: ``source`` holds no run, its files were changed, or the weights are others.
+        WeightsError: the backbone cannot be loaded.
+        StorageError: a file cannot be read.
+    """
+    run = load_run(source, stage, device=torch.device(device), weights=weights)
+    transform = build_transform(run.config.data.eval_transform, run.method.clip.image_size)
+    return Classifier(run.method, run.tasks, name=run.config.name, transform=transform)
