@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.classifiers import Embedded
 from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune, FinetuneOptions
-from pipeline.model.anchors import Anchors, FixedAnchors, LearnedAnchors
+from pipeline.model.anchors import Anchors
 from pipeline.model.losses import (
     decorrelation,
     dispersion,
@@ -63,11 +63,9 @@ class TpptV(Finetune):
 
     def build_anchors(self) -> Anchors:
         """The frozen text embeddings, with residuals on top if they are chosen."""
-        context = self.context
-        fixed = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
         if not self.options.anchor_residuals:
-            return fixed
-        return LearnedAnchors(context.clip, fixed, residuals=True, seed=context.seed)
+            return self.fixed_anchors()
+        return self.learned_anchors(None, residuals=True)
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""

@@ -6,7 +6,7 @@ Source: arXiv 2505.20680.
 from __future__ import annotations
 
 from pipeline.methods.tppt_v import DiversityOptions, TpptV, TpptVOptions
-from pipeline.model.anchors import Anchors, FixedAnchors, LearnedAnchors, OldAnchors
+from pipeline.model.anchors import Anchors, OldAnchors
 from pipeline.model.prompts import TextualPromptOptions
 
 
@@ -31,13 +31,7 @@ class TpptVT(TpptV):
 
     def build_anchors(self) -> Anchors:
         """Anchors read from the text tower behind a learned context."""
-        context, options = self.context, self.options
-        fixed = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
-        return LearnedAnchors(
-            context.clip,
-            fixed,
-            textual_prompts=options.textual_prompts,
-            residuals=options.anchor_residuals,
-            old=options.old_anchors,
-            seed=context.seed,
+        options = self.options
+        return self.learned_anchors(
+            options.textual_prompts, residuals=options.anchor_residuals, old=options.old_anchors
         )
