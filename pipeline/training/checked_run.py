@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.addresses import NodeFiles
-from pipeline.data.index import ShardIndex, read_index
-from pipeline.data.joining import join_indexes
+from pipeline.data.index import ShardIndex
+from pipeline.data.opening import open_index
 from pipeline.data.repeats import check_repeats
 from pipeline.data.shard_check import check_shards
 from pipeline.errors import ConfigError, StorageError
@@ -23,8 +21,6 @@ from pipeline.methods import (
 )
 from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
-from pipeline.paths import expand_path
-from pipeline.settings_file import parse_list
 from pipeline.tasks import (
     Task,
     grouped_class_order,
@@ -108,12 +104,9 @@ def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
 
 
 def _find_index(config: Config) -> ShardIndex:
-    index, cache = config.data.index, config.data.cache
-    given = [index] if isinstance(index, str) else index
+    cache = config.data.cache
     try:
-        urls = [url for entry in given for url in _listed(entry)]
-        indexes = [read_index(url) for url in urls]
-        joined = join_indexes(indexes, known_classes=config.tasks.known_classes)
+        joined = open_index(config.data.index, known_classes=config.tasks.known_classes)
         files = NodeFiles(cache.folder, limit_bytes=int(cache.limit_gb * 1e9))
         return joined.with_node_files(files)
     except StorageError as error:
@@ -121,31 +114,6 @@ def _find_index(config: Config) -> ShardIndex:
             f"data.index: {error}; give the folder or URL that `python -m pipeline.prepare shard` "
             "has written to"
         ) from error
-
-
-def _listed(entry: str) -> list[str]:
-    """The indexes that an entry of ``data.index`` names: itself, or those in the file ``@FILE``.
-
-    The paths in the file start at its folder.
-    """
-    if not entry.startswith("@"):
-        return [entry]
-    try:
-        file = expand_path(entry.removeprefix("@"))
-        listed = parse_list(storage.read_text(file), place=storage.redact(file))
-        urls = list(map(expand_path, listed))
-    except ValueError as error:
-        raise ConfigError(f"data.index: {entry}: {error}") from None
-    if any(url.startswith("@") for url in urls):
-        raise ConfigError(
-            f"{storage.redact(file)}: an index of a list cannot be another list; write its "
-            "entries into this file"
-        )
-    folder = os.path.dirname(file) or "."
-    return [
-        url if not storage.is_local(url) or os.path.isabs(url) else storage.join(folder, url)
-        for url in urls
-    ]
 
 
 def _known_classes_problem(config: Config, tasks: Sequence[Task]) -> str | None:
