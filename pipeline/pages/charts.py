@@ -8,7 +8,7 @@ CSS classes give colour, and with it a second sign: a line's width or dashes, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,12 +108,17 @@ def line_chart(
     title: str,
     description: str,
     panels: Sequence[str] = ("",),
+    size: Pixels | None = None,
 ) -> Drawing:
-    """Lines over a common axis; panels, for example repetitions, stand side by side."""
+    """Lines over a common axis; panels, for example repetitions, stand side by side.
+
+    ``size`` is the area inside the axes, by default one that suits the number of ticks.
+    """
     ticks, n_panels = x.scale.ticks(), len(panels)
-    width = min(max(_TICK_WIDTH * len(ticks) * n_panels, _LEAST_WIDTH), _LARGEST_WIDTH)
+    wanted = min(max(_TICK_WIDTH * len(ticks) * n_panels, _LEAST_WIDTH), _LARGEST_WIDTH)
+    width, height = size or (wanted, _LINES_HEIGHT)
     top = 2 * _TITLE_DROP
-    frame = Frame(_LABEL_WIDTH, _LABEL_WIDTH + width, top, top + _LINES_HEIGHT)
+    frame = Frame(_LABEL_WIDTH, _LABEL_WIDTH + width, top, top + height)
     marks = [
         svg.text((TEXT_GAP, TEXT_GAP), y.title, "name", y.full_title),
         *svg.grid(frame, y.scale.ticks()),
@@ -124,7 +129,7 @@ def line_chart(
             marks.append(svg.rule((part.left, top - _TITLE_DROP), (part.left, part.bottom), "edge"))
         if name:
             marks.append(svg.text((part.left + TEXT_GAP, top - _LINE_HEIGHT), name, "tick"))
-        marks += _labels_below(part, ticks)
+        marks += labels_below(part, ticks)
     below = ((frame.left + frame.right) / 2, frame.bottom + _TITLE_DEPTH)
     marks.append(svg.text(below, x.title, "tick middle", x.full_title))
     ends = {}
@@ -135,11 +140,11 @@ def line_chart(
             if line
         ]
         if lines:
-            marks.append(_line(each.item, lines, has_dots=True))
+            marks.append(item_line(each.item, lines, has_dots=len(series) <= _CROWD))
             ends[each.item] = lines[-1][-1][1]
-    marks += _names(ends, frame.right + TEXT_GAP)
-    size = (frame.right + _NAME_WIDTH, below[1] + _LINE_HEIGHT)
-    return Drawing(size, title, description, *marks, kind=_kind(series))
+    marks += names_beside(ends, frame.right + TEXT_GAP)
+    whole = (frame.right + name_width(ends), below[1] + _LINE_HEIGHT)
+    return Drawing(whole, title, description, *marks, kind=_kind(series))
 
 
 def scatter_plot(
@@ -191,7 +196,7 @@ def parallel_coordinates(
     lines, ends = [], {}
     for row, aside in zip(rows, _asides(len(rows)), strict=True):
         corners = [place(row, number, aside) for number in range(len(axes))]
-        lines.append(_line(row.item, [corners]))
+        lines.append(item_line(row.item, [corners]))
         ends[row.item] = corners[-1][1]
     labels = []
     for left, axis, missing in zip(lefts, axes, slots, strict=True):
@@ -200,7 +205,7 @@ def parallel_coordinates(
         for number, slot in enumerate(missing):
             at = (left + side, _slot_y(frame, number))
             labels.append(svg.text(at, slot.reason, f"{kind} {slot.kind}"))
-    labels += _names(ends, frame.right + _NAME_GAP)
+    labels += names_beside(ends, frame.right + _NAME_GAP)
     n_slots = max(map(len, slots), default=0)
     size = (frame.right + _AXES_RIGHT, _slot_y(frame, n_slots - 1) + _LINE_HEIGHT)
     # Labels come last: with a margin in the colour of the page they stay readable over lines.
@@ -245,7 +250,7 @@ def _side_by_side(frame: Frame, count: int) -> list[Frame]:
     ]
 
 
-def _labels_below(frame: Frame, ticks: Sequence[Tick]) -> list[Element]:
+def labels_below(frame: Frame, ticks: Sequence[Tick]) -> list[Element]:
     """The labels of a horizontal axis; only every second, third … if they would touch."""
     widest = max((len(label) for _, label in ticks), default=0) * svg.TICK_CHARACTER + TEXT_GAP
     every = math.ceil(widest * len(ticks) / (frame.right - frame.left)) or 1
@@ -284,8 +289,8 @@ def _group(item: Item, *marks: Element) -> Element:
     return svg.element("g", attributes, svg.element("title", {}, item.label), *marks)
 
 
-def _line(item: Item, lines: Sequence[Sequence[Pixels]], *, has_dots: bool = False) -> Element:
-    """An item's lines, over broad invisible ones that are easy to point at."""
+def item_line(item: Item, lines: Sequence[Sequence[Pixels]], *, has_dots: bool = False) -> Element:
+    """An item's lines in pixels, over broad invisible ones that are easy to point at."""
     dots = [point for line in lines for point in line] if has_dots else []
     return _group(
         item,
@@ -302,7 +307,13 @@ def _end(item: Item, place: Pixels) -> Element:
     return svg.disc(place, _END_RADIUS, "end")
 
 
-def _names(ends: dict[Item, float], left: float) -> list[Element]:
+def name_width(items: Iterable[Item]) -> float:
+    """Pixels at the right of a chart for the names of its items."""
+    longest = max((len(item.name) for item in items), default=0)
+    return max(_NAME_WIDTH, 2 * TEXT_GAP + svg.TITLE_CHARACTER * longest)
+
+
+def names_beside(ends: dict[Item, float], left: float) -> list[Element]:
     """The names of items beside the ends of their lines, moved down where they would overlap."""
     marks, lowest = [], -math.inf
     named = [(y, item) for item, y in ends.items() if item.name]

@@ -104,6 +104,12 @@ def disc(centre: Pixels, radius: float, kind: str) -> Element:
     return element("circle", {"cx": f"{x:g}", "cy": f"{y:g}", "r": radius, "class": kind})
 
 
+def box(corner: Pixels, size: Pixels, kind: str) -> Element:
+    """A filled rectangle; ``corner`` is the upper left one."""
+    place = {"x": corner[0], "y": corner[1], "width": size[0], "height": size[1]}
+    return element("rect", {**{key: f"{value:g}" for key, value in place.items()}, "class": kind})
+
+
 def path(lines: Sequence[Sequence[Pixels]], kind: str) -> Element:
     """One or more lines, each through its points."""
     steps = " ".join(
