@@ -11,7 +11,9 @@ def setup_logging(rank: int) -> None:
     """Write the log of this package to stderr: on rank 0 from INFO, on the others from WARNING."""
     handler = _StderrHandler()
     handler.setFormatter(
-        logging.Formatter(f"%(asctime)s r{rank} %(module)s: %(message)s", datefmt="%H:%M:%S")
+        logging.Formatter(
+            f"%(asctime)s r{rank} %(module)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+        )
     )
     package = logging.getLogger("pipeline")
     package.handlers[:] = [handler]

@@ -1,4 +1,4 @@
-"""Log lines name their rank; lines of metrics are complete JSON objects."""
+"""Log lines give their date and rank; lines of metrics are complete JSON objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def test_rank_0_logs_from_info_and_the_others_from_warning(capsys, rank, shown):
     log.warning("warning")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[-1] for line in lines] == shown
-    assert all(re.match(rf"\d\d:\d\d:\d\d r{rank} test_log: ", line) for line in lines)
+    assert all(
+        re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d r{rank} test_log: ", line) for line in lines
+    )
 
 
 def test_log_of_other_libraries_does_not_change(capsys):
@@ -59,4 +61,4 @@ def test_lines_go_above_a_live_display(capsys, monkeypatch):
         logging.getLogger("pipeline.any").warning("a step was skipped")
     shown = capsys.readouterr().err
     # The display is cleared, the line takes its place, and the display follows.
-    assert re.search(r"\x1b\[2K[\d:]+ r0 test_log: a step was skipped\n.*the display", shown)
+    assert re.search(r"\x1b\[2K[\d-]+ [\d:]+ r0 test_log: a step was skipped\n.*the display", shown)

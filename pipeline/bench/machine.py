@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.output.manifest import git_commit
+from pipeline.version import git_commit
 
 _PACKAGES = ("torch", "deepspeed", "open_clip_torch", "webdataset")
 _SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.output.identity import config_hash
 from pipeline.output.protocol import protocol_of
 from pipeline.tasks import Task
+from pipeline.version import git_commit
 
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "open_clip_torch", "fsspec", "s3fs")
 
@@ -38,18 +37,3 @@ def build_manifest(
         "git_commit": git_commit(),
         "world_size": ranks,
     }
-
-
-def git_commit() -> str | None:
-    """The commit of this package's checkout, with ``+`` if files were changed; None outside one."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
