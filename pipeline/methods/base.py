@@ -37,7 +37,7 @@ from pipeline.config import Config, TextConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
-from pipeline.model.prompts import VisualPrompts
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -233,8 +233,8 @@ class Method(nn.Module):
         )
         return embedded._replace(features=features)
 
-    def exported_prompts(self) -> VisualPrompts | None:
-        """The prompts with which the frozen image tower embeds, None for that tower alone.
+    def exported_prompts(self) -> list[PromptGroup]:
+        """The prompts with which the frozen image tower embeds; none for that tower alone.
 
         An export stores them in place of the method.
 

@@ -11,6 +11,7 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, given
 from pipeline.model.backbone import ImageFeatures
+from pipeline.model.prompt_groups import PromptGroup, group_of
 from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
 from pipeline.tasks import Task
 
@@ -62,6 +63,6 @@ class Finetune(Anchored):
         adapted = self.clip.encode_image(image_BCHW, prompt_DBLV, first_layer=first_layer)
         return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
 
-    def exported_prompts(self) -> VisualPrompts | None:
+    def exported_prompts(self) -> list[PromptGroup]:
         """The prompts of all tasks."""
-        return self.visual_prompts
+        return [group_of(self.visual_prompts, first_layer=self.inputs.first_layer)]

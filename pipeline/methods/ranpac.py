@@ -15,7 +15,8 @@ from pipeline.classifiers import ClassifierConfig, Embedded
 from pipeline.methods.base import Inputs, Method, given
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.backbone import ImageFeatures
-from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
+from pipeline.model.prompt_groups import PromptGroup
+from pipeline.model.prompts import VisualPromptOptions, unit
 from pipeline.tasks import Task
 
 
@@ -58,6 +59,6 @@ class RanPac(Finetune):
         features = given(features)
         return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
 
-    def exported_prompts(self) -> VisualPrompts | None:
+    def exported_prompts(self) -> list[PromptGroup]:
         """The prompts of the first task, if it trains any."""
-        return super().exported_prompts() if self.options.first_session else None
+        return super().exported_prompts() if self.options.first_session else []

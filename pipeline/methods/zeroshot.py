@@ -10,7 +10,8 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.base import Inputs, Method, given
 from pipeline.model.anchors import Anchors, FixedAnchors
 from pipeline.model.backbone import ImageFeatures
-from pipeline.model.prompts import VisualPrompts, unit
+from pipeline.model.prompt_groups import PromptGroup
+from pipeline.model.prompts import unit
 
 
 class ZeroShot(Method):
@@ -33,6 +34,6 @@ class ZeroShot(Method):
         features = given(features)
         return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
 
-    def exported_prompts(self) -> VisualPrompts | None:
-        """The frozen tower alone."""
-        return None
+    def exported_prompts(self) -> list[PromptGroup]:
+        """None: the frozen tower alone."""
+        return []
