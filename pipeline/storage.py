@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -186,6 +187,13 @@ def size(url: str) -> int:
         StorageError: the file does not exist.
     """
     return int(_call("look at", url, "info")["size"])
+
+
+def modified(url: str) -> datetime | None:
+    """When the file at ``url`` was written, by the clock of its storage; None if it is unknown."""
+    info = _call("look at", url, "info")
+    found = info.get("LastModified", info.get("mtime", info.get("created")))
+    return datetime.fromtimestamp(found, timezone.utc) if isinstance(found, float) else found
 
 
 def list_files(url: str) -> list[str]:

@@ -34,7 +34,14 @@ def check_shards(shards: Iterable[Shard]) -> None:
         _check_folder(folder, members)
 
 
-def _check_folder(folder: str, shards: Sequence[Shard]) -> None:
+def sizes_by_name(folder: str, shards: Sequence[Shard]) -> dict[str, int | None]:
+    """The bytes of each shard and its table in ``folder``, by name; None for a missing file.
+
+    The tables are left out where the folder cannot be listed.
+
+    Raises:
+        StorageError: the storage cannot be asked.
+    """
     try:
         listed = {url.rpartition("/")[2]: size for url, size in storage.list_sizes(folder).items()}
     except StorageError:
@@ -43,20 +50,26 @@ def _check_folder(folder: str, shards: Sequence[Shard]) -> None:
     unlisted = [shard for shard in shards if shard.name not in listed]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="look") as threads:
         sizes = dict(zip((s.name for s in unlisted), threads.map(_size, unlisted), strict=True))
-    missing = [name for name, size in sizes.items() if size is None]
+    tables = {shard.table_name: listed.get(shard.table_name) for shard in shards if listed}
+    return {**{s.name: listed.get(s.name) for s in shards}, **sizes, **tables}
+
+
+def _check_folder(folder: str, shards: Sequence[Shard]) -> None:
+    found = sizes_by_name(folder, shards)
+    missing = [shard.name for shard in shards if found[shard.name] is None]
     place = storage.redact(folder)
     if missing:
         raise DataError(
             f"{place}: {len(missing)} of the {len(shards)} shards that the run reads are missing: "
             f"{first_few(missing, 3)}; {_REMEDY}"
         )
-    no_table = [shard.table_name for shard in shards if listed and shard.table_name not in listed]
+    tables = [shard.table_name for shard in shards]
+    no_table = [name for name in tables if found.get(name, 0) is None]
     if no_table:
         raise DataError(
             f"{place}: {len(no_table)} of the {len(shards)} tables of shards that the run reads "
             f"are missing: {first_few(no_table, 3)}; {_REMEDY}"
         )
-    found = {**listed, **sizes}
     wrong = [shard for shard in shards if found[shard.name] != shard.bytes]
     if wrong:
         first = wrong[0]

@@ -37,6 +37,7 @@ _LOCAL = "local-dir:"
 _QUICK = "-quickgelu"
 _HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 _HUB_TIMEOUT_S = 10.0
+_IMAGE_SIZE = 224  # open_clip's default
 
 
 def load_clip(
@@ -62,6 +63,23 @@ def load_clip(
     # Hashed before the cast to the type of the device, so that the hash is equal on all devices.
     sha256 = _hash_weights(clip)
     return FrozenClip(clip, tokenizer, name=name, device=device, sha256=sha256, precision=precision)
+
+
+def image_size_of(arch: str) -> int:
+    """The side in pixels of the images of ``arch``, from its configuration alone.
+
+    Raises:
+        WeightsError: there is no such architecture, or its configuration cannot be used.
+    """
+    problem = weights_problem(arch, "random")
+    if problem:
+        raise WeightsError(problem)
+    model = open_clip.get_model_config(arch)
+    if arch.startswith(_LOCAL):
+        file = Path(arch.removeprefix(_LOCAL)) / "open_clip_config.json"
+        model = json.loads(file.read_bytes())["model_cfg"]
+    size = model["vision_cfg"].get("image_size", _IMAGE_SIZE)
+    return size[0] if isinstance(size, list) else size
 
 
 def blank_clip(arch: str, weights: str | None = "random") -> BlankClip:

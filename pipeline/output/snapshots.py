@@ -141,13 +141,23 @@ def read_latest(folder: str) -> Snapshot | None:
     return None
 
 
+def check_snapshots(folder: str) -> dict[str, str | None]:
+    """Each snapshot in ``folder``, oldest first, with the reason why it cannot be used, or None.
+
+    Raises:
+        StorageError: the folder cannot be read.
+        DataError: a snapshot has another schema.
+    """
+    return {name: _damage(folder, name) for name in _snapshot_names(folder)}
+
+
 def _write(folder: str, snapshot: Snapshot) -> None:
     """Write a snapshot, then delete all but the newest older one."""
     before = _snapshot_names(folder)
     # A run that stops again before its first step takes the snapshot from which it resumed. A valid
     # one stays untouched, as it may be the only one. A damaged one loses its marker first, so that
     # it never looks valid while it is replaced.
-    if snapshot.name not in before or not _is_valid(folder, snapshot.name):
+    if snapshot.name not in before or _damage(folder, snapshot.name):
         place = storage.join(folder, snapshot.name)
         storage.remove(storage.join(place, _MARKER))
         tensors = to_safetensors(snapshot.tensors)
@@ -186,11 +196,13 @@ class _Damaged(Exception):
     """The reason why a snapshot cannot be used."""
 
 
-def _is_valid(folder: str, name: str) -> bool:
+def _damage(folder: str, name: str) -> str | None:
+    """The reason why the snapshot called ``name`` cannot be used, or None."""
     try:
-        return _read(folder, name) is not None
-    except _Damaged:
-        return False
+        _read(folder, name)
+    except _Damaged as damage:
+        return str(damage)
+    return None
 
 
 def _read(folder: str, name: str) -> Snapshot:
