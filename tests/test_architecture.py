@@ -36,12 +36,13 @@ MAY_IMPORT = {
         "output": "base distributed data model classifiers methods",
         "training": "base distributed data model classifiers methods output",
         "inference": "base data model classifiers methods output",
+        "serving": "base data inference",
         "launching": "base output",
         "sweep": "base distributed data model methods output training launching",
         "pages": "base",
         "reporting": "base output sweep pages",
-        "commands": "base distributed data data.prepare output inference training launching sweep "
-        "reporting",
+        "commands": "base distributed data data.prepare output inference serving training "
+        "launching sweep reporting",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
         "launching",
@@ -58,8 +59,11 @@ DOORS = {
     "psutil": "distributed.launcher_watch launching.*",
     "pillow_heif": "data.prepare.encoding",
     "pyarrow": "data.prepare.parquet_source",
+    "prometheus_client": "serving.metrics",
     "ray": "sweep.actor sweep.ray_cluster sweep.recorder sweep.searcher sweep.sweep",
+    "starlette": "serve serving.*",
     "tenacity": "retry",
+    "uvicorn": "serving.server",
     "webdataset": "bench.plain_webdataset data.decoding data.prepare.writer",
     "yaml": "yaml_text",
     # A pickle can run code. This module refuses everything in it except arrays and plain values.
