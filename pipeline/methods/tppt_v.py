@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from pipeline.methods.base import Losses
 from pipeline.methods.finetune import Finetune, FinetuneOptions
 from pipeline.model.anchors import Anchors
 from pipeline.model.losses import (
+    FixedRelations,
     decorrelation,
     dispersion,
     image_to_text,
@@ -24,6 +26,8 @@ from pipeline.model.losses import (
 )
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
+
+_FEW_ANCHORS = 256  # up to which all pairs cost nothing; the bits of earlier runs remain
 
 
 class TextToImageOptions(Section):
@@ -54,6 +58,7 @@ class TpptV(Finetune):
     """Visual prompts learned from both sides: images pick anchors and anchors pick images."""
 
     Options = TpptVOptions
+    _fixed: FixedRelations | None = None  # of the present task
 
     @classmethod
     def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
@@ -66,6 +71,11 @@ class TpptV(Finetune):
         if not self.options.anchor_residuals:
             return self.fixed_anchors()
         return self.learned_anchors(None, residuals=True)
+
+    def begin_task(self, task: Task) -> None:
+        """As for ``finetune``; the anchors of earlier tasks may have moved."""
+        self._fixed = None
+        super().begin_task(task)
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_i2t + λ_t L_t2i [+ λ_d L_div]``."""
@@ -91,6 +101,20 @@ class TpptV(Finetune):
         options, anchor_CE = self.options.diversity, self.seen_anchors(current_CE)
         if options.form == "dispersion":
             return dispersion(anchor_CE, options.temperature)
-        if options.form == "relation_matching":
+        if options.form == "decorrelation":
+            return decorrelation(anchor_CE)
+        old_CE = self.anchors.old()
+        if len(old_CE) <= _FEW_ANCHORS or old_CE.requires_grad:
             return relation_matching(anchor_CE, self.anchors.unprompted())
-        return decorrelation(anchor_CE)
+        if self._fixed is None:
+            self._fixed = self._fixed_relations(old_CE)
+        return self._fixed.matching(current_CE)
+
+    def _fixed_relations(self, old_CE: Tensor) -> FixedRelations:
+        """The relations of the anchors of classes that the task has no images of."""
+        reference_CE = self.anchors.unprompted()
+        is_fixed = torch.ones(len(old_CE), dtype=torch.bool)
+        is_fixed[list(self.task.known)] = False
+        fixed = is_fixed.nonzero()[:, 0].to(old_CE.device)
+        current = list(self.task.classes)
+        return FixedRelations.of(old_CE[fixed], reference_CE[fixed], reference_CE[current])

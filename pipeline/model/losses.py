@@ -1,12 +1,14 @@
 """The losses of TPPT as pure functions.
 
-Axes: N images of the global batch · C classes, one anchor each · E joint width.
+Axes: N images of the global batch · C classes, one anchor each · F of them that do not change in a
+task · E joint width.
 Embeddings and anchors have unit norm. Source: arXiv 2505.20680.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,35 @@ def relation_matching(anchor_CE: Tensor, reference_CE: Tensor) -> Tensor:
         return anchor_CE.sum() * 0.0
     change_CC = anchor_CE @ anchor_CE.T - reference_CE @ reference_CE.T
     return change_CC.square().sum() / (n_classes * (n_classes - 1))
+
+
+_BLOCK = 1024  # anchors that are compared with all others at once
+
+
+class FixedRelations(NamedTuple):
+    """The part of :func:`relation_matching` that is constant while ``anchor_FE`` do not change."""
+
+    anchor_FE: Tensor
+    reference_FE: Tensor
+    reference_CE: Tensor  # of the anchors that change
+    own: Tensor  # the sum over all pairs of the fixed anchors
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, anchor_FE: Tensor, reference_FE: Tensor, reference_CE: Tensor) -> FixedRelations:
+        """Compare the fixed anchors with each other, without F×F numbers in memory."""
+        own = anchor_FE.new_zeros((), dtype=torch.float64)
+        for a_BE, r_BE in zip(anchor_FE.split(_BLOCK), reference_FE.split(_BLOCK), strict=True):
+            own += (a_BE @ anchor_FE.T - r_BE @ reference_FE.T).square().sum()
+        return cls(anchor_FE, reference_FE, reference_CE, own.to(anchor_FE.dtype))
+
+    def matching(self, anchor_CE: Tensor) -> Tensor:
+        """``relation_matching`` of the fixed anchors and ``anchor_CE``, equal up to rounding."""
+        across_CF = anchor_CE @ self.anchor_FE.T - self.reference_CE @ self.reference_FE.T
+        own_CC = anchor_CE @ anchor_CE.T - self.reference_CE @ self.reference_CE.T
+        n_classes = len(self.anchor_FE) + len(anchor_CE)
+        total = self.own + 2 * across_CF.square().sum() + own_CC.square().sum()
+        return total / (n_classes * (n_classes - 1))
 
 
 def decorrelation(anchor_CE: Tensor) -> Tensor:

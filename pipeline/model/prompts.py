@@ -5,7 +5,8 @@ Axes: B images · D prompted layers · M components · L prompt tokens · V visi
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.rng import torch_stream
 from pipeline.settings_file import Section
 
-_INITIAL_STD = 0.02
+INITIAL_STD = 0.02
 
 
 class VisualPromptOptions(Section):
@@ -52,6 +53,28 @@ class PromptChunk(nn.Module):
         self.attention_MV = None if attention_MV is None else nn.Parameter(attention_MV)
 
 
+class _Pool(NamedTuple):
+    """All components of some chunks in one piece, while the chunks do not change."""
+
+    versions: list[tuple[torch.device, int]]  # of the tensors of the chunks
+    prompt_MDLV: Tensor  # with room at the end for the components of the newest chunk
+    key_MV: Tensor
+    attention_MV: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, chunks: Sequence[Any], n_newest: int) -> _Pool:
+        """Copy ``chunks``, with room for ``n_newest`` further components."""
+        room_DMLV = torch.zeros_like(chunks[0].prompt_DMLV[:, :1]).expand(-1, n_newest, -1, -1)
+        prompt_DMLV = torch.cat([*(chunk.prompt_DMLV for chunk in chunks), room_DMLV], dim=1)
+        return cls(
+            _versions(chunks),
+            prompt_DMLV.transpose(0, 1).contiguous(),
+            torch.cat([chunk.key_MV for chunk in chunks]),
+            torch.cat([chunk.attention_MV for chunk in chunks]),
+        )
+
+
 class VisualPrompts(nn.Module):
     """Deep visual prompts: each task may add a chunk of components.
 
@@ -77,6 +100,7 @@ class VisualPrompts(nn.Module):
         n_layers = layers - options.first_layer
         self._depth = min(options.depth or n_layers, n_layers)
         self._seed = seed
+        self._pool: _Pool | None = None
         self.chunks = nn.ModuleList()
 
     @property
@@ -96,26 +120,53 @@ class VisualPrompts(nn.Module):
     def forward(self, query_BV: Tensor | None, n_images: int) -> Tensor:
         """Tokens ``prompt_DBLV`` of each image; only 'weighted' reads ``query_BV``."""
         chunks: list[Any] = list(self.chunks)  # a ModuleList hides the class of its members
-        prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in chunks], dim=1)
         if query_BV is None:
+            prompt_DMLV = torch.cat([chunk.prompt_DMLV for chunk in chunks], dim=1)
             return prompt_DMLV.sum(dim=1, keepdim=True).expand(-1, n_images, -1, -1)
-        key_MV = torch.cat([chunk.key_MV for chunk in chunks])
-        attention_MV = torch.cat([chunk.attention_MV for chunk in chunks])
+        *earlier, newest = chunks
+        if not earlier:
+            weight_BM = component_weights(query_BV, newest.attention_MV, newest.key_MV)
+            return torch.einsum("bm,dmlv->dblv", weight_BM, newest.prompt_DMLV)
+        return self._mixed(query_BV, earlier, newest)
+
+    def _mixed(self, query_BV: Tensor, earlier: Sequence[Any], newest: Any) -> Tensor:
+        """The tokens from frozen chunks and the newest one, whose gradient alone is computed.
+
+        The sum is over all components at once, so that its bits are those of one long chunk.
+        """
+        n_newest = newest.prompt_DMLV.shape[1]
+        if self._pool is None or self._pool.versions != _versions(earlier):
+            self._pool = _Pool.of(earlier, n_newest)
+        pool = self._pool
+        # Not seen by autograd: all parts of a step write the same values.
+        pool.prompt_MDLV.data[-n_newest:] = newest.prompt_DMLV.detach().transpose(0, 1)
+        key_MV = torch.cat([pool.key_MV, newest.key_MV])
+        attention_MV = torch.cat([pool.attention_MV, newest.attention_MV])
         weight_BM = component_weights(query_BV, attention_MV, key_MV)
-        return torch.einsum("bm,dmlv->dblv", weight_BM, prompt_DMLV)
+        mixed_DBLV = torch.einsum("bm,mdlv->dblv", weight_BM, pool.prompt_MDLV)
+        if not (torch.is_grad_enabled() and newest.prompt_DMLV.requires_grad):
+            return mixed_DBLV
+        own_BM = weight_BM[:, -n_newest:].detach()
+        own_DBLV = torch.einsum("bm,dmlv->dblv", own_BM, newest.prompt_DMLV)
+        return mixed_DBLV + (own_DBLV - own_DBLV.detach())  # adds zeros, and a gradient
 
     def _new_chunk(self, index: int) -> PromptChunk:
         options = self._options
         n_components = options.components if self.needs_query else 1
         stream = torch_stream("visual prompts", self._seed, index)
         shape = (self._depth, n_components, options.length, self._width)
-        prompt_DMLV = torch.randn(shape, generator=stream) * _INITIAL_STD
+        prompt_DMLV = torch.randn(shape, generator=stream) * INITIAL_STD
         if index:
             prompt_DMLV.zero_()
         if not self.needs_query:
             return PromptChunk(prompt_DMLV, None, None)
         key_MV = torch.randn(n_components, self._width, generator=stream)
         return PromptChunk(prompt_DMLV, key_MV, torch.ones(n_components, self._width))
+
+
+def _versions(chunks: Sequence[Any]) -> list[tuple[torch.device, int]]:
+    """A value that changes whenever a tensor of ``chunks`` is written or moved."""
+    return [(each.device, each._version) for chunk in chunks for each in chunk.parameters()]
 
 
 def component_weights(query_BV: Tensor, attention_MV: Tensor, key_MV: Tensor) -> Tensor:
@@ -155,7 +206,7 @@ class TextualPrompts(nn.Module):
     def _new_context(self, index: int) -> Tensor:
         length, width = self._options.length, self._word_LW.shape[1]
         stream = torch_stream("textual prompts", self._seed, index)
-        context_DLW = torch.randn(self._depth, length, width, generator=stream) * _INITIAL_STD
+        context_DLW = torch.randn(self._depth, length, width, generator=stream) * INITIAL_STD
         n_words = min(length, len(self._word_LW))
         context_DLW[0, :n_words] = self._word_LW[:n_words]
         return context_DLW

@@ -313,6 +313,24 @@ def test_diversity_looks_at_every_class_seen(label, weight, form, tiny_clip):
     torch.testing.assert_close(terms["diversity"], weight * form(seen_CE, unprompted_CE))
 
 
+@pytest.mark.parametrize("known", [(), (1, 3)], ids=["new classes", "some known"])
+def test_relations_of_many_anchors_are_those_of_all_pairs(known, tiny_clip, monkeypatch):
+    """must have the same gradient, whichever classes the task trains again"""
+    method = learn(build_variant("anchors kept as learned", tiny_clip), TASKS, tiny_clip)
+    first = TASKS[-1].last
+    method.begin_task(Task(len(TASKS), first, (first, first + 1), ("fox", "hen"), known=known))
+    learned = active(method)[f"anchors.residuals.{len(TASKS)}"]
+    with torch.no_grad():
+        learned += 0.1 * torch.randn(learned.shape, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for few in (256, 0):
+        monkeypatch.setattr("pipeline.methods.tppt_v._FEW_ANCHORS", few)
+        loss = method._diversity(method.anchors.current())
+        gradients.append(torch.autograd.grad(loss, learned)[0])
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
 def test_term_of_weight_zero_is_left_out(tiny_clip):
     options = {"tppt_v": {"text_to_image": {"weight": 0}}}
     method = build_method(MethodConfig(name="tppt_v", options=options), build_context(tiny_clip))

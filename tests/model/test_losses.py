@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model.losses import (
+    FixedRelations,
     decorrelation,
     dispersion,
     image_to_text,
@@ -152,6 +153,24 @@ def test_relation_matching_is_the_formula(embeddings):
     assert found == pytest.approx(expected / (5 * 4), 1e-12)
     rotated_CE = anchor_CE.roll(1, dims=1)  # a common rotation keeps every cosine
     assert float(relation_matching(anchor_CE, rotated_CE)) == pytest.approx(0.0, abs=1e-28)
+
+
+@pytest.mark.parametrize("n_fixed", [1, 3, 2000])
+def test_relations_of_fixed_anchors_are_a_constant_of_relation_matching(n_fixed):
+    """must have the same value, and the same gradient on the anchors that change"""
+    generator = torch.Generator().manual_seed(4)
+    shape = n_fixed + 2, 7
+    anchor_CE, reference_CE = (
+        F.normalize(torch.randn(shape, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    moving_CE = anchor_CE[n_fixed:].clone().requires_grad_()
+    fixed = FixedRelations.of(anchor_CE[:n_fixed], reference_CE[:n_fixed], reference_CE[n_fixed:])
+    found = fixed.matching(moving_CE)
+    expected = relation_matching(torch.cat([anchor_CE[:n_fixed], moving_CE]), reference_CE)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(loss, moving_CE)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
 
 
 def test_decorrelation_is_the_formula(embeddings):

@@ -81,6 +81,40 @@ def test_weighted_prompts_are_the_formula_over_all_chunks():
     torch.testing.assert_close(found_DBLV, expected_DBLV, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_tasks", [2, 7])
+def test_frozen_chunks_give_the_bits_of_one_long_chunk(n_tasks):
+    """must keep values and gradients of the newest chunk to the last bit, over several parts"""
+    prompts = build(WEIGHTED, n_tasks)
+    whole = {
+        name: torch.cat([getattr(c, name) for c in prompts.chunks], dim=dim).detach()
+        for name, dim in (("prompt_DMLV", 1), ("key_MV", 0), ("attention_MV", 0))
+    }
+    leaves = [tensor.requires_grad_() for tensor in whole.values()]
+    queries, gradient_DBLV = [draw(B, V, seed=8), draw(B, V, seed=9)], draw(D, B, L, V, seed=10)
+    found = [prompts(query_BV, B) for query_BV in queries]  # all parts before any gradient
+    newest = list(prompts.chunks[-1].parameters())
+    for query_BV, found_DBLV in zip(queries, found, strict=True):
+        weight_BM = component_weights(query_BV, whole["attention_MV"], whole["key_MV"])
+        expected_DBLV = torch.einsum("bm,dmlv->dblv", weight_BM, whole["prompt_DMLV"])
+        assert torch.equal(found_DBLV, expected_DBLV)
+        grads = torch.autograd.grad(expected_DBLV, leaves, gradient_DBLV)
+        tails = [grads[0][:, -M:], grads[1][-M:], grads[2][-M:]]
+        own = torch.autograd.grad(found_DBLV, newest, gradient_DBLV)
+        assert all(map(torch.equal, own, tails))
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["frozen", "newest"])
+def test_a_chunk_that_is_written_again_is_read_again(number):
+    prompts, query_BV = build(WEIGHTED, 2), draw(B, V)
+    prompts(query_BV, B)
+    with torch.no_grad():
+        for parameter in prompts.chunks[number].parameters():
+            parameter.copy_(draw(*parameter.shape, seed=20))
+    again = build(WEIGHTED, 2)
+    again.load_state_dict(prompts.state_dict())
+    assert torch.equal(prompts(query_BV, B), again(query_BV, B))
+
+
 def test_shared_prompts_are_the_same_for_every_image():
     prompts = build(SHARED, 2)
     found_DBLV = prompts(None, B)
