@@ -14,8 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group
-from rich.measure import Measurement
+from rich.console import Group
 from rich.text import Text
 
 from pipeline import storage
@@ -24,6 +23,7 @@ from pipeline.reporting.run_files import Tables, to_csv, to_json, to_latex
 from pipeline.reporting.run_groups import group_runs
 from pipeline.reporting.run_rows import build_rows, check_baseline
 from pipeline.reporting.run_tables import describe_protocol, stage_table, summary_table
+from pipeline.text import print_wide
 
 MOST_COLUMNS = 4  # of groups beside each other; more groups are rows
 _EXAMPLE = """\
@@ -93,12 +93,12 @@ def _compare(options: argparse.Namespace) -> int:
     with_rows = [(table, build_rows(table, options.baseline)) for table in tables]
     for number, (table, rows) in enumerate(with_rows, start=1):
         if len(tables) > 1:
-            _print(Text(describe_protocol(number, table.differences)))
+            print_wide(Text(describe_protocol(number, table.differences)))
         wants_rows = options.summary or options.runs or options.baseline
         if options.stages or not (wants_rows or len(rows) > MOST_COLUMNS):
-            _print(stage_table(table))
+            print_wide(stage_table(table))
         else:
-            _print(
+            print_wide(
                 summary_table(
                     table,
                     rows,
@@ -111,15 +111,6 @@ def _compare(options: argparse.Namespace) -> int:
         if file := getattr(options, name):
             storage.write_atomically(file, convert(with_rows).encode())
     return 0
-
-
-def _print(shown: Group | Text) -> None:
-    """Print without cutting a figure, however narrow the terminal is; to a file in full width."""
-    console = Console()
-    needed = Measurement.get(console, console.options.update(max_width=10_000), shown)
-    narrow = max(console.width, needed.minimum)
-    console.width = narrow if console.is_terminal else max(1, needed.maximum)
-    console.print(shown)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 NOT_KNOWN = "–"
 
@@ -69,6 +69,18 @@ def shorten(text: str, most: int = 300) -> str:
 def shows_live_display(console: Console) -> bool:
     """Whether ``console`` is a terminal that can redraw lines, not a file or a dumb terminal."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def print_wide(shown: RenderableType) -> None:
+    """Print without cutting a figure, however narrow the terminal is; to a file in full width."""
+    from rich.console import Console  # not above: every module that formats a number would load it
+    from rich.measure import Measurement
+
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=10_000), shown)
+    narrow = max(console.width, needed.minimum)
+    console.width = narrow if console.is_terminal else max(1, needed.maximum)
+    console.print(shown)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

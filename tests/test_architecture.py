@@ -39,9 +39,10 @@ MAY_IMPORT = {
         "serving": "base data inference",
         "launching": "base output",
         "sweep": "base distributed data model methods output training launching",
+        "inspection": "base data data.prepare model output sweep inference",
         "pages": "base",
         "reporting": "base output sweep pages",
-        "commands": "base distributed data data.prepare output inference serving training "
+        "commands": "base distributed data data.prepare output inference inspection serving training "
         "launching sweep reporting",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
@@ -51,6 +52,7 @@ MAY_IMPORT = {
 
 # A heavy or replaceable library is imported by these modules and no other.
 DOORS = {
+    "argcomplete": "cli completion",
     "deepspeed": "training.engine",
     "fsspec": "storage",
     "jinja2": "pages.page",

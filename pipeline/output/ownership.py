@@ -16,14 +16,47 @@ import socket
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import storage
-from pipeline.errors import TakenOverError
+from pipeline.errors import DataError, TakenOverError
 
 log = logging.getLogger(__name__)
 
 NAME = "owner.json"
+
+
+class Start(NamedTuple):
+    """A start of a command, as ``owner.json`` names it."""
+
+    process: int
+    host: str
+    since: str  # ISO 8601, UTC
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has certainly ended: it ran on this host, which has no such process now."""
+        return self.host == socket.gethostname() and not _is_running(self.process)
+
+
+def read_start(output: str) -> Start | None:
+    """The start that owns the folder or URL ``output``; None if no start has taken it.
+
+    Raises:
+        DataError: ``owner.json`` has other content.
+        StorageError: it cannot be read.
+    """
+    url = storage.join(output, NAME)
+    if not storage.exists(url):
+        return None
+    try:
+        found = json.loads(storage.read_text(url))
+        return Start(int(found["process"]), str(found["host"]), str(found["since"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{storage.redact(url)}: does not name a start of the command ({type(error).__name__}: "
+            f"{error}); start the command again, which writes it anew"
+        ) from None
 
 
 class Ownership:
