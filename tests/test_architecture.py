@@ -42,8 +42,8 @@ MAY_IMPORT = {
         "inspection": "base data data.prepare model output sweep inference",
         "pages": "base",
         "reporting": "base output sweep pages",
-        "commands": "base distributed data data.prepare output inference inspection serving training "
-        "launching sweep reporting",
+        "commands": "base distributed data data.prepare output inference serving inspection "
+        "training launching sweep reporting",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
         "launching",
