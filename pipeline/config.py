@@ -141,6 +141,7 @@ class EvaluationConfig(Section):
 
     split: Literal["test", "validation"] = "test"
     exclude_tasks: int = Field(0, ge=0)  # first tasks, used for tuning: in no summary figure
+    predictions: bool = True  # write predictions.jsonl: each image's best classes, after each task
 
 
 Protocol = Literal["first_task", "first_k_tasks", "transfer", "oracle_sequence"]
@@ -223,11 +224,12 @@ def dump_config(config: Config) -> str:
 def decisive_settings(config: Config) -> dict[str, Any]:
     """The settings that decide the result, without the tasks and their data.
 
-    Left out: the place of the output, the use of the machine, options of other methods, tasks that
-    the summary leaves out, and the origin of the settings.
+    Left out: the place of the output and what is written there beside the results, the use of the
+    machine, options of other methods, tasks that the summary leaves out, and the origin of the
+    settings.
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
-    aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks"}}
+    aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks", "predictions"}}
     for name in ("output", "name", "log_every", "engine", "snapshot", "tasks", "tuning"):
         aside[name] = True
     settings = config.model_dump(mode="json", exclude=aside)

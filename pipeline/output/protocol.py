@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, EvaluationConfig, TextConfig, decisive_settings
+from pipeline.config import Config, TextConfig, decisive_settings
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
 _FOLDER = (
@@ -28,7 +28,8 @@ PROTOCOL_SETTINGS = (
     "data.eval_transform",
     "data.validation_fraction",
     *(f"text.{name}" for name in TextConfig.model_fields),
-    *(f"evaluation.{name}" for name in EvaluationConfig.model_fields),
+    "evaluation.split",
+    "evaluation.exclude_tasks",
 )
 # Settings that decide whether a run ends at an error, not its figures.
 _TOLERANCES = (

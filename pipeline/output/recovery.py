@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
 from pipeline import storage
@@ -37,6 +37,14 @@ class _Stage(BaseModel):
     images_per_second: float | None
     train_seconds: float
     test_seconds: float
+    class_correct: list[int] = []
+    class_images: list[int] = []
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> _Stage:
+        if len(self.class_correct) != len(self.class_images):
+            raise ValueError("class_correct and class_images are of different classes")
+        return self
 
 
 class _Results(BaseModel):

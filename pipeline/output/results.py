@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -101,6 +102,11 @@ class RunResults(_Record):
     ``accuracy_matrix[t][k]`` is the accuracy on task ``k`` after task ``t``, None for ``k > t``.
     The matrix and its counts cover every task. The summary figures exclude the first
     ``evaluation.exclude_tasks`` tasks, see :func:`pipeline.output.metrics.summarise`.
+
+    ``class_accuracies[t][c]`` is the accuracy of class ``c``, in class order, after task ``t``,
+    over all tasks that test it: to 4 decimals, None without a test image. ``class_images`` counts
+    the test images of each class at the last stage. Both are empty in results of older versions.
+    Of a run with more than 100,000 such accuracies only the last row is kept; the others are empty.
     """
 
     schema_version: Literal[2] = Field(alias="schema")  # `schema` is a method of pydantic's
@@ -112,6 +118,8 @@ class RunResults(_Record):
     known_classes: list[list[str]] = []  # of each task: earlier classes that it has images of
     accuracy_matrix: list[list[float | None]]
     counts: Counts
+    class_accuracies: list[list[float | None]] = []
+    class_images: list[int] = []
     stage_accuracy: StageAccuracy
     average_incremental_accuracy: float | None
     last_accuracy: float | None
@@ -120,6 +128,7 @@ class RunResults(_Record):
     diagnostics: list[StageDiagnostics]
     trainable_parameters: list[int]  # of each task
     learned_sha256: list[str | None] | None = None  # of each task's file; None: it wrote no file
+    predictions_sha256: str | None = None  # of predictions.jsonl; None: it was not written
     images_per_second: float | None  # of all ranks in train_seconds; None: nothing is trained
     skipped_samples: list[SkippedSample] = []
     skipped_steps: list[SkippedStep] = []
@@ -140,12 +149,24 @@ class RunResults(_Record):
                 raise ValueError(f"the counts after task {number} are not those of {number} tasks")
             if not all(0 <= right <= total for right, total in zip(*counts, strict=True)):
                 raise ValueError(f"the counts after task {number} are not possible")
+        self._check_classes()
         self._check_known_classes()
         if len(self.manifest.class_order) != sum(map(len, self.tasks)):
             raise ValueError("manifest.class_order has another number of classes than tasks")
         if len(self.learned_sha256 or ()) > n_learned:
             raise ValueError("learned_sha256 has more tasks than accuracy_matrix")
         return self
+
+    def _check_classes(self) -> None:
+        """Refuse accuracies of other classes than those that the tasks have."""
+        seen = list(accumulate(map(len, self.tasks)))[: self.n_learned]
+        for number, row in enumerate(self.class_accuracies, start=1):
+            if number > len(seen) or len(row) not in (0, seen[number - 1]):
+                raise ValueError(f"class_accuracies after task {number} are of other classes")
+            if not all(value is None or 0 <= value <= 1 for value in row):
+                raise ValueError(f"class_accuracies after task {number} are not possible")
+        if len(self.class_images) not in (0, *seen[-1:]) or min(self.class_images, default=0) < 0:
+            raise ValueError("class_images does not count the images of the learned classes")
 
     def _check_known_classes(self) -> None:
         """Refuse known classes that no earlier task has learned."""

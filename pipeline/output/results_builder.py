@@ -12,6 +12,8 @@ from pipeline.output.metrics import micro_accuracy, summarise
 from pipeline.output.results import SCHEMA, RunResults
 from pipeline.tasks import Task, known_names
 
+_MAX_CLASS_FIGURES = 100_000  # accuracies of classes, all stages together; about 1.5 MB
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,6 +28,18 @@ class Stage:
     images_per_second: float | None  # of all ranks in train_seconds; None: nothing is trained
     train_seconds: float  # from the start of the task to its test
     test_seconds: float
+    # Of each class seen so far; empty where they are not kept, or by an older version.
+    class_correct: tuple[int, ...] = ()
+    class_images: tuple[int, ...] = ()
+
+    def without_classes(self) -> Stage:
+        """The same measurements without those of the classes."""
+        return replace(self, class_correct=(), class_images=())
+
+    def class_accuracies(self) -> list[float | None]:
+        """Accuracy of each class, to 4 decimals; None for a class without test images."""
+        counts = zip(self.class_correct, self.class_images, strict=True)
+        return [round(right / total, 4) if total else None for right, total in counts]
 
 
 @dataclass
@@ -39,8 +53,18 @@ class ResultsBuilder:
     tuning: TuningConfig | None = None
     stages: list[Stage] = field(default_factory=list)
     learned_sha256: list[str | None] = field(default_factory=list)  # per learned task
+    predictions_sha256: str | None = None  # of the last stage
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
+
+    def add(self, stage: Stage) -> None:
+        """Add the stage of the next task.
+
+        A run with more than 100,000 accuracies of classes keeps those of the last stage alone.
+        """
+        if sum(task.last for task in self.tasks) > _MAX_CLASS_FIGURES:
+            self.stages = [earlier.without_classes() for earlier in self.stages]
+        self.stages.append(stage)
 
     def state(self) -> dict[str, Any]:
         """The measurements so far, for :meth:`restore`; of plain JSON types."""
@@ -56,7 +80,7 @@ class ResultsBuilder:
         if self.tuning is None and state["tuning"]:
             self.tuning = TuningConfig.model_validate(state["tuning"])
         self.stages = [
-            replace(Stage(**stage), correct=tuple(stage["correct"]), images=tuple(stage["images"]))
+            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
             for stage in state["stages"]
         ]
         self.skipped_samples = list(state["skipped_samples"])
@@ -94,6 +118,9 @@ class ResultsBuilder:
                 "known_classes": known if any(known) else [],
                 "accuracy_matrix": self.accuracy_matrix(),
                 "counts": {"correct": correct, "images": images},
+                "class_accuracies": [stage.class_accuracies() for stage in self.stages],
+                "class_images": self.stages[-1].class_images if self.stages else (),
+                "predictions_sha256": self.predictions_sha256,
                 **summarise(correct, images, exclude_tasks=self.evaluation.exclude_tasks),
                 "diagnostics": [
                     {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from safetensors.torch import save as to_safetensors
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config, dump_config, with_absolute_paths
-from pipeline.distributed.collectives import raise_on_all_ranks
+from pipeline.distributed.collectives import on_main, raise_on_all_ranks
 from pipeline.distributed.world import World
 from pipeline.output.learned import learned_url
 from pipeline.output.metrics_log import MetricsLog
 from pipeline.output.ownership import Ownership
+from pipeline.output.predictions import NAME as PREDICTIONS_NAME
+from pipeline.output.predictions import Prediction, format_predictions
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.results import CONFIG_NAME, RunResults
 from pipeline.output.snapshots import Snapshot, SnapshotWriter
@@ -49,6 +51,24 @@ class OutputWriter:
         data = to_safetensors(cpu)
         self._write(learned_url(self._config.output, task), data)
         return hashlib.sha256(data).hexdigest()
+
+    def write_predictions(self, predictions: Iterable[Prediction] | None) -> str | None:
+        """Write ``predictions.jsonl``; returns its sha256. None: remove that of an earlier start.
+
+        Only rank 0 takes the predictions.
+        """
+        url = storage.join(self._config.output, PREDICTIONS_NAME)
+
+        def write() -> str | None:
+            self._owner.raise_if_taken_over()
+            if predictions is None:
+                storage.remove(url)
+                return None
+            data = format_predictions(predictions)
+            storage.write_atomically(url, data)
+            return hashlib.sha256(data).hexdigest()
+
+        return on_main(write)
 
     def write_snapshot(
         self,

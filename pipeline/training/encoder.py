@@ -6,7 +6,9 @@ Axes: B images of this rank · S images of a selection · E embedding width · V
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,14 @@ from pipeline.methods.base import Method
 from pipeline.training.activations import FILE_IMAGES
 from pipeline.training.batches import TaskBatches
 from pipeline.training.features import FrozenFeatures, FrozenStore, gather_columns
+
+
+class EncodedBatch(NamedTuple):
+    """Some images of a selection, encoded."""
+
+    embedded: Embedded
+    label_B: Tensor  # class numbers
+    sample_B: Tensor  # numbers in the data set
 
 
 class Encoder:
@@ -34,7 +44,7 @@ class Encoder:
         self._batch = batch
         self._adaptation = b""  # fingerprint of the method in the last test
         self._is_unchanged = False  # whether it was the same in the test before
-        self._shares: dict[bytes, list[tuple[Embedded, Tensor]]] = {}  # by sample numbers
+        self._shares: dict[bytes, list[EncodedBatch]] = {}  # by sample numbers
 
     def begin_test(self) -> None:
         """Keep the shares of earlier tests if the method embeds as it did in the last one.
@@ -50,11 +60,17 @@ class Encoder:
             self._shares.clear()
 
     @torch.no_grad()
-    def share(self, selection: Selection) -> Iterator[tuple[Embedded, Tensor]]:
-        """This rank's share as encoded images and class numbers, each image once over all ranks."""
+    def share(self, selection: Selection) -> Iterator[EncodedBatch]:
+        """This rank's share of a selection, each image once over all ranks.
+
+        The batches of all ranks together are the same on any number of ranks.
+        """
         if not self._method.inputs.images:
-            rows = slice(self._world.rank, None, self._world.world_size)
-            yield self._encode_rows(self._features(selection), rows)
+            frozen = self._features(selection)
+            chunks, world = self._chunks(frozen.sample_S), self._world
+            for number in np.array_split(range(len(chunks)), world.world_size)[world.rank]:
+                rows = chunks[number]
+                yield EncodedBatch(*self._encode_rows(frozen, rows), frozen.sample_S[rows])
             return
         key = selection.sample_S.tobytes()
         if key not in self._shares:
@@ -65,10 +81,11 @@ class Encoder:
             self._shares[key] = list(share)
         yield from self._shares[key]
 
-    def _encoded(self, selection: Selection) -> Iterator[tuple[Embedded, Tensor]]:
+    def _encoded(self, selection: Selection) -> Iterator[EncodedBatch]:
         encode = self._image_encoder(selection)
         for batch in self._batches.all_of(selection, self._batches.eval_transform):
-            yield encode(batch), self._batches.classes(batch.label_B)
+            label_B = self._batches.classes(batch.label_B)
+            yield EncodedBatch(encode(batch), label_B, batch.sample_B)
 
     @torch.no_grad()
     def everything(self, selection: Selection) -> list[tuple[Embedded, Tensor]]:

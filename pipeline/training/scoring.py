@@ -11,52 +11,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.classifiers import Embedded
 from pipeline.distributed.collectives import raise_on_all_ranks, sum_over_ranks
 from pipeline.methods.base import Method
 from pipeline.model.class_rows import positions
+from pipeline.training.encoder import EncodedBatch
+from pipeline.training.predictions import TopClasses
 
 
 @dataclass(frozen=True)
 class TaskScore:
     """One task's test after some stage; each image was counted once over all ranks."""
 
-    correct: int
-    images: int
+    class_correct: tuple[int, ...]  # of the images of each class of the task
+    class_images: tuple[int, ...]
     embedding_sum_E: Tensor  # sum of the image embeddings
     class_mean_CE: Tensor  # mean image embedding of each class of the task
+
+    @property
+    def correct(self) -> int:
+        """Images that were classified correctly."""
+        return sum(self.class_correct)
+
+    @property
+    def images(self) -> int:
+        """Images that were tested."""
+        return sum(self.class_images)
 
 
 @torch.no_grad()
 def score_task(
     method: Method,
-    encoded: Iterable[tuple[Embedded, Tensor]],
+    encoded: Iterable[EncodedBatch],
     *,
     classes: Sequence[int],
+    top: TopClasses | None = None,
 ) -> TaskScore:
-    """The score of one task from this rank's encoded images and class numbers.
+    """The score of one task from this rank's encoded images; ``top`` gets their best classes.
 
     The highest logit over all classes seen so far wins; labels are class numbers. The task has
     images of ``classes``, which ascend.
     """
     width, device = method.embedding_width, method.clip.device
-    correct = torch.zeros((), dtype=torch.float64, device=device)
-    class_sum_CE = torch.zeros(len(classes), width, dtype=torch.float64, device=device)
-    class_count_C = torch.zeros(len(classes), dtype=torch.float64, device=device)
+    # Per class of the task: correct images, images, sum of the embeddings.
+    total_CX = torch.zeros(len(classes), 2 + width, dtype=torch.float64, device=device)
     with raise_on_all_ranks():
-        for embedded, label_B in encoded:
-            predicted_B = method.logits(embedded).argmax(dim=1)
-            correct += (predicted_B == label_B).sum()
-            position_B = positions(classes, label_B)
-            class_sum_CE.index_add_(0, position_B, embedded.embedding_BE.double())
-            class_count_C.index_add_(0, position_B, torch.ones_like(position_B).double())
-    packed = torch.cat([correct[None], class_count_C, class_sum_CE.flatten()])
-    packed = sum_over_ranks(packed)
-    count_C = packed[1 : 1 + len(classes)]
-    sum_CE = packed[1 + len(classes) :].view(len(classes), width)
+        for embedded, label_B, sample_B in encoded:
+            logits_BC = method.logits(embedded)
+            right_B = logits_BC.argmax(dim=1) == label_B
+            columns = right_B[:, None], torch.ones_like(right_B)[:, None], embedded.embedding_BE
+            value_BX = torch.cat([column.double() for column in columns], dim=1)
+            total_CX.index_add_(0, positions(classes, label_B), value_BX)
+            if top is not None:
+                top.add(sample_B, logits_BC, method.classifier.probabilities(logits_BC))
+    total_CX = sum_over_ranks(total_CX)
+    if top is not None:
+        top.gather()
+    count_C, sum_CE = total_CX[:, 1], total_CX[:, 2:]
+    count_2C = total_CX[:, :2].T.cpu()
     return TaskScore(
-        correct=int(packed[0]),
-        images=int(count_C.sum()),
+        class_correct=tuple(map(int, count_2C[0])),
+        class_images=tuple(map(int, count_2C[1])),
         embedding_sum_E=sum_CE.sum(dim=0).float(),
         class_mean_CE=(sum_CE / count_C.clamp(min=1)[:, None]).float(),
     )

@@ -21,7 +21,7 @@ from pipeline.events import EventLog
 from pipeline.methods.base import Losses, Method
 from pipeline.output.learned import restore_method
 from pipeline.output.recovery import Recovered
-from pipeline.output.results_builder import ResultsBuilder, Stage
+from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.writer import OutputWriter
 from pipeline.rng import seed_torch
 from pipeline.tasks import Task
@@ -102,7 +102,9 @@ class Trainer:
         features = config.data.feature_cache
         store = FrozenStore(method.clip, world, features, first_layer=method.inputs.first_layer)
         self._encoder = Encoder(method, world, batches, store, batch=config.data.eval_batch)
-        self._evaluator = Evaluator(method, run.data, self._encoder)
+        self._evaluator = Evaluator(
+            method, run.data, self._encoder, keeps_predictions=config.evaluation.predictions
+        )
         self._loss_guard = LossGuard(config.optim, results)
         self._events = EventLog(os.environ)
 
@@ -245,25 +247,24 @@ class Trainer:
         """Test every class seen so far and add the stage to the results."""
         train_seconds, started = progress.seconds, time.perf_counter()
         tested = self._evaluator.test(self._tasks[: task.index + 1])
-        images = progress.step * self._config.data.global_batch
-        stage = Stage(
-            correct=tuple(score.correct for score in tested.scores),
-            images=tuple(score.images for score in tested.scores),
-            anchor_cosine=tested.anchor_cosine,
-            modality_gap=tested.modality_gap,
-            feature_drift=tested.feature_drift,
-            trainable_parameters=changes.n_trainable,
-            images_per_second=images / train_seconds if images else None,
-            train_seconds=train_seconds,
-            test_seconds=time.perf_counter() - started,
+        self._results.add(
+            tested.stage(
+                n_trainable=changes.n_trainable,
+                n_trained=progress.step * self._config.data.global_batch,
+                train_seconds=train_seconds,
+                test_seconds=time.perf_counter() - started,
+            )
         )
-        self._results.stages.append(stage)
         skipped = self._batches.skipped_samples()
         self._results.skipped_samples = [vars(sample) for sample in skipped.values()]
         micro, row = self._results.accuracy_after(task.index)
         self._display.scored(task.index, micro, row)
         note = {"note": self._note} if self._note else {}
         self._writer.metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row, **note)
+        predictions = tested.predictions(self._data.class_of_label())
+        is_kept = self._config.evaluation.predictions
+        sha256 = self._writer.write_predictions(predictions if is_kept else None)
+        self._results.predictions_sha256 = sha256
         self._writer.write_results(self._results.build())
         self._report_event("learned", task=task.index)
 

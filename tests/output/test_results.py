@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ from pipeline.config import EvaluationConfig, TuningConfig, load_config, with_ab
 from pipeline.errors import DataError
 from pipeline.output.identity import config_hash
 from pipeline.output.metrics import backward_transfer, forgetting
-from pipeline.output.results import read_results, update_summary
-from pipeline.output.results_builder import ResultsBuilder
+from pipeline.output.results import RunResults, read_results, update_summary
+from pipeline.output.results_builder import ResultsBuilder, Stage
 from tests.stages import build_results, stage
 from tests.tiny import build_config
 
 KEYS = {
     "schema", "status", "method", "evaluation", "tuning", "tasks", "accuracy_matrix", "counts",
-    "stage_accuracy",
+    "stage_accuracy", "class_accuracies", "class_images", "predictions_sha256",
     "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
     "diagnostics", "trainable_parameters", "images_per_second", "manifest",
 }  # fmt: skip
@@ -62,6 +63,58 @@ def test_figures_are_fractions_of_the_counts(results):
         "task": 1, "anchor_cosine": 0.5, "modality_gap": 0.25, "feature_drift": 0.125,
         "train_seconds": 1.235, "test_seconds": 0.5,
     }  # fmt: skip
+
+
+def with_classes(stage: Stage, correct: list[int], images: list[int]) -> Stage:
+    """``stage`` with counts of its classes, whose sums are those of its tasks."""
+    return replace(stage, class_correct=tuple(correct), class_images=tuple(images))
+
+
+def test_class_accuracies_are_fractions_of_the_counts(results):
+    """must be None for a class without images, and empty for a stage of an older version"""
+    first, second = results.stages
+    results.stages = [first]
+    results.add(with_classes(second, [0, 1, 0, 2, 3, 4], [1, 3, 0, 3, 4, 5]))
+    content = results.build().content()
+    row = [0.0, 0.3333, None, 0.6667, 0.75, 0.8]
+    assert content["class_accuracies"] == [[], row]
+    assert content["class_images"] == [1, 3, 0, 3, 4, 5]
+    state = json.loads(json.dumps(results.state()))
+    blank = ResultsBuilder(results.method, results.tasks, results.manifest)
+    blank.restore(state)
+    assert blank.build().content() == content
+
+
+def test_large_run_keeps_the_classes_of_its_last_stage(results, monkeypatch):
+    monkeypatch.setattr("pipeline.output.results_builder._MAX_CLASS_FIGURES", 15)
+    stages = [
+        with_classes(results.stages[0], [1, 1, 1], [1, 2, 1]),
+        with_classes(results.stages[1], [1] * 6, [2] * 6),
+    ]
+    results.stages = []
+    for stage_ in stages:
+        results.add(stage_)
+    assert [len(row) for row in results.build().class_accuracies] == [0, 6]  # 3 + 6 + 7 > 15
+    assert results.build().class_images == [2] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_accuracies": [[0.5, 0.5]]}, "after task 1 are of other classes"),
+        ({"class_accuracies": [[], [], []]}, "after task 3 are of other classes"),
+        ({"class_accuracies": [[0.5, 1.5, None]]}, "after task 1 are not possible"),
+        ({"class_images": [1] * 7}, "class_images does not count"),
+        ({"class_images": [-1] * 6}, "class_images does not count"),
+    ],
+)
+def test_accuracies_of_other_classes_are_refused(results, change, words):
+    content = results.build().content()
+    with pytest.raises(ValueError, match=words):
+        RunResults.model_validate(content | change)
+    for name in ("class_accuracies", "class_images", "predictions_sha256"):  # as an older version
+        del content[name]
+    assert RunResults.model_validate(content).class_accuracies == []
 
 
 def test_method_that_trains_nothing_has_no_speed(results):
@@ -112,7 +165,7 @@ def test_excluded_tasks_are_measured_but_not_in_the_summary(results):
     complete = results.build().content()
     results.evaluation = EvaluationConfig(exclude_tasks=1)
     rest = results.build().content()
-    assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1}
+    assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1, "predictions": True}
     for key in ("accuracy_matrix", "counts", "diagnostics", "tasks"):
         assert rest[key] == complete[key]
     assert rest["stage_accuracy"] == {"micro": [None, 9 / 12], "macro": [None, 9 / 12]}

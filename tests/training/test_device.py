@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import pipeline.training.engine as engine_module
-from pipeline.classifiers import Embedded
 from pipeline.distributed.world import World
 from pipeline.methods.base import Method
+from pipeline.training.encoder import EncodedBatch
 from pipeline.training.engine import Engine
 from pipeline.training.features import in_equal_parts
 from pipeline.training.scoring import score_task
@@ -89,7 +89,9 @@ def test_test_of_a_task_has_its_operands_on_the_gpu(fake_clip: FakeClip, reading
     method.begin_task(FIRST)
     method.end_task(FIRST)
     image_BCHW, label_B, features = draw(fake_clip, FIRST)
-    encoded: list[tuple[Embedded, Tensor]] = [(method.encode(image_BCHW, features), label_B)]
+    encoded = [
+        EncodedBatch(method.encode(image_BCHW, features), label_B, torch.arange(len(label_B)))
+    ]
     score = score_task(method, encoded, classes=range(FIRST.first, FIRST.last))
     assert score.class_mean_CE.device == score.embedding_sum_E.device == GPU
 

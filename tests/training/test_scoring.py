@@ -12,6 +12,7 @@ from pipeline.methods.base import Method
 from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompts import unit
 from pipeline.model.weights import load_clip
+from pipeline.training.encoder import EncodedBatch
 from pipeline.training.scoring import (
     TaskScore,
     anchor_cosine,
@@ -47,8 +48,11 @@ def score_rows(clip: FrozenClip, sizes: list[int], first_row: int) -> TaskScore:
     image_SE, label_S = draw_embeddings()
     n_rows = sum(sizes)
     rows = slice(first_row, first_row + n_rows)
-    embedded = map(Embedded, image_SE[rows].split(sizes))
-    batches = zip(embedded, label_S[rows].split(sizes), strict=True)
+    columns = image_SE[rows], label_S[rows], torch.arange(13)[rows]
+    batches = [
+        EncodedBatch(Embedded(image_BE), label_B, sample_B)
+        for image_BE, label_B, sample_B in zip(*(c.split(sizes) for c in columns), strict=True)
+    ]
     return score_task(after_two_tasks(clip), batches, classes=range(SECOND.first, SECOND.last))
 
 
@@ -104,7 +108,7 @@ def test_anchor_cosine_is_the_mean_over_pairs():
 
 
 def score_of(embedding_sum_E: list[float], images: int) -> TaskScore:
-    return TaskScore(0, images, torch.tensor(embedding_sum_E), torch.empty(0, 2))
+    return TaskScore((0,), (images,), torch.tensor(embedding_sum_E), torch.empty(0, 2))
 
 
 def test_modality_gap_is_between_the_mean_image_and_the_mean_anchor():

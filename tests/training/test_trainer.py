@@ -172,7 +172,8 @@ def test_files_beside_the_results(finished):
     files = {str(f.relative_to(config.output)) for f in Path(config.output).rglob("*.*")}
     files = {name for name in files if not name.startswith("snapshots/")}
     tasks = {f"tasks/task-00{index}.safetensors" for index in range(3)}
-    assert files == {"results.json", "metrics.jsonl", "config.yaml", "owner.json"} | tasks
+    written = {"results.json", "metrics.jsonl", "predictions.jsonl", "config.yaml", "owner.json"}
+    assert files == written | tasks
     written = (Path(config.output) / "config.yaml").read_text()
     assert written == dump_config(with_all_options(config))
 
