@@ -53,4 +53,4 @@ class ClassMeans(ClosedForm):
     def heads(self) -> list[LinearHead]:
         """One head: the means."""
         assert self._mean_CF is not None, "no task has ended"
-        return [LinearHead(tuple(self.options.vectors), self._mean_CF, lengths="all_one")]
+        return [LinearHead((tuple(self.options.vectors),), self._mean_CF)]

@@ -9,20 +9,21 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Lengths = Literal["kept", "each_one", "all_one"]
+# The method's unit embedding; the pooled token that it comes from; and three vectors of the frozen
+# tower, which never change: its joint feature, its pooled token, and that token as it enters the
+# last block (a layer more as in LayUP, arXiv 2312.08888). All but the first are raw.
+Vector = Literal["embedding", "pooled", "frozen_joint", "frozen_pooled", "frozen_penultimate"]
 
 
 class LinearHead(NamedTuple):
     """Scores ``k · (s · φ(x) W + b)``, computed in the type of ``W``, then summed in float64.
 
-    ``x`` are ``vectors`` side by side, see :data:`pipeline.classifiers.vectors.Vector`, with their
-    lengths kept, or each vector or all of them together scaled to length 1. ``φ(x)`` is ``x``, or
-    ``relu(x P)`` with a projection.
+    ``x`` has the vectors of each part of ``vectors`` side by side, scaled to length 1 together, and
+    the parts side by side. ``φ(x)`` is ``x``, or ``relu(x P)`` with a projection.
     """
 
-    vectors: tuple[str, ...]
+    vectors: tuple[tuple[Vector, ...], ...]
     weight_CF: Tensor  # or C×M
-    lengths: Lengths = "kept"
     projection_FM: Tensor | None = None
     bias_C: Tensor | None = None
     scale: float = 1.0  # s

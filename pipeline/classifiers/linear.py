@@ -65,7 +65,7 @@ class Linear(Classifier):
         """One head: the rows of all tasks."""
         weight_CE = newest_rows([*self.weights], self._tasks).detach()
         bias_C = newest_rows([*self.biases], self._tasks).detach()
-        return [LinearHead(("embedding",), weight_CE, bias_C=bias_C, scale=self.options.scale)]
+        return [LinearHead((("embedding",),), weight_CE, bias_C=bias_C, scale=self.options.scale)]
 
     def _scores(self, embedded: Embedded, weight_CE: Tensor, bias_C: Tensor) -> Tensor:
         return self.options.scale * embedded.embedding_BE @ weight_CE.T + bias_C

@@ -106,8 +106,8 @@ class Ridge(ClosedForm):
 
     def heads(self) -> list[LinearHead]:
         """One head: the weights, on random features if there is a projection."""
-        vectors, weight_CM = tuple(self.options.vectors), self._weights().T
-        return [LinearHead(vectors, weight_CM, "each_one", self._projection_FM)]
+        vectors = tuple((vector,) for vector in self.options.vectors)
+        return [LinearHead(vectors, self._weights().T, self._projection_FM)]
 
     def read(self, embedded: Embedded) -> Tensor:
         """``φ(x)`` of each image, ``expanded_BM``, of vectors that each have length 1."""

@@ -48,7 +48,8 @@ class TextAnchors(Classifier):
     def heads(self) -> list[LinearHead]:
         """One head: the anchors."""
         assert self._anchor_CE is not None, "no task has ended"
-        return [LinearHead(("embedding",), self._anchor_CE, scale=self.context.clip.logit_scale)]
+        scale = self.context.clip.logit_scale
+        return [LinearHead((("embedding",),), self._anchor_CE, scale=scale)]
 
 
 def held_anchors(context: ClassifierContext, classifier: str) -> Anchors:

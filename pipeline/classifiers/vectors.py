@@ -6,17 +6,12 @@ Axes: B images · C classes of a task · E embedding width · F width of the vec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.classifiers.base import ClassifierContext, Embedded
-
-# The method's unit embedding; the pooled token that it comes from; and three vectors of the frozen
-# tower, which never change: its joint feature, its pooled token, and that token as it enters the
-# last block (a layer more as in LayUP, arXiv 2312.08888). All but the first are raw.
-Vector = Literal["embedding", "pooled", "frozen_joint", "frozen_pooled", "frozen_penultimate"]
+from pipeline.classifiers.heads import Vector as Vector
 
 
 def reads_features(vectors: Sequence[Vector]) -> bool:
