@@ -15,7 +15,8 @@ _SMALL = {"components": 3, "length": 5}
 VARIANTS: dict[str, MethodConfig] = {name: MethodConfig(name=name) for name in METHODS}
 # 2,000 random features would take most of the time of the tests.
 _FEW_FEATURES = {"classifier": {"name": "ridge", "options": {"projection": 31}}}
-VARIANTS["ranpac"] = MethodConfig(name="ranpac", options={"ranpac": _FEW_FEATURES})
+for _name in ("ranpac", "acil"):
+    VARIANTS[_name] = MethodConfig(name=_name, options={_name: _FEW_FEATURES})
 _FEW_IN_SUM = {"first": {"name": "text_anchors"}, "second": _FEW_FEATURES["classifier"]}
 VARIANTS["tppt_ridge"] = MethodConfig(
     name="tppt_ridge",
@@ -27,6 +28,11 @@ def _add(label: str, name: str, **options: Any) -> None:
     VARIANTS[label] = MethodConfig(name=name, options={name: options})
 
 
+# The tower of the tests has three blocks.
+_add("l2p", "l2p", pool_size=4, chosen=2, length=2)
+_add("dualprompt", "dualprompt", general_blocks=1, expert_blocks=2, expert_length=4)
+_add("coda_prompt", "coda_prompt", blocks=2, components=3, length=4, orthogonality_weight=0.3)
+_add("coop", "coop", textual_prompts={"length": 5, "initial_words": ""})
 _add("shared and tuned", "finetune", visual_prompts={"generator": "shared", "growth": "tuned"})
 _add(
     "all seen classes",
@@ -103,7 +109,7 @@ _add("keys of a pool", "tests.probes:KeyPool")
 LEARNING = [
     label
     for label, method in VARIANTS.items()
-    if method.name not in ("zeroshot", "simplecil", "linear_probe")
+    if method.name not in ("zeroshot", "simplecil", "linear_probe", "acil")
     and label != "ranpac without prompts"
     or label == "linear layer"
 ]

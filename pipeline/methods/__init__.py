@@ -9,15 +9,23 @@ from typing import Any
 
 from pipeline.classifiers import find_classifiers, parse_classifier
 from pipeline.config import MethodConfig
+from pipeline.methods.acil import Acil
 from pipeline.methods.base import Method, MethodContext, MethodOptions
+from pipeline.methods.coda_prompt import CodaPrompt
+from pipeline.methods.coop import CoOp
+from pipeline.methods.dualprompt import DualPrompt
 from pipeline.methods.finetune import Finetune
+from pipeline.methods.ivlp import Ivlp
 from pipeline.methods.joint import Joint
+from pipeline.methods.l2p import L2P
 from pipeline.methods.linear_probe import LinearProbe
+from pipeline.methods.maple import Maple
 from pipeline.methods.ranpac import RanPac
 from pipeline.methods.simplecil import SimpleCil
 from pipeline.methods.tppt_ridge import TpptRidge
 from pipeline.methods.tppt_v import TpptV
 from pipeline.methods.tppt_vt import TpptVT
+from pipeline.methods.vpt_deep import VptDeep
 from pipeline.methods.zeroshot import ZeroShot
 from pipeline.plugins import find_class
 from pipeline.settings_file import parse_section
@@ -30,7 +38,15 @@ METHODS: dict[str, type[Method]] = {
     "tppt_ridge": TpptRidge,
     "simplecil": SimpleCil,
     "ranpac": RanPac,
+    "acil": Acil,
     "linear_probe": LinearProbe,
+    "coop": CoOp,
+    "vpt_deep": VptDeep,
+    "ivlp": Ivlp,
+    "maple": Maple,
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "coda_prompt": CodaPrompt,
     "joint": Joint,
 }
 
