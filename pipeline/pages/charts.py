@@ -20,6 +20,7 @@ _LINE_HEIGHT = 14.0  # of a 12 px font: names beside lines are so far apart at l
 _TITLE_DROP = 22.0  # from the title of an axis to the upper end of the axis
 _CROWD = 60  # items; from here on lines are translucent, and those below shine through
 _END_RADIUS, _DOT_RADIUS = 4.5, 2.5  # of the disc at the end of a line, of those on its points
+_MARGIN = 14.0  # at the right of a chart without names
 _NAME_WIDTH = 84.0  # of the column of names at the right of a chart, such as "trial 123"
 _SPREAD = 0.6  # part of a category's band over which its items are spread
 
@@ -310,7 +311,7 @@ def _end(item: Item, place: Pixels) -> Element:
 def name_width(items: Iterable[Item]) -> float:
     """Pixels at the right of a chart for the names of its items."""
     longest = max((len(item.name) for item in items), default=0)
-    return max(_NAME_WIDTH, 2 * TEXT_GAP + svg.TITLE_CHARACTER * longest)
+    return max(_NAME_WIDTH, 2 * TEXT_GAP + svg.TITLE_CHARACTER * longest) if longest else _MARGIN
 
 
 def names_beside(ends: dict[Item, float], left: float) -> list[Element]:

@@ -110,6 +110,12 @@ def box(corner: Pixels, size: Pixels, kind: str) -> Element:
     return element("rect", {**{key: f"{value:g}" for key, value in place.items()}, "class": kind})
 
 
+def squares(corners: Sequence[Pixels], side: float, kind: str) -> Element:
+    """Filled squares as one element; ``corners`` are the upper left ones."""
+    steps = "".join(f"M{x:.5g} {y:.5g}h{side:.5g}v{side:.5g}h-{side:.5g}z" for x, y in corners)
+    return element("path", {"class": kind, "d": steps})
+
+
 def path(lines: Sequence[Sequence[Pixels]], kind: str) -> Element:
     """One or more lines, each through its points."""
     steps = " ".join(

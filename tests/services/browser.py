@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -64,11 +65,28 @@ class Browser:
         finally:
             self._end()
 
-    def open(self, page: Path) -> None:
-        """Load a page and forget the requests and complaints of earlier ones."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or a URL and forget the requests and complaints of earlier pages."""
         self.requests()
         self.complaints()
-        self._send("POST", f"{self._session}/url", {"url": page.as_uri()})
+        self._send("POST", f"{self._session}/url", {"url": page if isinstance(page, str) else page.as_uri()})
+
+    def emulate(self, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        """Show pages as on a screen of that size whose user prefers a colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 800}
+        self._command("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._command("Emulation.setEmulatedMedia", {"features": features})
+
+    def screenshot(self) -> bytes:
+        """The complete page as a PNG."""
+        wanted = {"captureBeyondViewport": True, "format": "png"}
+        return base64.b64decode(self._command("Page.captureScreenshot", wanted)["data"])
+
+    def print(self) -> bytes:
+        """The page as a PDF on A4 paper."""
+        size = {"page": {"width": 21.0, "height": 29.7}}
+        return base64.b64decode(self._send("POST", f"{self._session}/print", size))
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -100,6 +118,11 @@ class Browser:
     def complaints(self) -> list[str]:
         """The lines on the console since the last call."""
         return [entry["message"] for entry in self._log("browser")]
+
+    def _command(self, name: str, parameters: dict[str, Any]) -> Any:
+        """One command of the DevTools protocol."""
+        content = {"cmd": name, "params": parameters}
+        return self._send("POST", f"{self._session}/goog/cdp/execute", content)
 
     def _find(self, selector: str) -> str:
         """The path of the first element of that selector."""
