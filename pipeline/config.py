@@ -59,8 +59,8 @@ class DataConfig(Section):
 class TasksConfig(Section):
     """How the classes are divided into tasks."""
 
-    class_order: Literal["natural", "lamda"] | list[int] = "natural"
-    order_seed: int = Field(1993, ge=0, lt=2**32)  # for 'lamda' only
+    class_order: Literal["natural", "lamda", "mammoth", "icarl"] | list[int] = "natural"
+    order_seed: int = Field(1993, ge=0, lt=2**32)  # for 'lamda' and 'mammoth'
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0: classes_per_task
     classes_per_task: int = Field(gt=0)
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a sweep does
@@ -176,6 +176,28 @@ class TuningConfig(Section):
         return f"{line}: {self.note}" if self.note else line
 
 
+class LoggerConfig(Section):
+    """A service that gets the figures of a run too, see docs/LOGGERS.md; a name is enough."""
+
+    name: Literal["tensorboard", "wandb", "mlflow"]
+    # The project of W&B, or the experiment of MLflow; None: as in that program's own settings.
+    project: str | None = None
+    # The folder of TensorBoard (None: in the output) or of the local files of W&B (None: in a local
+    # output); the tracking URI of MLflow (None: as in MLflow's own settings).
+    place: PathText | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _check_project(self) -> LoggerConfig:
+        if self.name == "tensorboard" and self.project is not None:
+            raise ValueError("project: tensorboard has no projects; take it out")
+        return self
+
+
 class Config(Section):
     """One run."""
 
@@ -193,6 +215,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig | None = None  # written by a sweep, not by hand
     log_every: int = Field(10, gt=0)  # optimizer steps between two lines of metrics.jsonl
+    loggers: list[LoggerConfig] = []  # services that get these lines too: [tensorboard, wandb, …]
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> Config:
@@ -201,6 +224,9 @@ class Config(Section):
                 "evaluation.split is 'validation' and data.validation_fraction is 0; "
                 "set it to e.g. 0.2"
             )
+        names = [logger.name for logger in self.loggers]
+        if len({*names}) < len(names):
+            raise ValueError(f"loggers names one logger twice, found {names}; name each once")
         for template in self.text.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"text.templates: {template!r} needs exactly one '{{}}'")
@@ -230,7 +256,7 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
     aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks", "predictions"}}
-    for name in ("output", "name", "log_every", "engine", "snapshot", "tasks", "tuning"):
+    for name in ("output", "name", "engine", "snapshot", "tasks", "tuning", "log_every", "loggers"):
         aside[name] = True
     settings = config.model_dump(mode="json", exclude=aside)
     method = settings["method"]
@@ -258,12 +284,17 @@ def with_absolute_paths(config: Config) -> Config:
     elif weights and Path(weights).is_file():
         weights = _absolute(weights)
     folder = snapshot.folder and _absolute(snapshot.folder)
+    loggers = [
+        each.model_copy(update={"place": each.place and _absolute(each.place)})
+        for each in config.loggers
+    ]
     return config.model_copy(
         update={
             "output": _absolute(config.output),
             "data": data.model_copy(update=changes),
             "model": model.model_copy(update={"arch": arch, "weights": weights}),
             "snapshot": snapshot.model_copy(update={"folder": folder}),
+            "loggers": loggers,
         }
     )
 

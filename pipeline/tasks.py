@@ -10,6 +10,17 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 
+SEEDED_ORDERS = ("lamda", "mammoth")  # the class orders that tasks.order_seed changes
+
+# The order of CIFAR100 in the code of iCaRL (arXiv 1611.07725), which many later codes keep.
+_ICARL = (
+    *(87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61, 14, 8, 86),
+    *(84, 96, 18, 24, 32, 45, 88, 11, 4, 67, 69, 66, 77, 47, 79, 93, 29, 50, 57, 83),
+    *(17, 81, 41, 12, 37, 59, 25, 20, 80, 73, 1, 28, 6, 46, 62, 82, 53, 9, 31, 75),
+    *(38, 63, 33, 74, 27, 22, 36, 3, 16, 21, 60, 19, 70, 90, 89, 43, 5, 42, 65, 76),
+    *(40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55, 54, 26, 35, 39),
+)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -43,18 +54,32 @@ def class_order(rule: str | Sequence[int], n_classes: int, seed: int) -> tuple[i
     """The labels of the index in the order in which they are learned.
 
     ``natural`` is the order of the index. ``lamda`` is the seeded permutation of the LAMDA-PILOT
-    toolbox (``numpy.random.seed(seed); permutation(n)``; the position is the new class number). A
-    list is the order itself.
+    toolbox (``numpy.random.seed(seed); permutation(n)``; the position is the new class number).
+    ``mammoth`` is the order of the Mammoth toolbox: it reads the same permutation the other way
+    round (``permutation[label]`` is the new class number), so that its tasks differ. ``icarl`` is
+    the fixed order of iCaRL for 100 classes. A list is the order itself.
 
     Raises:
-        ConfigError: the list is not a permutation of the labels, or the rule is unknown.
+        ConfigError: the list is not a permutation of the labels, the rule is unknown, or it is for
+            another number of classes.
     """
     if rule == "natural":
         return tuple(range(n_classes))
-    if rule == "lamda":
-        return tuple(int(label) for label in np.random.RandomState(seed).permutation(n_classes))
+    if rule in SEEDED_ORDERS:
+        order = np.random.RandomState(seed).permutation(n_classes)
+        return tuple((order if rule == "lamda" else np.argsort(order)).tolist())
+    if rule == "icarl":
+        if n_classes != len(_ICARL):
+            raise ConfigError(
+                f"tasks.class_order: 'icarl' is an order of {len(_ICARL)} classes and these are "
+                f"{n_classes}; use 'lamda' or a list"
+            )
+        return _ICARL
     if isinstance(rule, str):
-        raise ConfigError(f"tasks.class_order: found {rule!r}; use 'natural', 'lamda' or a list")
+        raise ConfigError(
+            f"tasks.class_order: found {rule!r}; use 'natural', 'lamda', 'mammoth', 'icarl' or a "
+            "list"
+        )
     if sorted(rule) != list(range(n_classes)):
         raise ConfigError(
             f"tasks.class_order: the list must contain each label 0..{n_classes - 1} once, "

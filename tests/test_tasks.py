@@ -36,6 +36,23 @@ def test_lamda_order_equals_the_published_order(n_classes, first):
     assert sorted(order) == list(range(n_classes))
 
 
+def test_mammoth_reads_the_permutation_of_lamda_the_other_way_round():
+    """must give the classes of Mammoth's first task, and share 2 of 10 with that of lamda"""
+    order = class_order("mammoth", 100, 1993)
+    assert set(order[:10]) == {3, 12, 15, 23, 34, 57, 69, 84, 87, 89}
+    lamda = class_order("lamda", 100, 1993)
+    assert len(set(order[:10]) & set(lamda[:10])) == 2
+    assert [order[label] for label in lamda] == list(range(100))
+
+
+def test_icarl_order_is_one_of_100_classes():
+    order = class_order("icarl", 100, 1)
+    assert sorted(order) == list(range(100))
+    assert (order[:4], order[-3:]) == ((87, 0, 52, 58), (26, 35, 39))
+    with pytest.raises(ConfigError, match="'icarl' is an order of 100 classes and these are 7"):
+        class_order("icarl", 7, 1)
+
+
 def test_lamda_order_does_not_change_the_global_numpy_stream():
     np.random.seed(7)
     expected = np.random.rand()
@@ -52,7 +69,7 @@ def test_natural_and_listed_orders_are_used_unchanged():
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("lambda", "found 'lambda'; use 'natural', 'lamda' or a list"),
+        ("lambda", "found 'lambda'; use 'natural', 'lamda', 'mammoth', 'icarl' or"),
         ([0, 1, 1], "each label 0..2 once, found 3 entries, 2 of them different"),
         ([0, 1], "each label 0..2 once, found 2 entries"),
         ([0, 1, 3], "each label 0..2 once"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pipeline import storage
 from pipeline.output.protocol import PROTOCOL_SETTINGS, setting_of
 from pipeline.output.results import RunResults
+from pipeline.tasks import SEEDED_ORDERS
 from pipeline.text import first_few
 
 _LONGEST_VALUE = 160  # characters of a value in a sentence
@@ -164,8 +165,8 @@ def _name_index(run: RunResults) -> str:
 
 def _name_order(config: Mapping[str, Any]) -> str:
     rule = setting_of(config, "tasks.class_order")
-    if rule == "lamda":
-        return f"lamda with tasks.order_seed={setting_of(config, 'tasks.order_seed')}"
+    if rule in SEEDED_ORDERS:
+        return f"{rule} with tasks.order_seed={setting_of(config, 'tasks.order_seed')}"
     return rule if isinstance(rule, str) else f"[{first_few(rule)}]"
 
 

@@ -19,6 +19,7 @@ from pipeline.settings_file import parse_section
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.space import Parameters, Space, format_parameters, parse_space, with_settings
 from pipeline.sweep.trial_table import TrialRecord, trial_folder
+from pipeline.tasks import SEEDED_ORDERS
 from pipeline.training.checked_run import Run, check_run
 
 BEST = "best.yaml"
@@ -149,10 +150,11 @@ def load_plan(sweep: SweepConfig) -> SweepPlan:
     """
     run = load_config(sweep.run, sweep.overrides)
     reported = load_config(sweep.report) if sweep.report else run
-    if sweep.class_orders and run.tasks.class_order != "lamda":
+    if sweep.class_orders and run.tasks.class_order not in SEEDED_ORDERS:
         raise ConfigError(
             f"class_orders: these are order seeds, and {sweep.run} has "
-            f"tasks.class_order={run.tasks.class_order!r}; only 'lamda' has a seed"
+            f"tasks.class_order={run.tasks.class_order!r}; only 'lamda' and 'mammoth' have "
+            "a seed"
         )
     space = parse_space(sweep.space, run.model_dump(mode="json"))
     plan = SweepPlan(sweep, run, reported, space)

@@ -13,6 +13,7 @@ from pipeline.data.opening import open_index
 from pipeline.data.repeats import check_repeats
 from pipeline.data.shard_check import check_shards
 from pipeline.errors import ConfigError, StorageError
+from pipeline.loggers.check import loggers_problem
 from pipeline.methods import (
     find_method,
     parse_options,
@@ -22,6 +23,7 @@ from pipeline.methods import (
 from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
 from pipeline.tasks import (
+    SEEDED_ORDERS,
     Task,
     grouped_class_order,
     labels_with_images,
@@ -55,8 +57,10 @@ def check_run(config: Config, world_size: int) -> Run:
     _check_transform(config, method.inputs_of(options))
     _check_order_seed(config)
     _check_budgets(config)
-    problem = layout_problem(config, world_size) or weights_problem(
-        config.model.arch, config.model.weights
+    problem = (
+        layout_problem(config, world_size)
+        or weights_problem(config.model.arch, config.model.weights)
+        or loggers_problem(config)
     )
     if problem:
         raise ConfigError(problem)
@@ -136,8 +140,8 @@ def _check_order_seed(config: Config) -> None:
     """An order that has no seed must not be given one: runs of many seeds would all be equal."""
     settings = config.tasks
     default = type(settings).model_fields["order_seed"].default
-    if settings.class_order != "lamda" and settings.order_seed != default:
-        order = settings.class_order if settings.class_order == "natural" else "a list"
+    if settings.class_order not in SEEDED_ORDERS and settings.order_seed != default:
+        order = settings.class_order if isinstance(settings.class_order, str) else "a list"
         raise ConfigError(
             f"tasks.order_seed is {settings.order_seed} and tasks.class_order is {order}, which "
             "no seed changes; set tasks.class_order=lamda, or remove tasks.order_seed"

@@ -124,7 +124,7 @@ def test_repetitions_are_all_seeds_in_all_orders_of_classes(run_file):
         ({"overrides": ["optim.epocs=2"]}, "did you mean 'epochs'"),
         (
             {"overrides": ["tasks.class_order=natural"], "class_orders": [1]},
-            "'lamda' has a seed",
+            "'lamda' and 'mammoth' have a seed",
         ),
     ],
 )
