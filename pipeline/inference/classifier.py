@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.data.transforms import Transform, build_transform
 from pipeline.errors import ConfigError
+from pipeline.inference.export_record import is_export
+from pipeline.inference.exported import load_export
 from pipeline.methods.base import Method
 from pipeline.output.learned import load_run
 from pipeline.tasks import Task
@@ -103,9 +105,9 @@ def load_classifier(
 ) -> Classifier:
     """The classifier that a run has learned after ``stage`` tasks (1, 2, …), or after the last one.
 
-    ``source`` is the folder or URL of the run. The training data are not needed. ``weights`` is the
-    present path of the backbone's weights, if they have moved since the run: a file, or a folder
-    for ``local-dir:``. Their hash must be that of the run.
+    ``source`` is the folder or URL of the run, or of an export of it. The training data are not
+    needed. ``weights`` is the present path of the backbone's weights, if they have moved since the
+    run: a file, or a folder for ``local-dir:``. Their hash must be that of the run.
 
     >>> from PIL import Image
     >>> from pipeline import load_classifier
@@ -116,10 +118,16 @@ def load_classifier(
 
     Raises:
         ConfigError: the run has not learned so many tasks.
-        DataError: ``source`` holds no run, its files were changed, or the weights are others.
+        DataError: ``source`` holds neither a run nor an export, its files were changed, or the
+            weights are others.
         WeightsError: the backbone cannot be loaded.
         StorageError: a file cannot be read.
     """
-    run = load_run(source, stage, device=torch.device(device), weights=weights)
+    on = torch.device(device)
+    if is_export(source):
+        export = load_export(source, stage, device=on, weights=weights)
+        name, transform = export.record.name, export.transform
+        return Classifier(export.method, export.tasks, name=name, transform=transform)
+    run = load_run(source, stage, device=on, weights=weights)
     transform = build_transform(run.config.data.eval_transform, run.method.clip.image_size)
     return Classifier(run.method, run.tasks, name=run.config.name, transform=transform)

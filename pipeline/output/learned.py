@@ -36,7 +36,7 @@ class LearnedRun:
 
     method: Method
     tasks: tuple[Task, ...]
-    config: Config
+    config: Config  # with the backbone as it was found
 
 
 def load_method(
@@ -91,7 +91,7 @@ def load_run(
     tasks = tuple(run_tasks(results)[:stage])
     learned = (_learned_of(results, output, task.index) for task in tasks)
     restore_method(method, tasks, learned, seed=config.seed)
-    return LearnedRun(method.eval(), tasks, config)
+    return LearnedRun(method.eval(), tasks, config.model_copy(update={"model": model}))
 
 
 def _config_of(results: RunResults, place: str) -> Config:
@@ -115,13 +115,7 @@ def _find_weights(output: str, model: ModelConfig, weights: str | None) -> Model
         WeightsError: the backbone is not on this machine, and open_clip does not know it.
     """
     if weights is not None:
-        is_folder = model.arch.startswith(_LOCAL) or Path(weights).is_dir()
-        change = {"arch": f"{_LOCAL}{weights}", "weights": None}
-        moved = model.model_copy(update=change if is_folder else {"weights": weights})
-        problem = weights_problem(moved.arch, moved.weights)
-        if problem:
-            raise WeightsError(problem)
-        return moved
+        return moved_weights(model, weights)
     candidates = [model]
     url = storage.join(output, CONFIG_NAME)
     if storage.exists(url):
@@ -136,6 +130,21 @@ def _find_weights(output: str, model: ModelConfig, weights: str | None) -> Model
         f"{problems[0]}; if the weights of the run have moved, give their present path (weights= "
         "of load_classifier, --weights of a command)"
     )
+
+
+def moved_weights(model: ModelConfig, weights: str) -> ModelConfig:
+    """The same backbone with its weights at their present path, a file or a folder of open_clip.
+
+    Raises:
+        WeightsError: there are no weights of this model.
+    """
+    is_folder = model.arch.startswith(_LOCAL) or Path(weights).is_dir()
+    change = {"arch": f"{_LOCAL}{weights}", "weights": None}
+    moved = model.model_copy(update=change if is_folder else {"weights": weights})
+    problem = weights_problem(moved.arch, moved.weights)
+    if problem:
+        raise WeightsError(problem)
+    return moved
 
 
 def run_tasks(results: RunResults) -> list[Task]:
