@@ -69,7 +69,8 @@ class Browser:
         """Load a file or a URL and forget the requests and complaints of earlier pages."""
         self.requests()
         self.complaints()
-        self._send("POST", f"{self._session}/url", {"url": page if isinstance(page, str) else page.as_uri()})
+        url = page if isinstance(page, str) else page.as_uri()
+        self._send("POST", f"{self._session}/url", {"url": url})
 
     def emulate(self, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Show pages as on a screen of that size whose user prefers a colour scheme."""
