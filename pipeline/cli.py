@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import select
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pipeline.errors import LostRankError, PipelineError, Preempted, RefusedBySystemError
 from pipeline.sockets import use_short_socket_names
 from pipeline.text import shorten
+from pipeline.version import describe_version
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 NO_READER = 141  # 128 + SIGPIPE, as in shells
@@ -32,14 +35,50 @@ _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "cannot allocate 
 
 
 def build_parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser whose help keeps the line breaks of ``description`` and ``epilog``."""
+    """A parser whose help keeps the line breaks of ``description`` and ``epilog``.
+
+    It knows ``--version``, and completes words for a shell. ``program`` is ``python -m
+    pipeline.NAME``; a command that was started as ``tppt NAME`` names itself so.
+    """
     make_terminal_safe()
-    return argparse.ArgumentParser(
-        prog=program,
+    parser = _Parser(
+        prog=_as_started(program),
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print version and commit")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, example: str, section: str) -> None:
+    """Add the words ``key=value`` of the command line as ``overrides``.
+
+    ``section`` names the class of the settings as ``module:Class``; a shell completes their keys.
+    """
+    overrides = parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help=f"a setting, e.g. {example}"
+    )
+    complete_settings(overrides, section)
+
+
+def complete_settings(words: argparse.Action, section: str, *, also: Iterable[str] = ()) -> None:
+    """Let a shell complete the keys, and few values, of the settings in the class ``section``.
+
+    ``also`` are other words that the argument accepts.
+    """
+
+    def complete(prefix: str, **about: object) -> list[str]:
+        from pipeline.settings_table import list_settings
+
+        module, _, name = section.partition(":")
+        settings = list(list_settings(getattr(importlib.import_module(module), name)))
+        key, is_value, _ = prefix.partition("=")
+        if not is_value:
+            return [*also, *(f"{each.key}=" for each in settings)]
+        return [f"{key}={value}" for each in settings if each.key == key for value in each.choices]
+
+    words.completer = complete  # type: ignore[attr-defined]  # argcomplete reads it
 
 
 def add_deadline(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +213,38 @@ def explain_refusal(error: BaseException) -> PipelineError | None:
             f"{where}); correct the file, the limit or the permission, then start again"
         )
     return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Writes the completions of a word in place of parsing, where a shell asks for them."""
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        self._complete()
+        return super().parse_args(*arguments, **options)
+
+    def parse_intermixed_args(self, *arguments: Any, **options: Any) -> Any:
+        self._complete()
+        return super().parse_intermixed_args(*arguments, **options)
+
+    def _complete(self) -> None:
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+
+
+class _ShowVersion(argparse.Action):
+    """Prints the version; unlike that of argparse, it asks for the commit only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(describe_version() + "\n")
+        parser.exit()
+
+
+def _as_started(program: str) -> str:
+    """``python -m pipeline.NAME``, or ``tppt NAME`` in a process of that program."""
+    is_tppt = any(Path(word).name == "tppt" for word in sys.orig_argv[:2])
+    return program.replace("python -m pipeline.", "tppt ") if is_tppt else program
 
 
 def _has_no_reader() -> bool:

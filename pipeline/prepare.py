@@ -5,6 +5,11 @@ python -m pipeline.prepare verify URL                       read the data set ag
 python -m pipeline.prepare stats  URL                       classes, counts, sizes, duplicates
 python -m pipeline.prepare copy   URL URL                   copy and verify
 
+Examples:
+  python -m pipeline.prepare shard --source photos/ --out data/photos --test-fraction 0.2
+  python -m pipeline.prepare verify data/photos
+  python -m pipeline.prepare copy data/photos s3://data/photos
+
 Exit status: 0 done, 2 an error that you can correct, 75 stopped by Ctrl-C or SIGTERM (the same
 command continues).
 """
@@ -12,24 +17,14 @@ command continues).
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressDisplay
-
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
-from pipeline.data.prepare.parallel import Progress, usable_cores
 from pipeline.errors import ConfigError, DataError
 from pipeline.log import setup_logging
 from pipeline.paths import expand_path
@@ -37,6 +32,7 @@ from pipeline.text import format_bytes
 
 if TYPE_CHECKING:
     from pipeline.data.prepare.audit import Statistics
+    from pipeline.data.prepare.parallel import Progress
 
 _SHARD_EXAMPLES = """\
 sources:
@@ -229,15 +225,12 @@ def _print_lines(lines: Sequence[str]) -> None:
 @contextmanager
 def _progress_display(what: str) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with ProgressDisplay(*columns, console=console, disable=not console.is_terminal) as display:
+    from rich.console import Console
+    from rich.progress import TimeElapsedColumn
+
+    from pipeline.progress_bar import ProgressLine
+
+    with ProgressLine(TimeElapsedColumn(), console=Console(stderr=True)) as display:
         bar = display.add_task(what, total=None)
         yield lambda done, total: display.update(bar, completed=done, total=total)
 
@@ -311,7 +304,7 @@ def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
-    cores = usable_cores()
+    cores = len(os.sched_getaffinity(0))
     parser.add_argument("--jobs", type=int, default=cores, help=f"processes (default: {cores})")
 
 

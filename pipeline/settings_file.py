@@ -89,6 +89,15 @@ def dump_section(section: Section) -> str:
     return format_yaml(section.model_dump(mode="json"))
 
 
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section in a type annotation, or None."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(filter(None, map(section_of, typing.get_args(annotation))), None)
+    return None
+
+
 def _parse(
     kind: type[SectionT], tree: Mapping[str, Any], place_of: Callable[[Sequence[str]], str]
 ) -> SectionT:
@@ -244,21 +253,12 @@ def _path_of(error: Any) -> list[str]:
     return [str(part) for part in error["loc"] if "[" not in str(part)]
 
 
-def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+def _fields_at(kind: type[Section], path: Sequence[str]) -> list[str]:
     """The field names of the section at ``path``."""
     for key in path:
         field = kind.model_fields.get(key)
-        inner = _section_of(field.annotation) if field else None
+        inner = section_of(field.annotation) if field else None
         if inner is None:
             return list(kind.model_fields)
         kind = inner
     return list(kind.model_fields)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section in a type annotation, or None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
-    return None

@@ -6,8 +6,11 @@ Examples:
   python -m pipeline.train --config configs/vitl_inr.yaml --dry-run
   srun --nodes 2 --ntasks-per-node 8 python -m pipeline.train --config configs/vitl_inr.yaml
 
-Started again, the same command continues from its last snapshot. SIGTERM, SIGUSR2 and Ctrl-C stop
-it after the present step, with a snapshot; a second Ctrl-C ends it at once.
+`deepspeed`, `torchrun` and `srun` start several ranks; `python -m pipeline.train` and `tppt train`
+are one rank. Started again, the same command continues from its last snapshot. SIGTERM, SIGUSR2 and
+Ctrl-C stop it after the present step, with a snapshot; a second Ctrl-C ends it at once.
+
+Every setting is described in docs/SETTINGS.md and by `python -m pipeline.settings`.
 
 Exit status: 0 finished now or before, 2 an error that you can correct, 75 stopped by a signal
 (start the same command again), 1 a lost rank or a fault of the program, 130 interrupted before the
@@ -33,13 +36,21 @@ from typing import NoReturn
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line."""
-    from pipeline.cli import build_parser  # not above: the path of imports must be right before
+    # Not above: the path of imports must be right before.
+    from pipeline.cli import add_settings, build_parser
 
-    parser = build_parser("pipeline/train.py", __doc__ or "")
+    program = "python -m pipeline.train" if __package__ else "pipeline/train.py"
+    parser = build_parser(program, __doc__ or "")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.epochs=5")
+    add_settings(parser, "optim.epochs=5", "pipeline.config:Config")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings")
+    parser.add_argument(
+        "--list-methods",
+        action=_ListMethods,
+        nargs=0,
+        help="print methods and classifiers with all their options",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
     return parser.parse_intermixed_args(arguments)
 
@@ -63,22 +74,26 @@ def learn(options: argparse.Namespace) -> int:
 
     spin_briefly(os.environ)
 
-    from pipeline.distributed.preemption import StopRequest
-    from pipeline.distributed.slurm import adopt_step
+    from pipeline.imports import without_collection
+
+    with without_collection():
+        from pipeline.distributed.preemption import StopRequest
+        from pipeline.distributed.slurm import adopt_step
 
     stop = StopRequest()
     if not (options.dry_run or options.print_config):
         stop.listen()  # at once: a signal that comes while the rest is imported is not lost
     adopt_step(os.environ)
 
-    from pipeline.config import dump_config, load_config
-    from pipeline.distributed.world import read_world
-    from pipeline.events import EventLog
-    from pipeline.log import setup_logging
-    from pipeline.storage import giving_up_early
-    from pipeline.training.checked_run import check_run, with_all_options
-    from pipeline.training.dry_run import format_plan
-    from pipeline.training.run import open_trainer
+    with without_collection():
+        from pipeline.config import dump_config, load_config
+        from pipeline.distributed.world import read_world
+        from pipeline.events import EventLog
+        from pipeline.log import setup_logging
+        from pipeline.storage import giving_up_early
+        from pipeline.training.checked_run import check_run, with_all_options
+        from pipeline.training.dry_run import format_plan
+        from pipeline.training.run import open_trainer
 
     config = load_config(options.config, options.overrides)
     if options.print_config:
@@ -102,6 +117,16 @@ def learn(options: argparse.Namespace) -> int:
     if trainer is None and world.is_main:
         sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
     return 0
+
+
+class _ListMethods(argparse.Action):
+    """Prints the options of methods and classifiers in place of training."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from pipeline.cli import run_command
+        from pipeline.settings import method_groups, print_groups
+
+        parser.exit(run_command(lambda: print_groups(method_groups())))
 
 
 def _report_end(error: Exception, status: int) -> None:

@@ -9,6 +9,8 @@ Writes to the output of the sweep: trials.csv (ranked), best.yaml (for pipeline/
 sweep.html, and all files of each trial under trials/. SIGTERM, SIGUSR2 and Ctrl-C stop the trials
 with a snapshot each; with --resume the same command continues and repeats no finished trial.
 
+Every setting is described in docs/SETTINGS.md and by `python -m pipeline.settings sweep`.
+
 Exit status: 0 finished, 1 no trial finished, 2 an error that you can correct, 75 stopped by a
 signal and to be started again with --resume.
 """
@@ -20,7 +22,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline.cli import build_parser, run_command
+from pipeline.cli import add_settings, build_parser, run_command
 
 if TYPE_CHECKING:
     from pipeline.distributed.preemption import StopRequest
@@ -34,7 +36,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line."""
     parser = build_parser("python -m pipeline.tune", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the sweep")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trials=40")
+    add_settings(parser, "trials=40", "pipeline.sweep.config:SweepConfig")
     parser.add_argument("--resume", action="store_true", help="continue the sweep in the output")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan")
     return parser.parse_intermixed_args(arguments)

@@ -44,8 +44,8 @@ MAY_IMPORT = {
         "pages": "base",
         "run_report": "base data output pages",
         "reporting": "base output sweep pages",
-        "commands": "base distributed data data.prepare output inference serving inspection "
-        "training launching sweep reporting run_report",
+        "commands": "base distributed data data.prepare classifiers methods output "
+        "inference serving inspection training launching sweep reporting run_report",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
         "launching",

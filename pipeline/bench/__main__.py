@@ -4,7 +4,9 @@ Without a NAME everything is measured. The settings are those of a run: --config
 default a ViT-B/16 with random weights and drawn images; key=value changes a setting, and
 bench.KEY=VALUE a size of a measurement. A table shows the median of the repeats, the lowest and the
 highest value; the JSON file describes the machine too. Several ranks measure together under
-torchrun or srun. See docs/SPEED.md.
+torchrun or srun. See docs/SPEED.md; docs/SETTINGS.md describes every setting.
+
+Exit status: 0 measured, 2 an error that you can correct, 1 a fault of the program.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import build_parser, run_command
+from pipeline.cli import build_parser, complete_settings, run_command
 
 BENCHMARKS = {
     "step": "a training step, beside one that encodes all classes at full length",
@@ -49,9 +51,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser(
         "python -m pipeline.bench", __doc__ or "", f"Benchmarks:\n{names}\n\n{_EXAMPLE}"
     )
-    parser.add_argument(
+    words = parser.add_argument(
         "words", nargs="*", metavar="NAME|key=value", help="a benchmark, or a setting"
     )
+    complete_settings(words, "pipeline.bench.settings:BenchConfig", also=BENCHMARKS)
     parser.add_argument("--config", metavar="FILE", help="YAML file of a run")
     parser.add_argument("--json", metavar="FILE", help="write all figures and the machine here")
     options = parser.parse_intermixed_args(arguments)

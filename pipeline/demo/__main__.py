@@ -4,6 +4,12 @@ The demo draws a small data set in renditions that its tiny CLIP has never seen,
 shards, learns it as a sequence of tasks with the methods zeroshot, finetune and tppt_vt, on two
 ranks each, and compares their results. The commands are those for any other data set. A finished
 step is not repeated.
+
+Example:
+  python -m pipeline.demo --folder /tmp/demo
+
+Exit status: 0 done, 2 an error that you can correct, 75 stopped by a signal (the same command
+continues), 1 a lost rank or a fault of the program.
 """
 
 from __future__ import annotations
@@ -31,11 +37,7 @@ _RANKS = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = build_parser(
-        "python -m pipeline.demo",
-        __doc__ or "",
-        "Example: python -m pipeline.demo --folder /tmp/demo",
-    )
+    parser = build_parser("python -m pipeline.demo", __doc__ or "")
     parser.add_argument(
         "--folder", default="runs/demo", help="for images, shards and runs; default runs/demo"
     )

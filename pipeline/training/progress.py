@@ -11,13 +11,18 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.progress_bar import ProgressLine
 from pipeline.text import format_clock, shows_live_display
 
 log = logging.getLogger(__name__)
+
+_COLUMN_WIDTH = 8  # of an accuracy in the table, with its borders
+_OTHER_WIDTH = 20  # of the table's columns that are no task
+_OTHER_HEIGHT = 8  # of title, heading, borders and bar
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,18 @@ class StepReport:
     images_per_second: float
     data_wait: float  # fraction of the time spent waiting for images
 
-    def __str__(self) -> str:
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Loss, learning rate, speed and waiting, in words."""
         return (
-            f"loss {self.loss:.3f}  lr {self.learning_rate:.1e}  "
-            f"{self.images_per_second:,.0f} images/s  data wait {self.data_wait:.0%}"
+            f"loss {self.loss:.3f}",
+            f"lr {self.learning_rate:.1e}",
+            f"{self.images_per_second:,.0f} images/s",
+            f"data wait {self.data_wait:.0%}",
         )
+
+    def __str__(self) -> str:
+        return "  ".join(self.figures)
 
 
 class StepClock:
@@ -75,23 +87,20 @@ class Display:
         self._shown = shown
         self._live: Live | None = None
         self._note = note
-        title = "accuracy after each task (%)" + (f", {note}" if note else "")
-        self._table = Table(title=Text(title), title_justify="left")
-        for title in ("task", "all seen", *(f"{index + 1}" for index in range(n_tasks))):
-            self._table.add_column(title, justify="right")
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        self._rows: list[list[str]] = []  # after each task: all seen, then each task
+        self._console = Console(stderr=True)
+        n_figures = 4
+        columns = (f"{{task.fields[figures][{place}]}}" for place in range(n_figures))
+        self._bar = ProgressLine(
+            *(TextColumn(column, markup=False) for column in columns), console=self._console
         )
-        self._total = self._bar.add_task("all steps", total=None, note="")
+        self._total = self._bar.add_task("all steps", total=None, figures=[""] * n_figures)
 
     def __enter__(self) -> Display:
-        console = Console(stderr=True)
-        if self._shown and shows_live_display(console):
-            self._live = Live(Group(self._table, self._bar), console=console, refresh_per_second=4)
+        if self._shown and shows_live_display(self._console):
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=4
+            )
             self._live.start()
         return self
 
@@ -112,7 +121,7 @@ class Display:
     def step(self, report: StepReport, *, done: int, task_steps: int) -> None:
         """Show a step; ``done`` counts the steps of the whole run so far."""
         place = f"task {report.task + 1}/{self._n_tasks} epoch {report.epoch + 1}/{self._n_epochs}"
-        self._bar.update(self._total, completed=done, description=place, note=str(report))
+        self._bar.update(self._total, completed=done, description=place, figures=report.figures)
         if self._shown and not self._live:
             eta = format_clock(self._bar.tasks[0].time_remaining)
             log.info("%s step %d/%d %s  eta %s", place, report.step + 1, task_steps, report, eta)
@@ -120,8 +129,22 @@ class Display:
     def scored(self, task: int, micro: float, row: Sequence[float]) -> None:
         """Add the accuracies after ``task`` to the table."""
         cells = [f"{100 * accuracy:.1f}" for accuracy in row]
-        self._table.add_row(str(task + 1), f"{100 * micro:.1f}", *cells)
+        self._rows.append([str(task + 1), f"{100 * micro:.1f}", *cells])
         if self._shown and not self._live:
             line = "task %d learned: %.1f %% of all seen; by task: %s%s"
             note = f" ({self._note})" if self._note else ""
             log.info(line, task + 1, 100 * micro, " ".join(cells), note)
+
+    def _render(self) -> Group:
+        """The bar below the part of the table that fits: the last tasks."""
+        width, height = self._console.size
+        n_shown = max(1, (width - _OTHER_WIDTH) // _COLUMN_WIDTH)
+        last = max(min(self._n_tasks, n_shown), len(self._rows))
+        shown = range(max(0, last - n_shown), last)
+        title = "accuracy after each task (%)" + (f", {self._note}" if self._note else "")
+        table = Table(title=Text(title), title_justify="left")
+        for heading in ("task", "all seen", *(f"{index + 1}" for index in shown)):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for task, micro, *cells in self._rows[-max(1, height - _OTHER_HEIGHT) :]:
+            table.add_row(task, micro, *cells[shown.start :])
+        return Group(table, self._bar)

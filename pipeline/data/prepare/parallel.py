@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections import deque
@@ -28,11 +27,6 @@ _PRELOADED = ["torch", "PIL.Image", "webdataset"]  # slow imports, done once for
 
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
-
-
-def usable_cores() -> int:
-    """The number of processes that can run at the same time."""
-    return len(os.sched_getaffinity(0))
 
 
 def map_in_order(
