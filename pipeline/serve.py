@@ -49,11 +49,16 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = build_parser("python -m pipeline.serve", __doc__ or "", _EXAMPLE)
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="folder or URL of a run or of an export")
-    add("--stage", type=_whole(1), metavar="T", help="after T tasks (default: all learned tasks)")
+    add(
+        "--stage",
+        type=_whole(1, 10**6),
+        metavar="T",
+        help="after T tasks (default: all)",
+    )
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
     add("--device", default="cpu", help="torch device, such as cuda:0 (default: cpu)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
-    add("--port", type=_whole(0), default=8080, help="default: 8080; 0 for any free one")
+    add("--port", type=_whole(0, 65535), default=8080, help="default: 8080; 0 for any free one")
     add(
         "--follow",
         type=_positive,
@@ -69,17 +74,17 @@ def _build_parser() -> argparse.ArgumentParser:
         help="answer to this host name; repeat it for more. IP addresses and localhost are always "
         "allowed, and with another --host every name unless this option is given",
     )
-    limits = parser.add_argument_group("limits")
+    limits = parser.add_argument_group("limits", "each is the most that is allowed")
     add = limits.add_argument
-    add("--batch", type=_whole(1), default=32, help="images of a batch, at most (default: 32)")
+    add("--batch", type=_whole(1, 4096), default=32, help="images of a batch (default: 32)")
     add(
         "--batch-wait",
         type=_positive,
         default=5.0,
         metavar="MS",
-        help="milliseconds that a batch waits for images being uploaded (default: 5)",
+        help="milliseconds that a batch waits for images that arrive (default: 5)",
     )
-    add("--queue", type=_whole(1), default=128, help="images in work, at most (default: 128)")
+    add("--queue", type=_whole(1, 10**6), default=128, help="images in work (default: 128)")
     add("--max-upload-mb", type=_positive, default=16.0, metavar="MB", help="default: 16")
     add("--max-megapixels", type=_positive, default=50.0, metavar="MP", help="default: 50")
     add("--upload-timeout", type=_positive, default=30.0, metavar="SECONDS", help="default: 30")
@@ -181,12 +186,12 @@ def _announce(service: Service, url: str) -> None:
     )
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """A type of options: a whole number from ``least`` on."""
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """A type of options: a whole number in a range."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
         return int(text)
 
     return parse

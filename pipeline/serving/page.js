@@ -65,6 +65,7 @@ async function classify(image) {
   }
 }
 
+file.addEventListener("click", () => (file.value = "")); // the same file may be chosen again
 file.addEventListener("change", () => file.files.length && classify(file.files[0]));
 byId("form").addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["dragover", "dragleave", "drop"]) {

@@ -123,7 +123,7 @@ def _check_header(data: bytes, most_pixels: int) -> None:
         raise HTTPException(413, f"the image has more than {most_pixels:,} pixels") from None
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         reason = shorten(f"{type(error).__name__}: {error}")
-        raise HTTPException(400, f"the image is damaged ({reason})") from error
+        raise HTTPException(400, f"the image cannot be decoded ({reason})") from error
     if width * height > most_pixels:
         raise HTTPException(
             413, f"the image has {width} × {height} pixels, more than {most_pixels:,}"

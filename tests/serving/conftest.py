@@ -1,0 +1,65 @@
+"""One tiny run, learned to two stages, and one service for all tests that leave it as it is."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import dump_config
+from pipeline.distributed.preemption import STOP_SIGNALS
+from pipeline.train import main
+from tests.serving.service import Service, serving
+from tests.tiny import build_config
+
+LIMITS = (
+    "--queue", 6, "--batch", 4, "--max-upload-mb", 1, "--max-megapixels", 1, "--upload-timeout", 1,
+)  # fmt: skip
+
+
+def learn(folder: Path, arch: str, index: str, n_tasks: int | None) -> Path:
+    """The output of a run of ``n_tasks`` tasks."""
+    config = build_config(
+        arch,
+        index,
+        output=str(folder / f"run-{n_tasks}"),
+        tasks={"limit": n_tasks},
+        method={"name": "tppt_vt"},
+    )
+    file = folder / f"{n_tasks}.yaml"
+    file.write_text(dump_config(config))
+    package = logging.getLogger("pipeline")
+    before = package.handlers[:], package.propagate, package.level
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        assert main(["--config", str(file)]) == 0
+    finally:  # the command configures its process, here the test process
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        package.handlers[:], package.propagate = before[:2]
+        package.setLevel(before[2])
+    return Path(config.output)
+
+
+@pytest.fixture(scope="session")
+def first_task(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> Path:
+    """The output of the run after its first task."""
+    return learn(tmp_path_factory.mktemp("serve"), tiny_arch, tiny_shards, 1)
+
+
+@pytest.fixture(scope="session")
+def learned(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> Path:
+    """The output of the finished run of three tasks."""
+    return learn(tmp_path_factory.mktemp("serve"), tiny_arch, tiny_shards, None)
+
+
+@pytest.fixture(scope="session")
+def service(learned: Path, tmp_path_factory) -> Iterator[Service]:
+    """A service with small limits; nothing that is sent to it may cause a traceback."""
+    log = tmp_path_factory.mktemp("service") / "log"
+    with serving(learned, log, *LIMITS) as started:
+        yield started
+    assert "Traceback" not in log.read_text()
