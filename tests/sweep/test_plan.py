@@ -114,7 +114,7 @@ def test_repetitions_are_all_seeds_in_all_orders_of_classes(run_file):
     [
         ({"space": {RATE: {"uniform": [-1.0, 1.0]}}}, "greater than 0, found -1.0"),
         ({"space": {"optim.rate": {"uniform": [0.1, 1.0]}}}, "optim.rate is not a known key"),
-        ({"space": {"method.name": {"choice": ["finetune", "l2p"]}}}, "'l2p' is not a method"),
+        ({"space": {"method.name": {"choice": ["finetune", "l3p"]}}}, "'l3p' is not a method"),
         (
             {"space": {"method.options.finetune.depht": {"int": [1, 2]}}},
             "depht is not a known key",
