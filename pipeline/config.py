@@ -44,11 +44,12 @@ class DataConfig(Section):
     global_batch: int = Field(128, gt=0)  # images per optimizer step, all ranks together
     eval_batch: int = Field(64, gt=0)  # images per forward pass of a test, on one rank
     workers: int = Field(2, ge=0)  # loader processes per rank; 0: the rank decodes
+    # clip: short side resized, centre crop; squash: both sides resized; random_crop: and flipped.
     train_transform: Literal["clip", "squash", "random_crop"] = "clip"
-    eval_transform: Literal["clip", "squash"] = "clip"
+    eval_transform: Literal["clip", "squash"] = "clip"  # of test images
     tail: Literal["drop", "wrap"] = "wrap"  # an epoch's last, partial batch: drop it or fill it up
     validation_fraction: float = Field(0.0, ge=0, lt=1)  # of training images, by hash of the key
-    on_bad_sample: Literal["fail", "skip"] = "fail"
+    on_bad_sample: Literal["fail", "skip"] = "fail"  # an image that cannot be decoded
     feature_cache: PathText | None = None  # folder or URL of frozen features, shared by runs
     # In 1e9 bytes: kept activations below the first prompted layer, in a local feature_cache.
     activation_limit_gb: float = Field(20.0, ge=0)
@@ -59,10 +60,11 @@ class DataConfig(Section):
 class TasksConfig(Section):
     """How the classes are divided into tasks."""
 
+    # natural: as in the index; a seeded or fixed one of other toolboxes; or a list of class numbers.
     class_order: Literal["natural", "lamda", "mammoth", "icarl"] | list[int] = "natural"
     order_seed: int = Field(1993, ge=0, lt=2**32)  # for 'lamda' and 'mammoth'
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0: classes_per_task
-    classes_per_task: int = Field(gt=0)
+    classes_per_task: int = Field(gt=0)  # the last task may have fewer
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a sweep does
     # Each further index of data.index: tasks of classes_per_task classes, or one task.
     appended: Literal["split", "one_task"] = "split"
@@ -98,7 +100,7 @@ class TextConfig(Section):
 class MethodConfig(Section):
     """The continual-learning method; each method checks its own options."""
 
-    name: str
+    name: str  # of a method, or package.module:Class of your own
     options: dict[str, dict[str, Any]] = {}  # by method name: one file serves several methods
 
 
@@ -106,14 +108,14 @@ class OptimConfig(Section):
     """The optimizer of the trainable tensors; it starts anew in each task."""
 
     learning_rate: float = Field(1e-3, gt=0)  # peak, for the global batch
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # of Adam's moving averages
     epsilon: float = Field(1e-8, gt=0)  # in Adam's denominator
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)  # of AdamW
     epochs: int = Field(10, gt=0)  # passes over a task's images
     warmup_steps: int = Field(0, ge=0)  # optimizer steps of linear warm-up, per task
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, per task
     gradient_clipping: float = Field(1.0, ge=0)  # norm over all trainable tensors; 0: no limit
-    on_nonfinite_loss: Literal["fail", "skip"] = "fail"
+    on_nonfinite_loss: Literal["fail", "skip"] = "fail"  # a step whose loss is not finite
     nonfinite_loss_budget: int = Field(0, ge=0)  # steps per run that may be skipped
 
 
@@ -139,7 +141,7 @@ class SnapshotConfig(Section):
 class EvaluationConfig(Section):
     """The tests after each task."""
 
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = "test"  # validation: of data.validation_fraction
     exclude_tasks: int = Field(0, ge=0)  # first tasks, used for tuning: in no summary figure
     predictions: bool = True  # write predictions.jsonl: each image's best classes, after each task
 
@@ -151,7 +153,7 @@ TUNED_ON_EVALUATION = "tuned on the evaluation sequence"
 class TuningConfig(Section):
     """How a sweep found the settings; reports show it, and nothing else depends on it."""
 
-    protocol: Protocol
+    protocol: Protocol  # see docs/SWEEPS.md
     sweep: str  # output of the sweep
     trials: int | None = Field(None, gt=0)  # configurations tried; None until the sweep ends
     device_hours: float | None = Field(None, ge=0)  # of all trials together
@@ -201,7 +203,7 @@ class LoggerConfig(Section):
 class Config(Section):
     """One run."""
 
-    name: str = "run"
+    name: str = "run"  # in logs and tables
     output: PathText = "runs/run"  # folder or URL
     seed: int = Field(1, ge=0, lt=2**63)  # of initialisation, sample order and augmentation
     data: DataConfig

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic_core import PydanticUndefined
-
 from pipeline.settings_file import Section, section_of
 
 _TYPES = {
@@ -39,7 +37,7 @@ class Setting:
     key: str  # dotted
     owner: type[Section]
     name: str
-    value: Any  # the default, or pydantic's mark of a setting that must be given
+    value: Any  # the default; ... for a setting that must be given
 
     @property
     def type(self) -> str:
@@ -56,15 +54,15 @@ class Setting:
     @property
     def default(self) -> str:
         """The default as a configuration writes it; ``required`` if the setting must be given."""
-        if self.value is PydanticUndefined:
+        if self.value is ...:
             return "required"
         return self.value if isinstance(self.value, str) else json.dumps(_plain(self.value))
 
     @property
     def meaning(self) -> str:
-        """The comment of the field, in the words of a configuration; empty if it has none."""
-        own = (kind for kind in self.owner.__mro__ if self.name in _comments(kind))
-        return re.sub(r"\bNone\b", "null", _comments(next(own))[self.name])
+        """The comment of the field, or else that of a base class, in words of a configuration."""
+        comments = (_comments(kind).get(self.name) for kind in self.owner.__mro__)
+        return re.sub(r"\bNone\b", "null", next(filter(None, comments), ""))
 
     @property
     def _schema(self) -> dict[str, Any]:
@@ -73,15 +71,16 @@ class Setting:
 
 
 def list_settings(
-    kind: type[Section], *, prefix: str = "", default: Any = PydanticUndefined
+    kind: type[Section], *, prefix: str = "", default: Section | None = None
 ) -> Iterator[Setting]:
     """Every setting of a section and of the sections in it, in the order of the code.
 
-    ``default`` is the section that a configuration gets which does not name it.
+    ``default`` is the section itself, where it has other values than those of its class.
     """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
-        value = getattr(default, name, field.get_default(call_default_factory=True))
+        own = ... if field.is_required() else field.get_default(call_default_factory=True)
+        value = getattr(default, name, own)
         inner = section_of(field.annotation)
         if inner is None or value is None:
             yield Setting(key, kind, name, value)

@@ -54,8 +54,8 @@ EmbeddedImages = Iterable[tuple[Embedded, Tensor]]
 class ClassifierConfig(Section):
     """Which classifier; the options are checked by the classifier itself."""
 
-    name: str = "text_anchors"
-    options: dict[str, Any] = {}
+    name: str = "text_anchors"  # of a classifier, or package.module:Class of your own
+    options: dict[str, Any] = {}  # of that classifier
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline.tasks import Task
 class FittedAnchorsOptions(Section):
     """The steps of the fit, each over all images of the task."""
 
-    steps: int = Field(100, gt=0)
+    steps: int = Field(100, gt=0)  # of Adam, per task
     learning_rate: float = Field(2e-3, gt=0)  # of Adam, falling to 0 by a cosine
 
 

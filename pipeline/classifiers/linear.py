@@ -21,7 +21,7 @@ from pipeline.tasks import Task
 class LinearOptions(Section):
     """Which classes compete in the loss, and how sharply."""
 
-    loss_classes: Literal["current", "seen"] = "current"
+    loss_classes: Literal["current", "seen"] = "current"  # in the softmax of training
     scale: float = Field(10.0, gt=0)  # of the unit embeddings, before the layer
 
 

@@ -41,6 +41,7 @@ class TextToImageOptions(Section):
 class DiversityOptions(Section):
     """The regulariser that keeps moving anchors apart."""
 
+    # The term of the loss; its equations are in pipeline/model/losses.py.
     form: Literal["none", "dispersion", "relation_matching", "decorrelation"] = "none"
     weight: float = Field(10.0, ge=0)  # λ_d
     temperature: float = Field(0.1, gt=0)  # τ_d of 'dispersion' only

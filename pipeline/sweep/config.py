@@ -17,7 +17,7 @@ Metric = Literal["average_incremental_accuracy", "last_accuracy"]
 class SamplerSettings(Section):
     """The sampler that proposes configurations."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "random"] = "tpe"  # of Optuna
     seed: int = Field(1, ge=0, lt=2**63)  # trial n draws the same in every start
 
 
@@ -27,17 +27,17 @@ class SchedulerSettings(Section):
     Tasks are counted over all repetitions of a trial.
     """
 
-    name: Literal["asha", "none"] = "asha"
+    name: Literal["asha", "none"] = "asha"  # none: every trial learns all tasks
     grace_tasks: int = Field(3, gt=0)  # tasks that every trial learns
-    reduction_factor: int = Field(2, gt=1)
+    reduction_factor: int = Field(2, gt=1)  # the best 1/factor of the trials continue
 
 
 class ResourceSettings(Section):
     """The devices of one trial on each of its nodes. Each GPU, else each core, makes a rank."""
 
-    gpus: int = Field(0, ge=0)
+    gpus: int = Field(0, ge=0)  # 0: ranks on the CPU
     cpus: int = Field(1, gt=0)  # loader processes included
-    nodes: int = Field(1, gt=0)
+    nodes: int = Field(1, gt=0)  # of one trial
 
     @property
     def ranks(self) -> int:
@@ -53,7 +53,7 @@ class ResourceSettings(Section):
 class SweepConfig(Section):
     """One sweep."""
 
-    name: str = "sweep"
+    name: str = "sweep"  # in logs and on the page
     output: PathText = "runs/sweep"  # folder or URL; with every trial in it
     run: PathText  # configuration file of the run that is varied
     overrides: list[str] = []  # of that file: key=value
@@ -62,7 +62,7 @@ class SweepConfig(Section):
     first: list[dict[str, Any]] = []  # parameters of the first trials; the others are drawn
     seeds: list[int] = Field([1], min_length=1)  # each configuration is repeated over these
     class_orders: list[int] | None = Field(None, min_length=1)  # … and over these order seeds
-    protocol: Protocol = "first_k_tasks"
+    protocol: Protocol = "first_k_tasks"  # the tasks of a trial, see docs/SWEEPS.md
     k: int = Field(3, gt=0)  # tasks of first_k_tasks
     report: PathText | None = None  # transfer only: configuration file of the run that is reported
     exclude_from_report: bool = True  # leave the tasks of the trials out of the reported figures
@@ -72,7 +72,7 @@ class SweepConfig(Section):
     resources: ResourceSettings = ResourceSettings()
     max_concurrent: int | None = Field(None, gt=0)  # None: as many as the resources allow
     node_losses: int = Field(3, ge=0)  # times that one trial may lose its node or process
-    metric: Metric = "average_incremental_accuracy"
+    metric: Metric = "average_incremental_accuracy"  # that the sweep maximises
     address: str | None = None  # of a Ray cluster, or 'auto'; None starts one for this command
 
     @model_validator(mode="after")
