@@ -60,7 +60,7 @@ class DataConfig(Section):
 class TasksConfig(Section):
     """How the classes are divided into tasks."""
 
-    # natural: as in the index; a seeded or fixed one of other toolboxes; or a list of class numbers.
+    # natural: as in the index; orders of other toolboxes; or a list of class numbers.
     class_order: Literal["natural", "lamda", "mammoth", "icarl"] | list[int] = "natural"
     order_seed: int = Field(1993, ge=0, lt=2**32)  # for 'lamda' and 'mammoth'
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0: classes_per_task

@@ -86,6 +86,7 @@ def print_groups(groups: Iterable[Group]) -> int:
         if group.prefix and group.settings:
             console.print(Text(f"  keys start with {group.prefix}"))
         table = Table("setting", "values", "default", "meaning", box=None, padding=(0, 1, 0, 2))
+        table.columns[0].no_wrap = True
         for each in group.settings:
             cells = (each.key, each.type, each.default, each.meaning)
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
