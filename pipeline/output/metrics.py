@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from pipeline.output.metric_variants import VARIANTS
+
 Matrix = Sequence[Sequence[float | None]]
 Counts = Sequence[Sequence[int]]
 
@@ -80,4 +82,5 @@ def summarise(correct: Counts, images: Counts, *, exclude_tasks: int = 0) -> dic
         "last_accuracy": counted[-1] if counted else None,
         "forgetting": forgetting(matrix),
         "backward_transfer": backward_transfer(matrix),
+        "variants": {name: variant(matrix) for name, variant in VARIANTS.items()},
     }

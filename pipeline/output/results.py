@@ -125,6 +125,7 @@ class RunResults(_Record):
     last_accuracy: float | None
     forgetting: float | None
     backward_transfer: float | None
+    variants: dict[str, float | None] = {}  # see pipeline.output.metric_variants
     diagnostics: list[StageDiagnostics]
     trainable_parameters: list[int]  # of each task
     learned_sha256: list[str | None] | None = None  # of each task's file; None: it wrote no file
