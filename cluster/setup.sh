@@ -6,8 +6,9 @@ usage() {
     cat <<'HELP'
 usage: bash cluster/setup.sh [--tests]
 
-Creates .venv in this checkout and installs requirements.txt into it. A second call returns at once
-unless a requirements file, the Python or the folder has changed.
+Creates .venv in this checkout, installs requirements.txt into it, and the command .venv/bin/tppt,
+which runs the files of this checkout. A second call returns at once unless a requirements file,
+pyproject.toml, the Python or the folder has changed.
 
   --tests   also install tests/requirements.txt and the S3 server of the tests (in .venv-s3); on
             Debian or Ubuntu, as root, also SLURM and sshd, which the tests start on separate
@@ -174,6 +175,18 @@ install_into() {
     done
 }
 
+# Installs the command tppt and makes the package importable in every folder.
+install_command() {
+    local state record=.venv/installed/tppt
+    state=$({ pwd; "$python" -V; cat -- pyproject.toml; } | cksum)
+    [ ! -x .venv/bin/tppt ] || [ "$(cat $record 2>/dev/null)" != "$state" ] || return 0
+    say "installing .venv/bin/tppt"
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable . ||
+        return
+    mkdir -p .venv/installed
+    echo "$state" >$record
+}
+
 if [ -n "${PYTHON:-}" ] && ! find_python >/dev/null; then
     found=$("$PYTHON" -V 2>&1) || found="no Python that can be started"
     give_up "PYTHON=$PYTHON is $found; Python 3.10 or newer is needed: name one, or unset PYTHON"
@@ -184,6 +197,7 @@ python=$(find_python) || { apt_install python3 python3-venv && python=$(find_pyt
 requirements=(requirements.txt ${with_tests:+tests/requirements.txt})
 install_into .venv "${requirements[@]}" ||
     give_up "pip could not install ${requirements[*]}; its message is above"
+install_command || give_up "pip could not install .venv/bin/tppt; its message is above"
 if [ -n "$with_tests" ]; then
     install_into .venv-s3 tests/services/requirements.txt ||
         say "the S3 server cannot be installed: tests that need one will be skipped"
@@ -192,4 +206,4 @@ if [ -n "$with_tests" ]; then
     [ -z "$lacking" ] ||
         say "cannot be installed here: $lacking; their tests are skipped, or slower"
 fi
-say "done; next: .venv/bin/python -m pipeline.demo${with_tests:+, or -m pytest -n 2}"
+say "done; next: .venv/bin/tppt demo${with_tests:+, or -m pytest -n 2}"
