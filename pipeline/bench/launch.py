@@ -37,7 +37,7 @@ _PARTS = ("front process", "inner launcher", "imports", "checks and model", "fir
 _EVENTS = ("imported", "loaded", "step")
 PARTS_OF = {"deepspeed": _PARTS, "one process": _PARTS[2:]}
 _LONGEST_S = 300.0  # from the command to the first step
-_POLL_S = 0.01
+_POLL_S = 0.02
 _IMAGES = 2  # of each drawn class
 
 
@@ -93,7 +93,8 @@ def _start(config: BenchConfig, folder: Path, launcher: str) -> list[float]:
 def _watch(file: Path, started: subprocess.Popen[bytes], *, levels: int) -> list[float]:
     """When each process below ``started`` began, and when each of ``_EVENTS`` came.
 
-    ``levels`` counts the processes from the command to the first rank.
+    ``levels`` counts the processes from the command to the first rank. They are searched for once,
+    since a search takes time from them on the same core.
     """
     seen: dict[str, float] = {}
     processes: list[float] = []
@@ -101,9 +102,9 @@ def _watch(file: Path, started: subprocess.Popen[bytes], *, levels: int) -> list
     while "step" not in seen:
         if started.poll() is not None or time.monotonic() > deadline:
             raise NotMeasured(f"no first step; the command ended with {started.poll()}")
-        if len(processes) < levels:
-            processes = sorted(process.create_time() for process in processes_of(file))
         for event in read_events(file.with_name("events.jsonl"))[0]:
+            if "imported" not in seen:
+                processes = sorted(process.create_time() for process in processes_of(file))
             seen.setdefault(event["event"], time.time())
         time.sleep(_POLL_S)
     return [*processes[1:levels], *(seen[event] for event in _EVENTS)]

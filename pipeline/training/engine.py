@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pipeline.config import Config
 from pipeline.distributed.collectives import gather, ordered_reduce_scatter, pairwise_sum
 from pipeline.distributed.world import World, new_world_group
 from pipeline.errors import DataError
+from pipeline.imports import without_collection
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import ImageFeatures
 from pipeline.rng import seed_torch
@@ -308,12 +310,14 @@ def _gather(embedded: Sequence[Embedded]) -> Embedded:
     )
 
 
+@cache
 def _import_deepspeed() -> Any:
     """Import late and quietly: it is slow, and a dry run or a zero-shot run has no need of it."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it found nothing else
-    import deepspeed
+    with without_collection():
+        import deepspeed
 
     # Only inference_all_reduce would use this extension. Building it takes a compiler and half a
     # minute at the first start, and leaves a lock behind if it is killed.
