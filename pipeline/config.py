@@ -181,7 +181,7 @@ class TuningConfig(Section):
 class LoggerConfig(Section):
     """A service that gets the figures of a run too, see docs/LOGGERS.md; a name is enough."""
 
-    name: Literal["tensorboard", "wandb", "mlflow"]
+    name: Literal["tensorboard", "wandb", "mlflow"]  # each at most once
     # The project of W&B, or the experiment of MLflow; None: as in that program's own settings.
     project: str | None = None
     # The folder of TensorBoard (None: in the output) or of the local files of W&B (None: in a local
@@ -196,7 +196,7 @@ class LoggerConfig(Section):
     @model_validator(mode="after")
     def _check_project(self) -> LoggerConfig:
         if self.name == "tensorboard" and self.project is not None:
-            raise ValueError("project: tensorboard has no projects; take it out")
+            raise ValueError("tensorboard has no projects; take project out")
         return self
 
 

@@ -256,8 +256,13 @@ def _path_of(error: Any) -> list[str]:
 def _fields_at(kind: type[Section], path: Sequence[str]) -> list[str]:
     """The field names of the section at ``path``."""
     for key in path:
+        if key.isdigit():  # an entry of a list of sections
+            continue
         field = kind.model_fields.get(key)
-        inner = section_of(field.annotation) if field else None
+        annotation = field.annotation if field else None
+        if typing.get_origin(annotation) is list:
+            (annotation,) = typing.get_args(annotation)
+        inner = section_of(annotation)
         if inner is None:
             return list(kind.model_fields)
         kind = inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import storage
@@ -18,6 +19,11 @@ class MetricsLog:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    @property
+    def lines(self) -> Sequence[str]:
+        """The lines so far."""
+        return self._lines
 
     def restore(self, n_lines: int) -> None:
         """Continue after the first ``n_lines`` lines of the file of an interrupted run.

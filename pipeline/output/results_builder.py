@@ -32,6 +32,16 @@ class Stage:
     class_correct: tuple[int, ...] = ()
     class_images: tuple[int, ...] = ()
 
+    def diagnostics(self) -> dict[str, float | None]:
+        """The measurements beside the accuracies, as they are written."""
+        return {
+            "anchor_cosine": self.anchor_cosine,
+            "modality_gap": self.modality_gap,
+            "feature_drift": self.feature_drift,
+            "train_seconds": round(self.train_seconds, 3),
+            "test_seconds": round(self.test_seconds, 3),
+        }
+
     def without_classes(self) -> Stage:
         """The same measurements without those of the classes."""
         return replace(self, class_correct=(), class_images=())
@@ -79,10 +89,7 @@ class ResultsBuilder:
         """Continue from a value of :meth:`state`; ``tuning`` is kept if it is set."""
         if self.tuning is None and state["tuning"]:
             self.tuning = TuningConfig.model_validate(state["tuning"])
-        self.stages = [
-            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
-            for stage in state["stages"]
-        ]
+        self.stages = [_stage(entry) for entry in state["stages"]]
         self.skipped_samples = list(state["skipped_samples"])
         self.skipped_steps = list(state["skipped_steps"])
 
@@ -123,14 +130,7 @@ class ResultsBuilder:
                 "predictions_sha256": self.predictions_sha256,
                 **summarise(correct, images, exclude_tasks=self.evaluation.exclude_tasks),
                 "diagnostics": [
-                    {
-                        "task": index,
-                        "anchor_cosine": stage.anchor_cosine,
-                        "modality_gap": stage.modality_gap,
-                        "feature_drift": stage.feature_drift,
-                        "train_seconds": round(stage.train_seconds, 3),
-                        "test_seconds": round(stage.test_seconds, 3),
-                    }
+                    {"task": index, **stage.diagnostics()}
                     for index, stage in enumerate(self.stages)
                 ],
                 "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
@@ -141,3 +141,8 @@ class ResultsBuilder:
                 "manifest": self.manifest,
             }
         )
+
+
+def _stage(entry: Mapping[str, Any]) -> Stage:
+    """A stage from its fields as JSON, in which tuples are lists."""
+    return Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from pipeline.training.encoder import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.features import FrozenStore
+from pipeline.training.followers import Followers
 from pipeline.training.inputs import StepInputs
 from pipeline.training.progress import Display, StepClock, StepReport
 
@@ -105,6 +107,7 @@ class Trainer:
         self._evaluator = Evaluator(
             method, run.data, self._encoder, keeps_predictions=config.evaluation.predictions
         )
+        self._followers = Followers(config, world)
         self._loss_guard = LossGuard(config.optim, results)
         self._events = EventLog(os.environ)
 
@@ -118,9 +121,19 @@ class Trainer:
         self._report_event("loaded")
         self._writer.write_config()
         try:
+            with self._followers:
+                self._learn()
+        finally:
+            self._writer.close()
+
+    def _learn(self) -> None:
+        """Learn the tasks that are left; returns once everything is written."""
+        try:
             with self._display:
                 progress, left = self._restore()
-                self._display.expect(sum(map(self._data.n_steps, self._tasks)))
+                task_steps = [self._data.n_steps(task) for task in self._tasks]
+                self._display.expect(sum(task_steps))
+                self._followers.start(self._writer.metrics.lines, task_steps)
                 for task in self._tasks[len(self._results.learned_sha256) :]:
                     changes = self._begin(task, left)
                     self._train(task, progress, changes, left)
@@ -132,8 +145,6 @@ class Trainer:
         except Preempted:
             self._writer.finish()
             raise
-        finally:
-            self._writer.close()
 
     def _restore(self) -> tuple[TaskProgress, InterruptedTask]:
         """Continue where the snapshot was taken, if there is one."""
@@ -260,7 +271,10 @@ class Trainer:
         micro, row = self._results.accuracy_after(task.index)
         self._display.scored(task.index, micro, row)
         note = {"note": self._note} if self._note else {}
-        self._writer.metrics.add(kind="stage", task=task.index, micro=micro, accuracy=row, **note)
+        diagnostics = self._results.stages[-1].diagnostics()
+        self._add_line(
+            kind="stage", task=task.index, micro=micro, accuracy=row, **diagnostics, **note
+        )
         predictions = tested.predictions(self._data.class_of_label())
         is_kept = self._config.evaluation.predictions
         sha256 = self._writer.write_predictions(predictions if is_kept else None)
@@ -293,7 +307,12 @@ class Trainer:
         before = sum(map(self._data.n_steps, self._tasks[: task.index]))
         self._display.step(report, done=before + step + 1, task_steps=n_steps)
         terms = {name: float(term.detach()) for name, term in losses.terms.items()}
-        self._writer.metrics.add(kind="step", **vars(report), terms=terms)
+        self._add_line(kind="step", **vars(report), terms=terms)
+
+    def _add_line(self, **content: Any) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        self._writer.metrics.add(**content)
+        self._followers.add(len(self._writer.metrics), content)
 
     def _report_event(self, event: str, **values: int) -> None:
         if self._world.is_main:
