@@ -97,5 +97,6 @@ def test_summary_is_none_before_a_task_counts():
     for exclude_tasks in (1, 4):
         early = summarise(CORRECT[:1], IMAGES[:1], exclude_tasks=exclude_tasks)
         assert early["stage_accuracy"] == {"micro": [None], "macro": [None]}
+        assert set(early.pop("variants").values()) == {None}
         assert [early[key] for key in early if key != "stage_accuracy"] == [None] * 4
     assert summarise([], [])["average_incremental_accuracy"] is None
