@@ -26,7 +26,7 @@ from pipeline.data.transforms import Transform, build_transform
 from pipeline.errors import ConfigError, DataError
 from pipeline.inspection.findings import Progress
 from pipeline.inspection.kinds import recognise
-from pipeline.inspection.sheet import SheetRow, draw_sheet
+from pipeline.inspection.sheet import SheetRow, draw_sheet, sheet_size
 from pipeline.output.results import CONFIG_NAME, read_results
 from pipeline.settings_file import parse_section
 from pipeline.text import did_you_mean, first_few
@@ -91,6 +91,7 @@ def draw_grid(url: str, file: str, options: GridOptions, progress: Progress) -> 
         )
     source = _of_run(folder, options) if kind == "run" else _of_data_set(folder, options)
     classes = _chosen(source, options.classes)
+    sheet_size(len(classes), options.per_class, source.transform.image_size)  # refuse it at once
     maker = BatchMaker(ShardReader(source.index))
     rows, notes = [], list(source.notes)
     for each in classes:

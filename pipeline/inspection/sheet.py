@@ -40,23 +40,35 @@ class SheetRow:
     bad: frozenset[int] = frozenset()
 
 
+def sheet_size(n_rows: int, n_columns: int, image_size: int) -> tuple[int, int]:
+    """Width and height of a sheet of images of ``image_size`` pixels a side.
+
+    Raises:
+        ConfigError: it would have more than ``MAX_PIXELS``.
+    """
+    side = image_size * _zoom(image_size)
+    width = max(1, n_columns) * (side + _GAP) + _GAP
+    height = n_rows * (_TEXT + 3 * _GAP + side) + _GAP
+    if width * height > MAX_PIXELS:
+        raise ConfigError(
+            f"the sheet would have {width:,} × {height:,} pixels, and it may have {MAX_PIXELS:,} "
+            "in all; choose fewer --classes or a smaller --per-class"
+        )
+    return width, height
+
+
 def draw_sheet(rows: Sequence[SheetRow], image_size: int) -> Image.Image:
     """The sheet of ``rows``, whose images have ``image_size`` pixels a side.
 
     A character that no font of this machine has is written as ``\\u1234``.
 
     Raises:
-        ConfigError: it would have more than ``MAX_PIXELS``.
+        ConfigError: as :func:`sheet_size`.
     """
-    zoom = max(1, _LEAST_SIDE // image_size)
-    side, most = image_size * zoom, max((len(row.image_NHW3) for row in rows), default=0)
+    most = max((len(row.image_NHW3) for row in rows), default=0)
+    width, height = sheet_size(len(rows), most, image_size)
+    side = image_size * _zoom(image_size)
     height_of_row = _TEXT + 3 * _GAP + side
-    width, height = max(1, most) * (side + _GAP) + _GAP, len(rows) * height_of_row + _GAP
-    if width * height > MAX_PIXELS:
-        raise ConfigError(
-            f"the sheet would have {width:,} × {height:,} pixels, and at most {MAX_PIXELS:,} are "
-            "drawn; choose fewer --classes or a smaller --per-class"
-        )
     sheet = Image.new("RGB", (width, height), "white")
     pen, fonts = ImageDraw.Draw(sheet), list(_fonts())
     for number, row in enumerate(rows):
@@ -67,10 +79,15 @@ def draw_sheet(rows: Sequence[SheetRow], image_size: int) -> Image.Image:
             image = Image.fromarray(image_HW3).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(image, place)
             if column in row.bad:
-                left, upper = place
-                pen.line((left, upper, left + side - 1, upper + side - 1), fill="red", width=2)
-                pen.line((left, upper + side - 1, left + side - 1, upper), fill="red", width=2)
+                left, upper = place[0] + 2, place[1] + 2
+                right, lower = left + side - 5, upper + side - 5
+                pen.line((left, upper, right, lower), fill="red", width=2)
+                pen.line((left, lower, right, upper), fill="red", width=2)
     return sheet
+
+
+def _zoom(image_size: int) -> int:
+    return max(1, _LEAST_SIDE // image_size)
 
 
 def _fonts() -> Iterator[_Font]:
