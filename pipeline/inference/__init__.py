@@ -1,6 +1,7 @@
 """A finished run as an image classifier, without its training data.
 
-Imports the base modules, ``data``, ``model``, ``classifiers``, ``methods`` and ``output``.
+Imports the base modules, ``data``, ``data.prepare``, ``model``, ``classifiers``, ``methods`` and
+``output``.
 """
 
 from pipeline.inference.classifier import Classifier, load_classifier

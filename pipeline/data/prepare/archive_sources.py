@@ -43,20 +43,32 @@ class TarSource:
     def list_images(self, choice: SplitChoice) -> Listing:
         """Every image in the archive; links to its other members are followed."""
         left_out = LeftOut()
+        files = self.list_members(left_out)
+        refuse_archived_cifar((path for path, _ in files), self.url)
+        return select_images(files, self.url, choice, left_out)
+
+    def list_members(self, left_out: LeftOut) -> list[tuple[str, str]]:
+        """Path and place of every file; what is no file goes to ``left_out``.
+
+        Raises:
+            DataError: this is not a complete plain tar.
+        """
         remedy = "copy or download it again; if it is compressed, decompress it first"
         with file_errors_named(self.url, f"it is not a complete plain tar; {remedy}"):
             with storage.open_file(self.url) as file:
                 members = list(_tar_members(file, self.url))
-        files = [
+        return [
             (member.name, f"{target.offset_data}+{target.size}")
             for member, target in _resolved(members, left_out)
         ]
-        refuse_archived_cifar((path for path, _ in files), self.url)
-        return select_images(files, self.url, choice, left_out)
 
     def read(self, image: SourceImage) -> bytes:
         """The bytes of one member."""
-        offset, size = map(int, image.location.split("+"))
+        return self.read_member(image.location)
+
+    def read_member(self, location: str) -> bytes:
+        """The bytes at a place of :meth:`list_members`."""
+        offset, size = map(int, location.split("+"))
         check_size(size)
         return storage.read_range(self.url, offset, offset + size)
 
@@ -69,15 +81,8 @@ class ZipSource:
 
     def list_images(self, choice: SplitChoice) -> Listing:
         """Every image in the archive."""
-        left_out, files = LeftOut(), []
-        with file_errors_named(self.url, "it is not a complete zip; copy or download it again"):
-            for entry in _open_zip(self.url).infolist():
-                if entry.is_dir():
-                    continue
-                if (entry.external_attr >> 16) & 0o170000 == 0o120000:
-                    left_out.add("it is a link in a zip", entry.filename)
-                else:
-                    files.append((_path_of(entry), entry.filename))
+        left_out = LeftOut()
+        files = self.list_members(left_out)
         refuse_archived_cifar((path for path, _ in files), self.url)
         listing = select_images(files, self.url, choice, left_out)
         for image in listing.images:
@@ -91,11 +96,32 @@ class ZipSource:
                 )
         return listing
 
+    def list_members(self, left_out: LeftOut) -> list[tuple[str, str]]:
+        """Path and name of every file; a link goes to ``left_out``.
+
+        Raises:
+            DataError: this is not a complete zip.
+        """
+        files = []
+        with file_errors_named(self.url, "it is not a complete zip; copy or download it again"):
+            for entry in _open_zip(self.url).infolist():
+                if entry.is_dir():
+                    continue
+                if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+                    left_out.add("it is a link in a zip", entry.filename)
+                else:
+                    files.append((_path_of(entry), entry.filename))
+        return files
+
     def read(self, image: SourceImage) -> bytes:
         """The bytes of one member."""
+        return self.read_member(image.location)
+
+    def read_member(self, location: str) -> bytes:
+        """The bytes of the member of a name."""
         archive = _open_zip(self.url)
         with damage_named():
-            entry = archive.getinfo(image.location)
+            entry = archive.getinfo(location)
             check_size(entry.file_size)
             if entry.flag_bits & _ENCRYPTED:
                 raise SampleError("is encrypted; unpack the zip, and give the folder")

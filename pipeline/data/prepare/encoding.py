@@ -5,34 +5,25 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal, Protocol
 
 from PIL import Image
 
-from pipeline.data.decoding import FORMATS, SampleError, image_suffix, open_image, silence_pil
+from pipeline.data.decoding import SampleError, image_suffix, open_image, silence_pil
 from pipeline.data.prepare.listing import Row
 from pipeline.data.prepare.parallel import map_in_order
 from pipeline.data.prepare.parquet_source import ParquetSource
 from pipeline.data.prepare.source_images import ImageSource, SourceImage, describe
 from pipeline.data.prepare.spool import spool_parquet
 from pipeline.data.prepare.writer import Sample
+from pipeline.data.upright import formats_with, phone_format, turn_of
 
 Orientation = Literal["apply", "ignore"]
 
 _JPEG_QUALITY = 95
 _JPEG_LONGEST = 65500  # pixels of a side
 _CHUNK = 16  # images per message to an encoding process
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class ImageReader(Protocol):
@@ -53,9 +44,9 @@ def encode_image_file(
     Raises:
         SampleError: ``data`` cannot be decoded, or the result cannot be stored.
     """
-    kind = _kind(data)
-    image = open_image(data, formats=(*FORMATS, kind) if kind else FORMATS)
-    turn = _TRANSPOSE.get(_orientation(data, kind))
+    kind = phone_format(data)
+    image = open_image(data, formats=formats_with(kind))
+    turn = turn_of(data, kind)
     tagged = turn is not None and not kind  # in AVIF the turn is a part of the format
     if turn is not None and (kind or orientation == "apply"):
         image = image.transpose(turn)
@@ -71,10 +62,10 @@ def encode_image_file(
 
 def has_further_images(data: bytes) -> bool:
     """Whether an image file has frames or pages after its first image, which alone is read."""
-    kind = _kind(data)
+    kind = phone_format(data)
     silence_pil()
     try:
-        with Image.open(io.BytesIO(data), formats=(*FORMATS, kind) if kind else FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats_with(kind)) as image:
             return bool(getattr(image, "is_animated", False))
     except Exception:  # damage after the first image does not make it unusable
         return False
@@ -117,37 +108,6 @@ def _encode_chunk(
 
 def _is_larger(image: Image.Image, resize: int | None) -> bool:
     return resize is not None and min(image.size) > resize
-
-
-def _kind(data: bytes) -> str | None:
-    """The name that PIL has for a format of phones; None for all others."""
-    if data[4:8] != b"ftyp":
-        return None
-    if b"avif" in data[8:32] or b"avis" in data[8:32]:
-        return "AVIF"
-    _register_heif()
-    return "HEIF"
-
-
-@lru_cache
-def _register_heif() -> None:
-    # Imported here, since few data sets need it; it adds a format to PIL.
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-
-
-def _orientation(data: bytes, kind: str | None) -> int:
-    """The EXIF orientation, 1 to 8; 1 if it is absent, damaged, or PIL has applied it already."""
-    if not kind and b"Exif" not in data and b"eXIf" not in data and b"EXIF" not in data:
-        return 1
-    try:
-        with Image.open(io.BytesIO(data), formats=(*FORMATS, kind) if kind else FORMATS) as image:
-            if image.format in ("TIFF", "HEIF"):
-                return 1
-            return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged tag does not make an image unusable
-        return 1
 
 
 def _stored(image: Image.Image) -> tuple[str, bytes]:

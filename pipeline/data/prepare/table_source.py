@@ -36,11 +36,11 @@ class TableSource:
         """One image per row."""
         place = storage.redact(self.url)
         is_csv = self.url.lower().endswith((".csv", ".tsv"))
-        text = _decoded(storage.read_bytes(self.url, most=storage.MAX_TEXT_BYTES), place)
+        text = decode_text(storage.read_bytes(self.url, most=storage.MAX_TEXT_BYTES), place)
         needed = ("path", "label") if choice.test_fraction else ("path", "label", "split")
         rows: list[tuple[int, str, str, str]] = []
         lines: dict[str, int] = {}
-        for line, row in (_csv_rows if is_csv else _json_rows)(text, place, needed):
+        for line, row in (read_csv_rows if is_csv else _json_rows)(text, place, needed):
             path, label, split = _checked_row(row, f"{place}, line {line}", needed)
             first = lines.setdefault(self._location(path), line)
             if first != line:
@@ -94,7 +94,12 @@ class TableSource:
         return Listing(images, left_out, notes=tuple(notes))
 
 
-def _decoded(data: bytes, place: str) -> str:
+def decode_text(data: bytes, place: str) -> str:
+    """The text of a table, in UTF-8 or UTF-16.
+
+    Raises:
+        DataError: it has another encoding.
+    """
     encoding = "utf-8-sig"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"  # "Unicode text" of Excel
@@ -127,9 +132,14 @@ def _checked_row(row: dict[str, Any], place: str, needed: tuple[str, ...]) -> tu
     return values[0], values[1], values[2]
 
 
-def _csv_rows(
+def read_csv_rows(
     text: str, place: str, needed: tuple[str, ...]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and fields of each row that is not empty; the columns ``needed`` must exist.
+
+    Raises:
+        DataError: a column is missing or there twice, or the text is not CSV.
+    """
     header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     delimiter = max(_DELIMITERS, key=lambda d: (len(set(needed) & _names(header, d)), d == ","))
     # newline=None: old spreadsheets end their lines with a carriage return alone
