@@ -55,6 +55,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="after T tasks (default: all)",
     )
+    add("--name", metavar="TEXT", help="name of the run in answers (default: RUN as given)")
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
     add("--device", default="cpu", help="torch device, such as cuda:0 (default: cpu)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
@@ -126,7 +127,7 @@ def _build(options: argparse.Namespace, stack: ExitStack) -> tuple[ASGIApp, Serv
     service = stack.enter_context(
         Service(
             load(),
-            storage.redact(options.run),
+            options.name or storage.redact(options.run),
             limits,
             Batching(options.batch, options.batch_wait / 1000),
         )

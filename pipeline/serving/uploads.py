@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -22,12 +23,16 @@ from pipeline.text import shorten
 
 FIELD = "image"  # of the form
 
+# Without TIFF: 1 kB of it can ask libtiff for a tile of 1 GB, whatever the size of the image.
+_FORMATS = tuple(name for name in FORMATS if name != "TIFF")
 _MOST_FIELDS = 16  # of the form, beside the image
 _MOST_FIELD_BYTES = 4096
-# A progressive JPEG has about ten scans. A scan over all pixels can take 35 bytes, and so can each
-# of a hundred thousand others: a few megabytes would then decode for an hour.
+# A progressive JPEG has about ten scans. One over all pixels can take 35 bytes: a few megabytes of
+# them would be decoded for an hour. libtiff has the same limit, and libjpeg has none.
 _MOST_SCANS = 100
-_SCAN = b"\xff\xda"
+_MOST_MARKERS = 10_000  # of a JPEG: each has at most 64 kB of metadata
+_MARKER = re.compile(rb"(?s)\xff+([\x02-\xcf\xd8-\xfe])(..)")  # but those of one byte
+_SCAN, _END = b"\xda", b"\xd9"
 _CLOSED = 499  # the client has gone; nobody reads this status except the metrics
 
 
@@ -114,10 +119,10 @@ def _check_header(data: bytes, most_pixels: int) -> None:
     """Refuse what is no image, or takes too much memory or time, before it is decompressed."""
     silence_pil()
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
+        known = ", ".join(_FORMATS)
         raise HTTPException(415, f"the file is not an image of a known format: {known}") from None
     except Image.DecompressionBombError:
         raise HTTPException(413, f"the image has more than {most_pixels:,} pixels") from None
@@ -128,5 +133,19 @@ def _check_header(data: bytes, most_pixels: int) -> None:
         raise HTTPException(
             413, f"the image has {width} × {height} pixels, more than {most_pixels:,}"
         )
-    if data.count(_SCAN) > _MOST_SCANS:
-        raise HTTPException(413, f"the JPEG has more than {_MOST_SCANS} scans")
+    if data.startswith(b"\xff\xd8"):
+        _check_scans(data)
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG that takes little room and much time."""
+    at, scans = 2, 0
+    for _ in range(_MOST_MARKERS):
+        marker = _MARKER.search(data, at)
+        if marker is None or marker[1] == _END:
+            return
+        at = marker.end() + max(0, int.from_bytes(marker[2], "big") - 2)
+        scans += marker[1] == _SCAN
+        if scans > _MOST_SCANS:
+            break
+    raise HTTPException(413, f"the JPEG has more than {_MOST_SCANS} scans, or too many markers")
