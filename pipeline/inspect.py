@@ -138,10 +138,10 @@ def _watch(url: str, options: argparse.Namespace) -> int:
 def _progress_display(what: str) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere."""
     from rich.console import Console
-    from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
-    with Bar(console=console, disable=not console.is_terminal, transient=True) as display:
+    from pipeline.progress_bar import ProgressLine
+
+    with ProgressLine(console=Console(stderr=True), transient=True) as display:
         bar = display.add_task(what, total=None)
         yield lambda done, total: display.update(bar, completed=done, total=total)
 

@@ -338,7 +338,60 @@ def test_differences_to_a_baseline_are_over_equal_seeds(capsys):
 
 def test_unknown_baseline_is_refused(capsys):
     sentence = refusal_of(capsys, *write_baseline(), "--baseline", "zero_shot")
-    assert "--baseline: 'zero_shot' names no single row; did you mean 'zeroshot'?" in sentence
+    assert (
+        "--baseline: 'zero_shot' names no single row or run; did you mean 'zeroshot'?" in sentence
+    )
+
+
+def test_baseline_is_the_row_of_a_run(capsys):
+    """must compare with all seeds of the row, and with that run alone where each has its row"""
+    outputs = write_baseline()
+    table = table_of(capsys, *outputs, "--baseline", f"{outputs[1]}/")
+    column = table["run"].index("Δ last")
+    assert table["finetune"][column] == "+21.7 ± 2.4" and table["zeroshot"][column] == "–"
+    assert main([*outputs, "--baseline", outputs[1], "--per-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    differences = [[cell.strip() for cell in line.split("│")][column + 2] for line in lines]
+    assert differences == ["+3.3", "–", "+23.3", "+23.3", "+43.3"]
+
+
+def test_difference_without_a_pair_is_that_of_the_means_and_says_so(capsys, tmp_path):
+    """must give it the deviation of a difference of independent means"""
+    figures = (("zeroshot", 1, 5), ("zeroshot", 2, 7), ("finetune", 3, 6), ("finetune", 4, 9))
+    outputs = [
+        write_run(f"memory://unpaired/{seed}", method, *STAGES[:2], (5, 5, last), seed=seed)
+        for method, seed, last in figures
+    ]
+    file = tmp_path / "rows.json"
+    assert main([*outputs, "--baseline", "zeroshot", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    table = cells(text)
+    # 53.3 ± 4.7 and 58.3 ± 7.1
+    assert table["finetune"][table["run"].index("Δ last")] == "+5.0 ± 8.5"
+    assert "finetune: no run has the seed of a run of zeroshot; Δ is the difference of" in text
+    assert "over runs of equal seed" not in text
+    (content,) = json.loads(file.read_text())["tables"]
+    assert [row["difference_pairs"] for row in content["rows"]] == [None, 0]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "latex"])
+def test_rows_are_printed_in_place_of_the_table(capsys, tmp_path, form):
+    """must be the same as in a file; what stands below the table goes to stderr"""
+    first, *rest = write_baseline()
+    copy = write_run("memory://printed/copy", "zeroshot", *STAGES[:2], (5, 5, 5))
+    assert main([first, *rest, copy, f"--{form}"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"{copy} is the run of {first} again: counted once\n"
+    assert main([first, *rest, copy, f"--{form}", str(tmp_path / "rows")]) == 0
+    assert (tmp_path / "rows").read_text() == out
+
+
+def test_two_forms_are_not_printed_at_once_and_no_run_is_replaced(capsys):
+    first, *rest = write_baseline()
+    assert "--csv and --json cannot both be printed" in refusal_of(capsys, first, "--csv", "--json")
+    sentence = refusal_of(capsys, *rest, "--csv", first)
+    assert f"--csv: {first} is the output of a run" in sentence
+    assert finished_results(first).method == "zeroshot"
 
 
 def test_rows_are_written_as_csv_json_and_latex(capsys, tmp_path: Path):
@@ -355,8 +408,10 @@ def test_rows_are_written_as_csv_json_and_latex(capsys, tmp_path: Path):
     assert table["protocol"]["data.eval_transform"] == "clip"
     assert [row["run"] for row in table["rows"]] == ["zeroshot", "finetune"]
     assert [run["seed"] for run in table["rows"][1]["runs"]] == [1, 2, 3]
+    assert [run["trained_parameters"] for run in table["rows"][1]["runs"]] == [21] * 3
     latex = storage.read_text(files["latex"])
     assert r"finetune & $" in latex and r"$+21.7 \pm 2.4$" in latex and r"\bottomrule" in latex
+    assert r"& 3 & 21 & 5.2 \\" in latex
 
 
 def test_many_groups_are_rows_with_repetitions_and_cost(capsys):
@@ -488,5 +543,5 @@ def test_wait_for_a_dead_endpoint_has_a_limit(monkeypatch, capsys):
     ):
         monkeypatch.setenv(name, value)
     assert main(["--deadline", "0", "s3://bucket/run"]) == 2
-    assert "1 attempts in 0 s, the last failed with no server" in capsys.readouterr().err
+    assert re.search(r"1 attempts in \d s, the last failed with no server", capsys.readouterr().err)
     assert storage.deadline_s() == storage.DEADLINE_S

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.reporting.run_groups import RunTable
-from pipeline.reporting.run_rows import FIGURES, Row, Spread
+from pipeline.reporting.run_rows import FIGURES, Row, Spread, count_parameters, count_seconds
 from pipeline.text import NOT_KNOWN
 
 Tables = Sequence[tuple[RunTable, Sequence[Row]]]
@@ -49,11 +49,12 @@ def _tabular(table: RunTable, rows: Sequence[Row]) -> str:
     has_baseline = any(row.differences for row in rows)
     titles = list(FIGURES.values())
     titles += [rf"$\Delta$ {title}" for title in FIGURES.values()] if has_baseline else []
+    titles += ["seeds", "parameters", "seconds"]
     lines = [
         f"% protocol {' '.join(_hashes(table))}",
-        rf"\begin{{tabular}}{{l{'r' * len(titles)}r}}",
+        rf"\begin{{tabular}}{{l{'r' * len(titles)}}}",
         r"\toprule",
-        " & ".join(["run", *titles, "seeds"]) + r" \\",
+        " & ".join(["run", *titles]) + r" \\",
         r"\midrule",
     ]
     for row in rows:
@@ -61,8 +62,8 @@ def _tabular(table: RunTable, rows: Sequence[Row]) -> str:
         if has_baseline:
             differences = row.differences or {}
             cells += [_latex_figure(differences.get(key), signed=True) for key in FIGURES]
-        label = row.group.label.translate(_ESCAPED)
-        lines.append(" & ".join([label, *cells, str(len(row.seeds))]) + r" \\")
+        cells += [str(len(row.seeds)), f"{row.parameters:,}", f"{row.seconds:.1f}"]
+        lines.append(" & ".join([row.group.label.translate(_ESCAPED), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -85,6 +86,7 @@ def _flat_row(table: RunTable, row: Row) -> dict[str, Any]:
             flat |= {f"{key}{suffix}_mean": spread.mean, f"{key}{suffix}_sd": spread.deviation}
     return {
         **flat,
+        "difference_pairs": row.n_pairs if row.differences else None,
         "trained_parameters": row.parameters,
         "seconds": round(row.seconds, 3),
         "outputs": " ".join(storage.redact(run.output) for run in row.group.runs),
@@ -98,6 +100,7 @@ def _nested_row(row: Row) -> dict[str, Any]:
         "method": row.group.method,
         "figures": _nested(row.figures),
         "differences": row.differences and _nested(row.differences),
+        "difference_pairs": row.n_pairs if row.differences else None,  # 0: of the means
         "trained_parameters": row.parameters,
         "seconds": round(row.seconds, 3),
         "runs": [
@@ -106,6 +109,9 @@ def _nested_row(row: Row) -> dict[str, Any]:
                 "seed": run.repetition[0],
                 "class_order": list(run.repetition[1]),
                 **{key: getattr(run.results, key) for key in FIGURES},
+                "accuracy_after_each_task": run.results.stage_accuracy.micro,
+                "trained_parameters": count_parameters(run.results),
+                "seconds": round(count_seconds(run.results), 3),
             }
             for run in row.group.runs
         ],

@@ -53,6 +53,11 @@ class RunGroup:
         """The results of each run."""
         return [run.results for run in self.runs]
 
+    @property
+    def outputs(self) -> list[str]:
+        """The output of each run and of its copies."""
+        return [output for run in self.runs for output in (run.output, *run.copies)]
+
 
 @dataclass(frozen=True, eq=False)
 class RunTable:

@@ -1,7 +1,8 @@
-"""The figures of each group of runs: means, and differences to a baseline over equal seeds."""
+"""The figures of each group of runs: means, and differences to a baseline."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -35,6 +36,14 @@ class Spread(NamedTuple):
             return cls(None, None)
         return cls(fmean(known), stdev(known) if len(known) > 1 else None)
 
+    def minus(self, other: Spread) -> Spread:
+        """The difference of two independent means; its standard deviation is √(a² + b²)."""
+        if self.mean is None or other.mean is None:
+            return Spread(None, None)
+        known = self.deviation is not None and other.deviation is not None
+        deviation = math.hypot(self.deviation or 0, other.deviation or 0) if known else None
+        return Spread(self.mean - other.mean, deviation)
+
     def text(self, *, signed: bool = False) -> str:
         """In per cent, ``31.3 ± 0.2``; with ``signed``, a gain as ``+4.6 ± 0.2``."""
         text = format_spread(*self)
@@ -48,6 +57,7 @@ class Row:
     group: RunGroup
     figures: dict[str, Spread]
     differences: dict[str, Spread] | None  # None without a baseline, or for the baseline itself
+    n_pairs: int  # runs that the baseline has too, with equal seed; 0: the means are compared
     parameters: int  # most trained in one task
     seconds: float  # training and tests of all tasks, mean over the runs
 
@@ -63,9 +73,10 @@ class Row:
 
 
 def build_rows(table: RunTable, baseline: str | None = None) -> list[Row]:
-    """A row per group; ``baseline`` is the label of a group, or the method of only one.
+    """A row per group; ``baseline`` is a label, the method of only one group, or an output.
 
     A difference is taken between runs of equal seed and class order; its mean is over those pairs.
+    Where there is no pair, it is the difference of the means, see :meth:`Spread.minus`.
     """
     reference = _reference(table, baseline) if baseline else []
     return [_build_row(group, reference) for group in table.groups]
@@ -76,30 +87,46 @@ def check_baseline(tables: Sequence[RunTable], baseline: str) -> None:
     labels = list(dict.fromkeys(group.label for table in tables for group in table.groups))
     if not any(_reference(table, baseline) for table in tables):
         raise DataError(
-            f"--baseline: {baseline!r} names no single row; {did_you_mean(baseline, labels)}"
+            f"--baseline: {baseline!r} names no single row or run; {did_you_mean(baseline, labels)}"
         )
 
 
 def _reference(table: RunTable, baseline: str) -> list[FinishedRun]:
-    """The runs of the groups with the label ``baseline``, or else of the only one of the method."""
+    """The runs of the groups with the label ``baseline``, or else of the only one of the method.
+
+    If ``baseline`` is an output, the runs of its group.
+    """
+    for group in table.groups:
+        if any(baseline.rstrip("/") == each.rstrip("/") for each in group.outputs):
+            return group.runs
     labels = {group.label for group in table.groups if group.method == baseline}
     label = next(iter(labels)) if baseline not in labels and len(labels) == 1 else baseline
     return [run for group in table.groups if group.label == label for run in group.runs]
 
 
 def _build_row(group: RunGroup, reference: Sequence[FinishedRun]) -> Row:
-    is_baseline = group.runs[0] in reference
     pairs = list(_pairs(group.runs, reference))
+    figures = _spreads(group.results)
     differences = {
         key: Spread.of([_difference(run, other, key) for run, other in pairs]) for key in FIGURES
     }
+    if reference and not pairs:
+        means = _spreads([run.results for run in reference])
+        differences = {key: figures[key].minus(means[key]) for key in FIGURES}
+    is_baseline = group.runs[0] in reference
     return Row(
         group,
-        figures={key: Spread.of([getattr(run, key) for run in group.results]) for key in FIGURES},
+        figures=figures,
         differences=differences if reference and not is_baseline else None,
-        parameters=max((n for run in group.results for n in run.trainable_parameters), default=0),
-        seconds=fmean(_seconds(run) for run in group.results),
+        n_pairs=len(pairs),
+        parameters=max(map(count_parameters, group.results)),
+        seconds=fmean(map(count_seconds, group.results)),
     )
+
+
+def _spreads(runs: Sequence[RunResults]) -> dict[str, Spread]:
+    """The spread of each figure over some runs."""
+    return {key: Spread.of([getattr(run, key) for run in runs]) for key in FIGURES}
 
 
 def _pairs(
@@ -117,5 +144,11 @@ def _difference(run: RunResults, reference: RunResults, key: str) -> float | Non
     return None if None in values else values[0] - values[1]
 
 
-def _seconds(run: RunResults) -> float:
+def count_parameters(run: RunResults) -> int:
+    """The most parameters that one task has trained."""
+    return max(run.trainable_parameters, default=0)
+
+
+def count_seconds(run: RunResults) -> float:
+    """The time of training and tests of all tasks."""
     return sum(stage.train_seconds + stage.test_seconds for stage in run.diagnostics)

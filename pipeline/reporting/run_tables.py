@@ -71,9 +71,14 @@ def summary_table(
         cells += [f"{row.parameters:,}", f"{row.seconds:.1f}"]
         cells += [storage.redact(row.group.runs[0].output)] if single else []
         shown.add_row(f"{row.group.label}{_mark(row.group)}", *cells)
-    pairs = "equal seed and class order" if over_order else "equal seed"
-    notes = [f"Δ: difference to {baseline}, over runs of {pairs}"] if baseline else []
+    notes = _pairings(rows, baseline, over_order) if baseline else []
     return _framed(table, shown, notes)
+
+
+def table_notes(table: RunTable) -> list[str]:
+    """The lines below a table: sources of settings, repeated outputs, skipped samples and steps."""
+    runs = [run for group in table.groups for run in group.runs]
+    return [*_sources(table.groups), *_copies(runs), *_skipped(runs)]
 
 
 def describe_protocol(number: int, differences: Sequence[Difference]) -> str:
@@ -86,11 +91,23 @@ def _difference(row: Row, key: str) -> str:
     return (row.differences[key] if row.differences else Spread(None, None)).text(signed=True)
 
 
+def _pairings(rows: Sequence[Row], baseline: str, over_order: bool) -> list[str]:
+    """How the differences were taken: over pairs of runs, or between the means."""
+    pairs = "seed and class order" if over_order else "seed"
+    compared = [row for row in rows if row.differences]
+    lines = [f"Δ: difference to {baseline}, over runs of equal {pairs}"]
+    lines += [
+        f"{row.group.label}: no run has the {pairs} of a run of {baseline}; Δ is the difference of "
+        "the means, unpaired, and its deviation √(a² + b²) of the two"
+        for row in compared
+        if not row.n_pairs
+    ]
+    return lines if any(row.n_pairs for row in compared) else lines[1:]
+
+
 def _framed(table: RunTable, shown: Table, notes: Sequence[str] = ()) -> Group:
     # rich would wrap a title or caption of the table at the width of the table.
-    runs = [run for group in table.groups for run in group.runs]
-    lines = [*notes, *_sources(table.groups), *_copies(runs), *_skipped(runs)]
-    return Group(Text(_title(table)), shown, *map(Text, lines))
+    return Group(Text(_title(table)), shown, *map(Text, [*notes, *table_notes(table)]))
 
 
 def _title(table: RunTable) -> str:
