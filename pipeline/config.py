@@ -217,6 +217,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig | None = None  # written by a sweep, not by hand
     log_every: int = Field(10, gt=0)  # optimizer steps between two lines of metrics.jsonl
+    report: bool = True  # write report.html after each task
     loggers: list[LoggerConfig] = []  # services that get these lines too: [tensorboard, wandb, …]
 
     @model_validator(mode="after")
@@ -258,7 +259,9 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
     aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks", "predictions"}}
-    for name in ("output", "name", "engine", "snapshot", "tasks", "tuning", "log_every", "loggers"):
+    for name in ("output", "name", "engine", "snapshot", "tasks", "tuning"):
+        aside[name] = True
+    for name in ("log_every", "report", "loggers"):
         aside[name] = True
     settings = config.model_dump(mode="json", exclude=aside)
     method = settings["method"]

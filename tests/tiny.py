@@ -117,6 +117,7 @@ def build_config(arch: str, index: str, **sections: Any) -> Config:
         "method": {"name": "zeroshot"},
         "optim": {"epochs": 2, "learning_rate": 1e-2},
         "log_every": 1,
+        "report": False,  # half a second per run
     }
     for name, value in sections.items():
         merged = {**tree.get(name, {}), **value} if isinstance(value, Mapping) else value

@@ -73,6 +73,8 @@ class SweepPlan:
             "seed": seed,
             "snapshot.folder": None,
             "tuning": _provenance(sweep),
+            "report": False,  # nobody looks at one trial
+            "evaluation.predictions": False,
             "evaluation.exclude_tasks": 0,
             "evaluation.split": "test" if sweep.is_oracle else "validation",
         }

@@ -1,5 +1,5 @@
 """From a checked configuration to a finished run: the loop, the step, the tests of each task.
 
 Imports the base modules, ``distributed``, ``data``, ``model``, ``classifiers``, ``methods``,
-``output`` and ``loggers``.
+``output``, ``loggers`` and ``run_report``.
 """

@@ -1,15 +1,24 @@
-"""Who follows a run beside its results: its loggers. They neither stop nor slow it."""
+"""Who follows a run beside its results: its loggers and its page. They neither stop nor slow it."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.distributed.world import World
 from pipeline.errors import Preempted
 from pipeline.loggers.background import RunLoggers
+
+log = logging.getLogger(__name__)
+
+_PAGE_S = 30.0  # limit for the page to be complete when the run ends
+_STOPPED_PAGE_S = 3.0  # the same if the run is stopped or has failed
 
 
 class Followers:
@@ -18,6 +27,7 @@ class Followers:
     def __init__(self, config: Config, world: World) -> None:
         self._is_main = world.is_main
         self._loggers = RunLoggers(config)
+        self._page = PageWriter(config.output) if config.report and world.is_main else None
 
     def start(self, lines: Sequence[str], task_steps: Sequence[int]) -> None:
         """Start them; ``lines`` are those of ``metrics.jsonl`` from an earlier start.
@@ -32,6 +42,11 @@ class Followers:
         if self._is_main:
             self._loggers.add(line, content)
 
+    def update_page(self) -> None:
+        """Let the page show the results as they are written now."""
+        if self._page:
+            self._page.update()
+
     def __enter__(self) -> Followers:
         return self
 
@@ -41,6 +56,59 @@ class Followers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._page:
+            self._page.end(_STOPPED_PAGE_S if kind else _PAGE_S)
         if self._is_main:
             is_stopped = kind is not None and issubclass(kind, Preempted)
             self._loggers.end("stopped" if is_stopped else "failed" if kind else "finished")
+
+
+class PageWriter:
+    """Writes ``report.html`` of the run in ``output`` in a thread; an error is a warning.
+
+    While a page is being written, further updates wait and then make one page.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+        self._asked: SimpleQueue[bool] = SimpleQueue()  # True: a page; False: the end
+        self._thread: threading.Thread | None = None
+
+    def update(self) -> None:
+        """Ask for a page; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._live, name="report", daemon=True)
+            self._thread.start()
+        self._asked.put(True)
+
+    def end(self, limit_s: float) -> None:
+        """Wait for the last page, at most so long."""
+        if self._thread:
+            self._asked.put(False)
+            self._thread.join(limit_s)
+            if self._thread.is_alive():
+                log.warning("report.html was not complete after %.0f s; %s", limit_s, self._remedy)
+
+    def _live(self) -> None:
+        is_open = True
+        while is_open:
+            asked = [self._asked.get()]
+            while not self._asked.empty():
+                asked.append(self._asked.get())
+            is_open = False not in asked
+            if True in asked:
+                self._write()
+
+    def _write(self) -> None:
+        try:
+            from pipeline.run_report.page import PAGE, write_report  # only where a page is wanted
+
+            write_report([self._output], storage.join(self._output, PAGE))
+        except Exception as error:  # nothing here may stop a run
+            reason = storage.scrub(f"{type(error).__name__}: {error}")
+            log.warning("report.html was not written: %s; %s", reason, self._remedy)
+
+    @property
+    def _remedy(self) -> str:
+        output = storage.redact(self._output)
+        return f"the run continues; write it later by `python -m pipeline.report {output}`"

@@ -280,6 +280,7 @@ class Trainer:
         sha256 = self._writer.write_predictions(predictions if is_kept else None)
         self._results.predictions_sha256 = sha256
         self._writer.write_results(self._results.build())
+        self._followers.update_page()
         self._report_event("learned", task=task.index)
 
     def _check_loss(self, losses: Losses, task: Task, progress: TaskProgress, batch: Batch) -> None:
