@@ -228,8 +228,17 @@ def _last_part(url: str) -> str:
 
 
 def _show(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return storage.redact(text)
+    """A setting as text, without what may be secret in a URL."""
+    value = _redacted(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return storage.redact(value)
+    if isinstance(value, list):
+        return list(map(_redacted, value))
+    return value
 
 
 def _defaults() -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from html.parser import HTMLParser
 
-_VOID = ("meta", "img")
+_VOID = ("br", "img", "meta")
 
 
 class ParsedPage(HTMLParser):
