@@ -116,7 +116,9 @@ def _group(row: Row) -> ComparedGroup:
         label=row.group.label,
         seeds=", ".join(map(str, row.seeds)),
         figures=[row.figures[key].text() for key in FIGURES],
-        differences=row.differences and [row.differences[key].text(signed=True) for key in FIGURES],
+        differences=[row.differences[key].text(signed=True) for key in FIGURES]
+        if row.differences and row.n_pairs  # the page says that they are over equal seeds
+        else None,
         parameters=row.parameters,
         seconds=row.seconds,
         runs={run.output: run.results for run in row.group.runs},

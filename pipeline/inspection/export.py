@@ -30,7 +30,7 @@ def inspect_export(folder: str, *, progress: Progress) -> Findings:
         "weights": record.backbone.weights,
         "backbone_sha256": record.backbone.sha256,
         "image_size": record.preprocessing.image_size,
-        "transform": record.preprocessing.transform,
+        "resize_mode": record.preprocessing.resize_mode,
         "evaluated_split": record.test.split,
         "last_accuracy": record.test.accuracy,
         "tested_images": record.test.images,
