@@ -7,7 +7,7 @@ with the reason why it is left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -61,6 +61,14 @@ def select_images(
     raise DataError(
         f"{place}: contains no image of the form {LAYOUT}{_reasons(left_out)}; {remedy}"
     )
+
+
+def keep_images(files: Iterable[tuple[str, str]], left_out: LeftOut) -> Iterator[tuple[str, str]]:
+    """The images among ``files``, pairs of path and location, in any form of tree."""
+    for path, location in files:
+        file = _File(PurePosixPath(path).parts, location)
+        if not _is_hidden(file, left_out) and _is_image(file, left_out):
+            yield path, location
 
 
 def _in_splits(
