@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.export_record import is_export
 from pipeline.inference.exported import load_export
 from pipeline.methods.base import Method
-from pipeline.output.learned import load_run
+from pipeline.output.learned import LearnedRun, load_run
 from pipeline.tasks import Task
 
 
@@ -42,6 +42,12 @@ class Classifier(nn.Module):
         )
         self.transform = transform
         self.eval()
+
+    @classmethod
+    def of(cls, run: LearnedRun) -> Classifier:
+        """The classifier of a run that is loaded."""
+        transform = build_transform(run.config.data.eval_transform, run.method.clip.image_size)
+        return cls(run.method, run.tasks, name=run.config.name, transform=transform)
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +134,4 @@ def load_classifier(
         export = load_export(source, stage, device=on, weights=weights)
         name, transform = export.record.name, export.transform
         return Classifier(export.method, export.tasks, name=name, transform=transform)
-    run = load_run(source, stage, device=on, weights=weights)
-    transform = build_transform(run.config.data.eval_transform, run.method.clip.image_size)
-    return Classifier(run.method, run.tasks, name=run.config.name, transform=transform)
+    return Classifier.of(load_run(source, stage, device=on, weights=weights))
