@@ -11,6 +11,7 @@ import pytest
 from pipeline import storage
 from pipeline.data.index import read_index
 from pipeline.errors import DataError
+from pipeline.export import main as export
 from pipeline.output.results import read_results
 from pipeline.sweep.trial_table import TrialTable
 from tests.shards import overwrite_byte
@@ -54,8 +55,6 @@ def test_same_run_elsewhere_is_found_alike(finished_run, look):
     "name", ["tasks/task-001.safetensors", "metrics.jsonl", "config.yaml", "predictions.jsonl"]
 )
 def test_missing_file_of_a_run_is_named(run, look, name):
-    if name == "predictions.jsonl" and not (run / name).exists():
-        pytest.skip("the run wrote no predictions")
     (run / name).unlink()
     assert look(run).state == "damaged" and look(run).faults == [f"{name} is missing"]
 
@@ -147,6 +146,16 @@ def test_sweep_is_complete_once_its_best_settings_are_written(tmp_path, look, fi
     (tmp_path / "best.yaml").write_text("seed: 1\n")
     found = look(tmp_path)
     assert (found.state, found.stage, found.facts["device_hours"]) == ("complete", "1 failed", 0.5)
+
+
+def test_export_is_compared_with_its_hashes(finished_run, tmp_path, look, capsys):
+    out = tmp_path / "export"
+    assert export(["--run", str(finished_run), "--out", str(out)]) == 0
+    found = look(out / "export.json")
+    assert (found.kind, found.state, found.facts["stage"]) == ("export", "complete", 3)
+    overwrite_byte(str(out / "classifier.safetensors"), -1)
+    (fault,) = look(out).faults
+    assert fault.startswith("classifier.safetensors has another content than was recorded")
 
 
 @pytest.mark.parametrize("name", ["sweep.json", "results.json", "index.json", "export.json"])
