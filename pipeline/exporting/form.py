@@ -144,23 +144,8 @@ def record_of(
             sha256=clip.sha256,
             precision=config.model.precision,
         ),
-        prompts=[
-            PromptRecord(
-                first_block=group.first_block,
-                place=group.place,
-                choice="weighted" if group.choice == "weighted" else "nearest",
-                n_nearest=group.n_nearest,
-            )
-            for group in form.prompts
-        ],
-        heads=[
-            HeadRecord(
-                vectors=[list(part) for part in head.vectors],
-                scale=head.scale,
-                coefficient=head.coefficient,
-            )
-            for head in form.heads
-        ],
+        prompts=list(map(_prompt_record, form.prompts)),
+        heads=list(map(_head_record, form.heads)),
         probability_scale=method.classifier.probability_scale,
         test=TestRecord(
             split=config.evaluation.split,
@@ -178,6 +163,23 @@ def record_of(
         },
         packages={name: version(name) for name in _PACKAGES},
         files={},
+    )
+
+
+def _prompt_record(group: PromptGroup) -> PromptRecord:
+    return PromptRecord(
+        first_block=group.first_block,
+        place=group.place,
+        choice="weighted" if group.choice == "weighted" else "nearest",
+        n_nearest=group.n_nearest,
+    )
+
+
+def _head_record(head: LinearHead) -> HeadRecord:
+    return HeadRecord(
+        vectors=[list(part) for part in head.vectors],
+        scale=head.scale,
+        coefficient=head.coefficient,
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, Losses, given
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.blocks import Prefix
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import component_weights, unit
 from pipeline.rng import torch_stream
 from pipeline.tasks import Task
@@ -113,6 +114,14 @@ class CodaPrompt(Anchored):
             prefixes[block] = Prefix(*prefix_BLV.chunk(2, dim=1))
         adapted = self.clip.encode_image(given(image_BCHW), prefixes=prefixes)
         return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+
+    def exported_prompts(self) -> list[PromptGroup]:
+        """One group for each block, since each has its own weights."""
+        blocks = zip(*(part.detach() for part in self._components()), strict=True)
+        return [
+            PromptGroup(block, "prefix", "weighted", prompt_MLV[None], key_MV, attention_MV)
+            for block, (prompt_MLV, key_MV, attention_MV) in enumerate(blocks)
+        ]
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_ce``, and the penalty if it has a weight."""

@@ -17,6 +17,7 @@ from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, given
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import ImageFeatures
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import TextualPromptOptions, unit
 
 
@@ -49,3 +50,7 @@ class CoOp(Anchored):
         """Unit embeddings of the frozen image tower."""
         features = given(features)
         return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
+
+    def exported_prompts(self) -> list[PromptGroup]:
+        """None: the frozen tower alone."""
+        return []

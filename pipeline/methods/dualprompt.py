@@ -27,6 +27,7 @@ from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, Losses, given
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.blocks import Prefix
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import INITIAL_STD, unit
 from pipeline.rng import torch_stream
 from pipeline.tasks import Task
@@ -117,6 +118,16 @@ class DualPrompt(Anchored):
             block: Prefix(*prefix_B2LV.unbind(dim=1))
             for block, prefix_B2LV in enumerate([*general_DB2LV, *expert_DB2LV])
         }
+
+    def exported_prompts(self) -> list[PromptGroup]:
+        """The general prefixes, and those of the tasks."""
+        general_D1LV = self.general_D2LV.detach().flatten(1, 2)[:, None]
+        expert_DTLV = torch.stack([*self.experts]).detach().flatten(2, 3).transpose(0, 1)
+        key_TV, first_expert = torch.stack([*self.keys]).detach(), len(general_D1LV)
+        return [
+            PromptGroup(0, "prefix", "all", general_D1LV),
+            PromptGroup(first_expert, "prefix", "nearest", expert_DTLV, key_TV),
+        ]
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_ce + λ · mean distance to the task's key``."""

@@ -26,6 +26,7 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, Losses, given
 from pipeline.model.backbone import ImageFeatures
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import INITIAL_STD, unit
 from pipeline.rng import torch_stream
 
@@ -79,6 +80,12 @@ class L2P(Anchored):
         adapted = self.clip.encode_image(given(image_BCHW), prompt_BLV[None])
         distance_B = (1 - cosine_BN).sum(dim=1)
         return Embedded(unit(adapted.joint_BE), {"key": distance_B}, adapted.pooled_BV)
+
+    def exported_prompts(self) -> list[PromptGroup]:
+        """The pool."""
+        prompt_1MLV, key_MV = self.prompt_MLV.detach()[None], self.key_MV.detach()
+        n_nearest = self.options.chosen
+        return [PromptGroup(0, "tokens", "nearest", prompt_1MLV, key_MV, n_nearest=n_nearest)]
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         """``L_ce + λ · mean distance to the chosen keys``."""

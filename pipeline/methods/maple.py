@@ -18,6 +18,7 @@ from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import given
 from pipeline.model.anchors import Anchors, LearnedAnchors
 from pipeline.model.backbone import ImageFeatures
+from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import TextualPromptOptions, unit
 from pipeline.rng import torch_stream
 
@@ -65,10 +66,17 @@ class Maple(Anchored):
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the image tower behind the mapped tokens."""
         image_BCHW = given(image_BCHW)
+        prompt_DBLV = self._prompts()[:, None].expand(-1, len(image_BCHW), -1, -1)
+        adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
+        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+
+    def exported_prompts(self) -> list[PromptGroup]:
+        """The mapped tokens."""
+        return [PromptGroup(0, "tokens", "all", self._prompts().detach()[:, None])]
+
+    def _prompts(self) -> Tensor:
+        """``prompt_DLV``, the same for all images."""
         assert self.anchors.prompts is not None
         context_DLW = self.anchors.prompts.context(self.task.index)
         coupled = zip(self.couplings, context_DLW, strict=True)
-        prompt_DLV = torch.stack([coupling(context_LW) for coupling, context_LW in coupled])
-        prompt_DBLV = prompt_DLV[:, None].expand(-1, len(image_BCHW), -1, -1)
-        adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
-        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+        return torch.stack([coupling(context_LW) for coupling, context_LW in coupled])
