@@ -94,6 +94,9 @@ def _difference(row: Row, key: str) -> str:
 def _pairings(rows: Sequence[Row], baseline: str, over_order: bool) -> list[str]:
     """How the differences were taken: over pairs of runs, or between the means."""
     pairs = "seed and class order" if over_order else "seed"
+    row_of_run = [row for row in rows if baseline.rstrip("/") in row.group.outputs]
+    if row_of_run:
+        baseline = f"{row_of_run[0].group.label} ({storage.redact(baseline)})"
     compared = [row for row in rows if row.differences]
     lines = [f"Δ: difference to {baseline}, over runs of equal {pairs}"]
     lines += [
