@@ -75,7 +75,7 @@ def complete_settings(words: argparse.Action, section: str, *, also: Iterable[st
         settings = list(list_settings(getattr(importlib.import_module(module), name)))
         key, is_value, _ = prefix.partition("=")
         if not is_value:
-            return [*also, *(f"{each.key}=" for each in settings)]
+            return [*also, *(f"{each.key}=" for each in settings if "[" not in each.key)]
         return [f"{key}={value}" for each in settings if each.key == key for value in each.choices]
 
     words.completer = complete  # type: ignore[attr-defined]  # argcomplete reads it

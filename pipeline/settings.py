@@ -14,6 +14,7 @@ Exit status: 0 printed, 2 an unknown name.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,16 +48,21 @@ def run_groups() -> Iterator[Group]:
     """The settings of a run, section by section, and those of a sweep."""
     from pipeline.config import Config
     from pipeline.settings_file import section_of
-    from pipeline.settings_table import list_settings
+    from pipeline.settings_table import entry_of, list_settings
     from pipeline.sweep.config import SweepConfig
 
-    settings = list(list_settings(Config))
-    of_run = [each for each in settings if "." not in each.key and each.key != "tuning"]
-    yield Group("run", "What has no section.", "", of_run)
-    for name, field in Config.model_fields.items():
-        if section := section_of(field.annotation):
-            own = [each for each in settings if each.key.split(".")[0] == name]
-            yield Group(name, _about(section), "", own)
+    sections = {
+        name: section
+        for name, field in Config.model_fields.items()
+        if (section := section_of(field.annotation) or entry_of(field.annotation))
+    }
+    settings: dict[str, list[Setting]] = {name: [] for name in ("run", *sections)}
+    for each in list_settings(Config):
+        first = re.split(r"[.\[]", each.key)[0]
+        settings[first if first in sections else "run"].append(each)
+    yield Group("run", "What has no section.", "", settings.pop("run"))
+    for name, own in settings.items():
+        yield Group(name, _about(sections[name]), "", own)
     yield Group("sweep", _about(SweepConfig), "", list(list_settings(SweepConfig)))
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 import tokenize
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -75,17 +76,27 @@ def list_settings(
 ) -> Iterator[Setting]:
     """Every setting of a section and of the sections in it, in the order of the code.
 
+    ``key[].name`` is a setting of each entry of a list of sections.
+
     ``default`` is the section itself, where it has other values than those of its class.
     """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
         own = ... if field.is_required() else field.get_default(call_default_factory=True)
         value = getattr(default, name, own)
-        inner = section_of(field.annotation)
+        inner, entry = section_of(field.annotation), entry_of(field.annotation)
         if inner is None or value is None:
             yield Setting(key, kind, name, value)
         if inner is not None:
             yield from list_settings(inner, prefix=f"{key}.", default=value)
+        if entry is not None:
+            yield from list_settings(entry, prefix=f"{key}[].")
+
+
+def entry_of(annotation: Any) -> type[Section] | None:
+    """The section that each entry of a list is, or None."""
+    is_list = typing.get_origin(annotation) is list
+    return section_of(typing.get_args(annotation)[0]) if is_list else None
 
 
 @cache

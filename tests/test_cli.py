@@ -239,13 +239,3 @@ def test_status_stays_75_if_the_signal_comes_while_a_module_is_imported(tmp_path
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     done = subprocess.run([sys.executable, "-m", "stopped"], env=environment, check=False)
     assert done.returncode == 75
-
-
-@pytest.mark.parametrize("command", ["train", "prepare", "tune", "compare", "demo", "bench"])
-def test_help_comes_at_once(command: str):
-    """must not wait for torch, which takes seconds to import"""
-    words = [sys.executable, "-X", "importtime", "-m", f"pipeline.{command}", "--help"]
-    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage: " in shown.stdout
-    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
-    assert "pipeline.cli" in imported and "torch" not in imported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,11 +11,13 @@ import pytest
 import torch
 
 from pipeline import prepare, tune
+from pipeline.__main__ import find_commands
 from pipeline.bench import __main__ as bench
 from pipeline.bench.settings import load_bench_config
 from pipeline.config import Config, load_config
 from pipeline.methods import METHODS, parse_options
 from pipeline.model.backbone import FrozenClip
+from pipeline.settings_table import list_settings
 from pipeline.sweep.config import load_sweep
 from pipeline.train import parse_arguments
 from tests.chaos import __main__ as chaos
@@ -46,7 +47,15 @@ def commands() -> list[list[str]]:
             lines += text.replace("\\\n", " ").splitlines()
     parts = (part for line in lines for part in re.split(r"&&|;|\|", line))
     words = (shlex.split(part, comments=True) for part in parts)
-    return [each for each in words if each]
+    return [_as_module(each) for each in words if each]
+
+
+def _as_module(words: list[str]) -> list[str]:
+    """``tppt NAME`` as ``python -m pipeline.NAME``, which it is the same as."""
+    program, *rest = words
+    if Path(program).name != "tppt" or not rest or rest[0] not in find_commands():
+        return words
+    return ["python", "-m", f"pipeline.{rest[0]}", *rest[1:]]
 
 
 def arguments_of(*programs: str) -> list[list[str]]:
@@ -134,9 +143,9 @@ def test_every_override_in_the_text_is_understood():
 def test_every_setting_in_the_text_exists():
     sections = "|".join(Config.model_fields)
     named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_]+)+)[`:=]", PROSE))
-    assert named
-    for name in named:
-        reduce(lambda section, key: section.model_fields[key].annotation, name.split("."), Config)
+    keys = [each.key.split(".") for each in list_settings(Config)]
+    known = {".".join(key[:length]) for key in keys for length in range(1, len(key) + 1)}
+    assert named and sorted(named - known) == []
 
 
 def test_configuration_in_the_text_is_understood(tmp_path: Path):

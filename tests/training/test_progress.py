@@ -56,6 +56,43 @@ def test_terminal_gets_the_place_the_figures_and_the_growing_table(caplog, capsy
     assert re.search(r"1 │ +50\.0 │ +12\.3 │", last) and re.search(r"75\.0 │ +12\.3 │ 100\.0", last)
 
 
+KEPT = ("task 2/10 epoch 2/3", "━", "-:--:--")
+
+
+@pytest.mark.parametrize(("width", "n_figures"), [(40, 0), (60, 1), (80, 3), (100, 4), (120, 5)])
+def test_narrow_terminal_keeps_place_bar_and_time_left(capsys, monkeypatch, width, n_figures):
+    """must leave out the figures from the right, each as one piece"""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("LINES", "20")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", str(width))
+    figures = ("5000/9000", "loss 1.234", "lr 5.0e-04", "1,234 images/s", "data wait 25%")
+    with Display(n_tasks=10, n_epochs=3, shown=True) as display:
+        display.expect(9000)
+        for task in range(2):
+            display.step(report(task, 3), done=5000 * task, task_steps=900)
+            display.scored(task, 0.5, [0.25] * (task + 1))
+    *_, line = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err).split("\n")[:-1]
+    assert [words for words in KEPT if words not in line] == [], line
+    assert [words in line for words in figures] == [n < n_figures for n in range(5)], line
+    assert "…" not in line and len(line.rstrip()) <= width
+
+
+def test_long_table_leaves_room_for_the_bar(capsys, monkeypatch):
+    """must show the last tasks, as rows and as columns, where not all fit"""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("COLUMNS", "60"), ("LINES", "14")):
+        monkeypatch.setenv(name, value)
+    with Display(n_tasks=50, n_epochs=1, shown=True) as display:
+        for task in range(30):
+            display.scored(task, 0.5, [task / 100] * (task + 1))
+    frame = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+    last = frame[frame.rindex("accuracy after each task") :].rstrip("\n").split("\n")
+    assert len(last) <= 13 and "all steps" in last[-1]
+    assert re.findall(r"\d+", last[2]) == ["26", "27", "28", "29", "30"]
+    assert re.findall(r"[\d.]+", last[-3]) == ["30", "50.0", *["29.0"] * 5]
+
+
 def test_display_is_ended_when_the_run_fails(capsys, monkeypatch):
     """must give the terminal its cursor back"""
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color")):
