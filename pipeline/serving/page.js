@@ -83,4 +83,7 @@ document.addEventListener("paste", (event) => {
   const [image] = event.clipboardData.files;
   if (image) classify(image);
 });
-fetch("readyz").then((response) => response.json()).then((ready) => ready.run && showModel(ready));
+fetch("readyz")
+  .then((response) => response.json())
+  .then((ready) => ready.run && showModel(ready))
+  .catch(() => {}); // a service that has ended answers to no image either

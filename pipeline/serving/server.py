@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -20,6 +21,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADER_S = 10.0  # from the start of a connection, or the end of an answer, to complete headers
 _LINGER_S = 2.0  # of reading a refused upload on, so that its client can read the refusal
 _HEADER_BYTES = 16 << 10
+_MOST_CONNECTIONS = 1000
+_BACKLOG = 128  # connections that are accepted in one turn of the event loop
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -87,6 +90,7 @@ def run(
         server_header=False,
         headers=_HEADERS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=round(drain_s),
     )
     logging.getLogger("uvicorn").handlers[:] = logging.getLogger("pipeline").handlers
@@ -114,10 +118,16 @@ class _Server(uvicorn.Server):
         self._on_start()
 
 
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_BACKLOG // 2, min(_MOST_CONNECTIONS, files - 3 * _BACKLOG))
+
+
 class _Protocol(H11Protocol):
     """One connection, which ends if no complete request header arrives in time.
 
-    uvicorn alone waits for the rest of a header for ever, and reads a refused upload to its end.
+    uvicorn alone waits for the rest of a header for ever, and reads a refused upload to its end. A
+    connection too many is closed: without a free file, asyncio would fill the log with tracebacks.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -125,6 +135,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time of the first header."""
         super().connection_made(transport)
+        if len(self.connections) > _most_connections():
+            transport.abort()
         self._close_unless_asked(_HEADER_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

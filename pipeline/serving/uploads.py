@@ -18,12 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 from torch import Tensor
 
-from pipeline.data.decoding import FORMATS, SampleError, open_image, silence_pil
+from pipeline.data.decoding import FORMATS, SampleError, silence_pil
+from pipeline.data.upright import open_upright
 from pipeline.text import shorten
 
 FIELD = "image"  # of the form
 
-# Without TIFF: 1 kB of it can ask libtiff for a tile of 1 GB, whatever the size of the image.
+# Only formats whose header limits the memory of their decoder. 1 kB of TIFF can ask for a tile of
+# 1 GB, whatever the size of the image. AVIF and HEIC can declare a smaller size than they code.
 _FORMATS = tuple(name for name in FORMATS if name != "TIFF")
 _MOST_FIELDS = 16  # of the form, beside the image
 _MOST_FIELD_BYTES = 4096
@@ -72,7 +74,7 @@ def decode_upload(
     """
     _check_header(data, most_pixels)
     try:
-        return preprocess(open_image(data))
+        return preprocess(open_upright(data))
     except SampleError as error:
         raise HTTPException(400, f"the image {error}") from error
 

@@ -57,6 +57,14 @@ def test_format_is_known_by_its_content(service: Service, kind):
     assert len(shown(service.predict(data))) == 5
 
 
+def test_image_is_turned_as_its_camera_says(service: Service):
+    upright = draw_image(4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its right side is at the top
+    turned = encode(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    assert shown(service.predict(turned)) == shown(service.predict(encode(upright, "PNG")))
+
+
 @pytest.mark.parametrize("top", [1, 3, 7, 1000])
 def test_top_is_the_number_of_classes(service: Service, classifier, top):
     assert shown(service.predict(FILES[2], f"?top={top}")) == expected(classifier, FILES[2], top)

@@ -1,4 +1,4 @@
-"""The time limits of connections, which uvicorn alone does not have."""
+"""The limits of connections that uvicorn alone does not have."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.serving import server
+from tests.serving.service import wait_for
 
 
 async def answer(request) -> Response:
@@ -63,3 +64,24 @@ def test_connection_whose_header_never_ends_is_closed(monkeypatch, answered):
 
     run_beside(drip)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_connection_too_many_is_closed_and_a_later_one_is_served(monkeypatch):
+    monkeypatch.setattr(server, "_most_connections", lambda: 3)
+
+    def is_served(port: int) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                return connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        except ConnectionError:
+            return False
+
+    def crowd(port: int) -> None:
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        wait_for(lambda: not is_served(port))
+        for connection in idle:
+            connection.close()
+        wait_for(lambda: is_served(port))
+
+    run_beside(crowd)
