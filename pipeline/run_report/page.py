@@ -132,7 +132,7 @@ class _Predictions:
 def _shown_predictions(run: ReportedRun) -> _Predictions | None:
     if not run.predictions:
         return None
-    thumbnails = Thumbnails(run.results)
+    thumbnails = Thumbnails(run.output, run.results)
     names = run.class_names
 
     def show(prediction: Prediction) -> _Image:

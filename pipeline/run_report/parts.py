@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.output.protocol import flatten
+from pipeline.output.protocol import flatten, setting_of
 from pipeline.pages.page import Fact
 from pipeline.run_report.run import ReportedRun
 from pipeline.text import NOT_KNOWN, format_clock, format_percent
@@ -19,8 +19,7 @@ Table = list[list[str]]
 
 def title(run: ReportedRun) -> str:
     """The method and the names of the data."""
-    config = run.results.manifest.config
-    index = config.get("data", {}).get("index", "unknown data")
+    index = setting_of(run.results.manifest.config, "data.index") or "unknown data"
     names = [_last_part(str(url)) for url in (index if isinstance(index, list) else [index])]
     return f"{run.results.method} on {' + '.join(names)}"
 
@@ -126,7 +125,8 @@ def diagnostic_table(run: ReportedRun) -> Table:
 def time_table(run: ReportedRun) -> Table:
     """A row per learned task: seconds of training and test, images per second, waiting, size."""
     table = []
-    for stage in run.results.diagnostics:
+    sizes = run.results.trainable_parameters
+    for stage, size in zip(run.results.diagnostics, sizes, strict=False):
         steps = [step for step in run.steps if step.task == stage.task]
         table.append(
             [
@@ -135,7 +135,7 @@ def time_table(run: ReportedRun) -> Table:
                 f"{stage.test_seconds:.1f}",
                 f"{fmean(s.images_per_second for s in steps):,.0f}" if steps else NOT_KNOWN,
                 f"{100 * fmean(s.data_wait for s in steps):.0f} %" if steps else NOT_KNOWN,
-                f"{run.results.trainable_parameters[stage.task]:,}",
+                f"{size:,}",
             ]
         )
     return table

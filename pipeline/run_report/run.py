@@ -77,6 +77,13 @@ def read_run(output: str) -> ReportedRun:
             f"{storage.redact(output)}: holds no results.json; give the output of a run that has "
             "learned at least one task"
         )
+    try:
+        _ = results.protocol
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{storage.redact(output)}: the manifest in results.json has not its form "
+            f"({type(error).__name__}: {error}); restore the file from a copy"
+        ) from None
     predictions, reason = _predictions(output, results)
     return ReportedRun(output, results, list(_steps(output)), predictions, reason)
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline import storage
+from pipeline.config import DataConfig
 from pipeline.data.decoding import decode_sample
 from pipeline.data.index import Selection, ShardIndex
 from pipeline.data.opening import open_index
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, PipelineError
 from pipeline.output.predictions import Prediction
-from pipeline.output.results import RunManifest, RunResults
+from pipeline.output.protocol import setting_of
+from pipeline.output.results import CONFIG_NAME, RunManifest, RunResults
+from pipeline.settings_file import parse_section
+from pipeline.yaml_text import parse_yaml
 
 SIDE = 96  # pixels of the longer side
 MAX_BYTES = 1_000_000  # of all images of a page
@@ -32,13 +38,13 @@ class Thumbnails:
     patience only once.
     """
 
-    def __init__(self, results: RunResults) -> None:
+    def __init__(self, output: str, results: RunResults) -> None:
         self.problem = ""
         self._results = results
         self._left = MAX_BYTES
         self._of_class: dict[int, tuple[Selection, tuple[str, ...]]] = {}
         try:
-            self._index = _open_index(results.manifest)
+            self._index = _open_index(output, results.manifest)
             if results.evaluation.split == "validation":
                 self._index = self._index.with_closed("test")
             self._reader = ShardReader(self._index)
@@ -72,26 +78,36 @@ class Thumbnails:
     def _samples(self, label: int) -> tuple[Selection, tuple[str, ...]]:
         """The tested samples of a class, with their keys."""
         if label not in self._of_class:
-            data = self._results.manifest.config.get("data", {})
+            fraction = setting_of(self._results.manifest.config, "data.validation_fraction")
             selection = self._index.select(
-                self._results.evaluation.split,
-                [label],
-                validation_fraction=float(data.get("validation_fraction", 0.0)),
+                self._results.evaluation.split, [label], validation_fraction=float(fraction)
             )
             self._of_class[label] = selection, selection.keys
         return self._of_class[label]
 
 
-def _open_index(manifest: RunManifest) -> ShardIndex:
+def _open_index(output: str, manifest: RunManifest) -> ShardIndex:
     """The index of the run, if its content is still that which the run has learned."""
-    given = manifest.config.get("data", {}).get("index")
+    given = _index_in(output) or setting_of(manifest.config, "data.index")
     if not given:
         raise DataError("results.json names no index")
-    known_classes = manifest.config.get("tasks", {}).get("known_classes", "refuse")
+    place = f"{storage.redact(output)}: data"
+    given = parse_section(DataConfig, {"index": given}, place=place).index
+    known_classes = setting_of(manifest.config, "tasks.known_classes")
     index = open_index(given, known_classes=known_classes)
     if index.sha256 != manifest.index_sha256:
         raise DataError("the index was changed since the run")
     return index
+
+
+def _index_in(output: str) -> Any:
+    """``data.index`` of ``config.yaml``, which names folders from any working folder; or None."""
+    url = storage.join(output, CONFIG_NAME)
+    if not storage.exists(url):
+        return None
+    tree = parse_yaml(storage.read_text(url), place=storage.redact(url))
+    data = tree.get("data") if isinstance(tree, dict) else None
+    return data.get("index") if isinstance(data, dict) else None
 
 
 def _as_source(image: Image.Image) -> str:

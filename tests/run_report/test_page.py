@@ -152,6 +152,16 @@ def test_images_that_cannot_be_read_are_left_out_with_a_sentence(run, change, re
     assert "most frequent pairs" in found.words
 
 
+def test_images_are_found_by_the_settings_in_the_output(run, tiny_shards):
+    """must not depend on the working folder, as a relative place in results.json does"""
+    content = json.loads((Path(run) / "results.json").read_text())
+    content["manifest"]["config"]["data"]["index"] = "some/shards"
+    change_results(run, manifest=content["manifest"])
+    assert "The images cannot be shown" in render(run)
+    (Path(run) / "config.yaml").write_text(f"data: {{index: {tiny_shards}}}\n")
+    assert "The images cannot be shown" not in render(run) and "<img" in render(run)
+
+
 def test_images_of_an_index_that_was_changed_are_not_shown(run):
     content = json.loads((Path(run) / "results.json").read_text())
     change_results(run, manifest={**content["manifest"], "index_sha256": "other"})
@@ -200,6 +210,16 @@ def test_folder_without_results_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no results.json; give the output of a run"):
         write_report([str(tmp_path)], str(tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("config", [{}, {"data": 7}, {"model": {"arch": ["x"]}}, {"name": {}}])
+def test_manifest_of_another_form_is_shown_or_refused(run, config):
+    content = json.loads((Path(run) / "results.json").read_text())
+    change_results(run, manifest={**content["manifest"], "config": config})
+    try:
+        assert "The images cannot be shown" in render(run)
+    except DataError as error:
+        assert "has not its form" in str(error)
 
 
 def test_broken_metrics_are_refused_with_their_line(run):
