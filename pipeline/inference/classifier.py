@@ -118,9 +118,9 @@ def load_classifier(
     >>> from PIL import Image
     >>> from pipeline import load_classifier
     >>> classifier = load_classifier("runs/demo/tppt_vt")
-    >>> image = classifier.preprocess(Image.open("anchor.png"))
+    >>> image = classifier.preprocess(Image.open("kite.png"))
     >>> classifier.classes[classifier(image[None]).argmax()]
-    'anchor'
+    'kite'
 
     Raises:
         ConfigError: the run has not learned so many tasks.

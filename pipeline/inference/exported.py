@@ -159,7 +159,7 @@ def load_export(
             f"weights of {backbone.arch} whose hash is {backbone.sha256[:12]}…"
         )
     prompts, heads = _parts_of(record, tensors, device)
-    problem = _misfit(record, clip, prompts, heads)
+    problem = _unnamed(record, tensors) or _misfit(record, clip, prompts, heads)
     if problem:
         raise DataError(f"{place}: {problem}; export the run again")
     classifier = LinearHeads(heads, probability_scale=record.probability_scale)
@@ -222,6 +222,14 @@ def _parts_of(
         vectors = tuple(map(tuple, head.vectors))
         heads.append(LinearHead(vectors, weight, projection, bias, head.scale, head.coefficient))
     return prompts, heads
+
+
+def _unnamed(record: ExportRecord, tensors: Iterable[str]) -> str | None:
+    """The reason why there are tensors of no part of the record, or None."""
+    parts = {"prompts": len(record.prompts), "heads": len(record.heads)}
+    known = tuple(f"{part}.{number}." for part, count in parts.items() for number in range(count))
+    unknown = sorted(name for name in tensors if not name.startswith(known))
+    return f"the tensor {unknown[0]!r} belongs to no part of the record" if unknown else None
 
 
 def _misfit(
