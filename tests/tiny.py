@@ -206,3 +206,27 @@ def alone() -> Iterator[World]:
         yield world
     if local_rank is None:
         os.environ.pop("LOCAL_RANK", None)
+
+
+@pytest.fixture(scope="session")
+def learned_run(tiny_arch: str, tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a finished run of three tasks: tuned prompts, and a sum of two classifiers."""
+    from pipeline.training.checked_run import check_run
+    from pipeline.training.run import execute
+
+    options = {
+        "visual_prompts": {"components": 3, "length": 2},
+        "classifier": {
+            "name": "sum",
+            "options": {"second": {"name": "ridge", "options": {"projection": 31}}},
+        },
+    }
+    config = build_config(
+        tiny_arch,
+        tiny_shards,
+        output=str(tmp_path_factory.mktemp("learned") / "run"),
+        method={"name": "tppt_vt", "options": {"tppt_vt": options}},
+        report=False,
+    )
+    execute(check_run(config, 1), read_world({}))
+    return Path(config.output)

@@ -68,7 +68,8 @@ def read_image_file(url: str) -> bytes:
             check_size(storage.size(url))
         return data
     try:
-        with open(url if url.startswith("/") else storage.local_path(url), "rb") as file:
+        path = url if url.startswith("/") else storage.local_path(url)
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SampleError("is not a regular file")
@@ -76,6 +77,11 @@ def read_image_file(url: str) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise SampleError(f"cannot be read ({describe(error)})") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a named pipe does not wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _walk(root: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
