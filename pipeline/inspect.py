@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, DataError
+from pipeline.text import print_wide, printable
 
 if TYPE_CHECKING:
     from pipeline.inspection.findings import Progress
@@ -100,14 +101,14 @@ def _inspect(url: str, options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(findings.content(), indent=2, ensure_ascii=False) + "\n")
     else:
         from pipeline.inspection.tables import findings_table
-        from pipeline.text import print_wide
 
         print_wide(findings_table(findings))
     if findings.state == "complete":
         return 0
     problem = findings.faults[0] if findings.faults else findings.stage
     more = f" (and {len(findings.faults) - 1} more)" if len(findings.faults) > 1 else ""
-    raise DataError(f"{findings.place}: this {findings.kind} is {findings.state}: {problem}{more}")
+    text = f"{findings.place}: this {findings.kind} is {findings.state}: {problem}{more}"
+    raise DataError(printable(text))
 
 
 def _draw(url: str, options: argparse.Namespace) -> int:

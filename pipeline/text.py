@@ -66,6 +66,14 @@ def shorten(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0] or text[:most]} …"
 
 
+def printable(name: str) -> str:
+    """``name`` on one line of valid text: other bytes and control characters are escaped."""
+    if name.isprintable():
+        return name
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def shows_live_display(console: Console) -> bool:
     """Whether ``console`` is a terminal that can redraw lines, not a file or a dumb terminal."""
     return console.is_terminal and not console.is_dumb_terminal

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -39,6 +40,24 @@ def test_written_bytes_are_read_back(folder):
     storage.remove(url)
     storage.remove(url)
     assert not storage.exists(url)
+
+
+def assert_written_now(url: str) -> None:
+    """must have a time with its zone"""
+    storage.write_atomically(url, b"one")
+    written = storage.modified(url)
+    assert written is not None
+    assert abs(written - datetime.now(timezone.utc)) < timedelta(minutes=5)
+
+
+def test_time_of_a_file_is_that_of_its_write(folder):
+    assert_written_now(storage.join(folder, "file.bin"))
+    with pytest.raises(StorageError, match="no such file"):
+        storage.modified(storage.join(folder, "none"))
+
+
+def test_time_of_an_object_is_that_of_its_write(bucket):
+    assert_written_now(f"s3://{bucket.name}/file.bin")
 
 
 def test_files_are_listed_below_a_folder(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import storage
 from pipeline.inference.export_record import RECORD_NAME, read_record
-from pipeline.inspection.findings import Findings, Progress, check_file
+from pipeline.inspection.findings import Findings, Part, Progress, check_file
 
 
 def inspect_export(folder: str, *, progress: Progress) -> Findings:
@@ -17,7 +17,9 @@ def inspect_export(folder: str, *, progress: Progress) -> Findings:
     record = read_record(folder)
     parts = [check_file(folder, RECORD_NAME)]
     for done, (name, sha256) in enumerate(record.files.items(), start=1):
-        parts.append(check_file(folder, name, sha256))
+        is_inside = "/" not in name and "\\" not in name and name not in ("", ".", "..")
+        outside = Part(name, sha256=sha256, fault="is not the name of a file in the export")
+        parts.append(check_file(folder, name, sha256) if is_inside else outside)
         progress(done, len(record.files))
     facts = {
         "name": record.name,

@@ -29,7 +29,7 @@ from pipeline.inspection.kinds import recognise
 from pipeline.inspection.sheet import SheetRow, draw_sheet, sheet_size
 from pipeline.output.results import CONFIG_NAME, read_results
 from pipeline.settings_file import parse_section
-from pipeline.text import did_you_mean, first_few
+from pipeline.text import did_you_mean, first_few, printable
 from pipeline.yaml_text import parse_yaml
 
 MOST_CLASSES = 50  # of a sheet, unless classes are named
@@ -194,6 +194,8 @@ def _row(
     answer = maker[Request(samples, source.transform, seed_path)]
     image_NCHW = answer.batch().image_BCHW
     assert image_NCHW is not None
-    problems = [f"{samples.keys[row]} of {each.name}: {text}" for row, text in answer.bad.items()]
+    problems = [
+        printable(f"{samples.keys[row]} of {each.name}: {text}") for row, text in answer.bad.items()
+    ]
     images = image_NCHW.permute(0, 2, 3, 1).numpy()
     return SheetRow(title, images, frozenset(answer.bad)), problems

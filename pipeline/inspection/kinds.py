@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.inspection.findings import Findings, Progress
 from pipeline.text import first_few
 
-Kind = Literal["data set", "run", "snapshot", "snapshots", "sweep", "export"]
+Kind = Literal["data set", "run", "snapshot", "snapshot folder", "sweep", "export"]
 
 _SNAPSHOTS = "snapshots"  # the usual name of the folder of a run's snapshots
 # The first of these files that a folder has decides.
@@ -40,7 +40,7 @@ def recognise(url: str) -> tuple[Kind, str]:
         if storage.exists(storage.join(folder, file)):
             return kind, folder
     if name == _SNAPSHOTS and storage.list_files(folder):
-        return "snapshots", folder
+        return "snapshot folder", folder
     place = storage.redact(url)
     if not storage.exists(folder):
         raise DataError(f"{place}: there is no such folder or file; correct the path")

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
+from pipeline.text import printable
 
 MAX_PIXELS = 200_000_000  # of a sheet: 600 MB as RGB
 _GAP = 4
@@ -73,7 +74,7 @@ def draw_sheet(rows: Sequence[SheetRow], image_size: int) -> Image.Image:
     pen, fonts = ImageDraw.Draw(sheet), list(_fonts())
     for number, row in enumerate(rows):
         top = number * height_of_row + _GAP
-        _write(pen, (_GAP, top), row.title, fonts, width - 2 * _GAP)
+        _write(pen, (_GAP, top), printable(row.title), fonts, width - 2 * _GAP)
         for column, image_HW3 in enumerate(row.image_NHW3):
             place = column * (side + _GAP) + _GAP, top + _TEXT + 2 * _GAP
             image = Image.fromarray(image_HW3).resize((side, side), Image.Resampling.NEAREST)

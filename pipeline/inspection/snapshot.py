@@ -34,7 +34,7 @@ def inspect_snapshots(folder: str) -> Findings:
     parts = snapshot_parts(folder)
     complete = [part.name for part in parts if not part.note]
     stage = f"the newest is {complete[-1]}" if complete else "no snapshot is complete"
-    return Findings("snapshots", storage.redact(folder), stage, bool(complete), {}, parts)
+    return Findings("snapshot folder", storage.redact(folder), stage, bool(complete), {}, parts)
 
 
 def inspect_snapshot(folder: str) -> Findings:

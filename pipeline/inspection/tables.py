@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.inspection.findings import Findings, Part
-from pipeline.text import NOT_KNOWN, first_few, format_bytes, format_percent
+from pipeline.text import NOT_KNOWN, first_few, format_bytes, format_percent, printable
 
 _MOST_FILES = 30
 _DIGEST = 16  # hexadecimal digits of a hash that are shown
@@ -31,13 +31,13 @@ def findings_table(findings: Findings) -> Group:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     for key, value in findings.facts.items():
-        facts.add_row(Text(key.replace("_", " ")), Text(_show(key, value)))
+        facts.add_row(Text(key.replace("_", " ")), Text(printable(_show(key, value))))
     shown = sorted(findings.parts, key=lambda part: part.fault is None)[:_MOST_FILES]
     parts = [part for part in findings.parts if part in shown]
     rest = len(findings.parts) - len(parts)
     more = [Text(f"… and {rest:,} more files without a fault; --json lists all")] if rest else []
     middle = [Text(), facts, Text()] if findings.facts else [Text()]
-    return Group(Text(headline), *middle, _files(parts), *more)
+    return Group(Text(printable(headline)), *middle, _files(parts), *more)
 
 
 def _files(parts: Sequence[Part]) -> Table:
@@ -50,7 +50,7 @@ def _files(parts: Sequence[Part]) -> Table:
         size = NOT_KNOWN if part.bytes is None else format_bytes(part.bytes)
         sha256 = f"{part.sha256[:_DIGEST]}…" if part.sha256 else NOT_KNOWN
         state = part.fault or part.note or "ok"
-        table.add_row(Text(part.name), size, sha256, Text(state))
+        table.add_row(Text(printable(part.name)), size, sha256, Text(printable(state)))
     return table
 
 

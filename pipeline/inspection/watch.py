@@ -19,7 +19,7 @@ from pipeline.inspection.kinds import recognise
 from pipeline.inspection.progress import ProgressReader, RunProgress
 from pipeline.output.protocol import setting_of
 from pipeline.output.results import RunResults
-from pipeline.text import format_clock, format_percent, shows_live_display
+from pipeline.text import format_clock, format_percent, printable, shows_live_display
 
 _FIRST_POLL_S = {True: 1.0, False: 5.0}  # of a local output, of another
 _LONGEST_POLL_S = 30.0
@@ -158,7 +158,9 @@ def _status(progress: RunProgress) -> str:
 
 def _stall(progress: RunProgress) -> str:
     start = progress.start
-    by = f"; process {start.process} on {start.host}, since {start.since}" if start else ""
+    by = ""
+    if start:
+        by = printable(f"; process {start.process} on {start.host}, since {start.since}")
     return f"stalled: no update for {_age_s(progress) / 60:.0f} minutes{by}"
 
 

@@ -96,7 +96,7 @@ def test_option_that_does_not_fit_is_refused(tiny_shards, tmp_path, options, wor
 
 
 def test_neither_data_set_nor_run_is_refused(finished_run, tmp_path):
-    with pytest.raises(DataError, match="is a snapshots, and --grid draws images of a data set"):
+    with pytest.raises(DataError, match="is a snapshot folder, and --grid draws images"):
         draw(finished_run / "snapshots", tmp_path / "a.png")
 
 

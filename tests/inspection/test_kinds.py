@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.data.index import read_index
+from pipeline.data.index import format_index, read_index
 from pipeline.errors import DataError
 from pipeline.export import main as export
+from pipeline.inspection.tables import findings_table
 from pipeline.output.results import read_results
 from pipeline.sweep.trial_table import TrialTable
+from pipeline.text import print_wide
 from tests.shards import overwrite_byte
 
 
@@ -156,6 +158,9 @@ def test_export_is_compared_with_its_hashes(finished_run, tmp_path, look, capsys
     overwrite_byte(str(out / "classifier.safetensors"), -1)
     (fault,) = look(out).faults
     assert fault.startswith("classifier.safetensors has another content than was recorded")
+    record = json.loads((out / "export.json").read_text())
+    (out / "export.json").write_text(json.dumps({**record, "files": {"../shards/x": "0" * 64}}))
+    assert look(out).faults == ["../shards/x is not the name of a file in the export"]
 
 
 @pytest.mark.parametrize("name", ["sweep.json", "results.json", "index.json", "export.json"])
@@ -163,6 +168,13 @@ def test_file_of_another_content_is_refused(tmp_path, look, name):
     (tmp_path / name).write_text('{"metric": ["last_accuracy"], "schema": "?"}')
     with pytest.raises(DataError, match=f"{name}: "):
         look(tmp_path)
+
+
+def test_names_cannot_control_the_terminal(tmp_path, look, capsys):
+    data = format_index(["\x1b[2Jfox"], ["n1"], [])
+    (tmp_path / "index.json").write_bytes(data)
+    print_wide(findings_table(look(tmp_path)))
+    assert "\\x1b[2Jfox" in capsys.readouterr().out
 
 
 def test_folder_of_runs_is_refused_with_their_names(finished_run, look):

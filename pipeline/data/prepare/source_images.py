@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.data.decoding import SampleError
 from pipeline.data.prepare.splits import SplitChoice
 from pipeline.errors import DataError, PipelineError
+from pipeline.text import printable as printable
 
 MAX_FILE_BYTES = 256 << 20  # of one image file
 
@@ -83,14 +84,6 @@ class ImageSource(Protocol):
             SampleError: this one file is damaged or missing.
             PipelineError: the source cannot be read.
         """
-
-
-def printable(name: str) -> str:
-    """``name`` on one line of valid text: other bytes and control characters are escaped."""
-    if name.isprintable():
-        return name
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
