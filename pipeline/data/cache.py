@@ -43,7 +43,7 @@ class RemoteShard:
     """A shard that must be fetched: its place and all its segments."""
 
     url: str
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
 
 
 class SegmentCache:

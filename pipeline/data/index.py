@@ -29,7 +29,7 @@ from pipeline.data.samples import SampleTable, read_table, refuse_closed
 from pipeline.data.selection import SegmentColumns
 from pipeline.data.selection import Selection as Selection
 from pipeline.data.selection import Split as Split
-from pipeline.data.shard import Shard, format_shard, parse_shard
+from pipeline.data.shard import Segments, Shard, format_shard, in_columns, parse_shard
 from pipeline.errors import DataError
 from pipeline.text import first_few
 
@@ -165,7 +165,7 @@ class ShardIndex:
         for place in self._segments_of(None, labels, None if group is None else [group]):
             shard = self.shards[segments.shard_G[place]]
             first_sample = int(segments.first_sample_G[place])
-            sha256 = shard.segments[segments.number_G[place]].sha256
+            sha256 = Segments.of(shard.segments).sha256(segments.number_G[place])
             digest.update(repr((shard.split, first_sample, sha256)).encode())
         return digest.hexdigest()
 
@@ -256,7 +256,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
     """
     place = storage.redact(storage.join(folder, INDEX_NAME))
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_hook=in_columns)
         if content["schema"] != SCHEMA:
             raise DataError(
                 f"{place}: has schema {repr(content['schema'])[:40]}, this version reads {SCHEMA}; "

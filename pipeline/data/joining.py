@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.data.index import ShardIndex
-from pipeline.data.shard import Shard
+from pipeline.data.shard import Segments, Shard
 from pipeline.errors import DataError
 
 
@@ -76,5 +76,5 @@ def _check_joined(index: ShardIndex, folder_of: Mapping[str, str], known_classes
 
 def _renumbered(shard: Shard, labels: Sequence[int], group: int) -> Shard:
     """The shard of index number ``group``, whose classes have ``labels`` in the joined index."""
-    segments = (replace(segment, label=labels[segment.label]) for segment in shard.segments)
-    return replace(shard, segments=tuple(segments), group=group)
+    segments = Segments.of(shard.segments).with_labels(labels)
+    return replace(shard, segments=segments, group=group)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.data.addresses import AddressTable
 from pipeline.data.samples import Samples
-from pipeline.data.shard import Shard
+from pipeline.data.shard import Segments, Shard
 
 Split = Literal["train", "test", "validation", "fit"]
 
@@ -36,8 +36,9 @@ class SegmentColumns:
     @classmethod
     def of(cls, shards: tuple[Shard, ...]) -> SegmentColumns:
         """The segments of ``shards``."""
-        rows = [(s.label, s.samples, s.bytes) for shard in shards for s in shard.segments]
-        label_G, samples_G, bytes_G = np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
+        columns = [Segments.of(shard.segments).columns_4G for shard in shards]
+        no_column = np.empty((4, 0), dtype=np.int64)
+        label_G, samples_G, _, bytes_G = np.concatenate([no_column, *columns], axis=1)
         counts = [len(shard.segments) for shard in shards]
         shard_G = np.repeat(np.arange(len(shards)), counts)
         number_G = ramps(np.array(counts, dtype=np.int64))

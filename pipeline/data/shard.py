@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from pipeline import storage
 
 _SHARD_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar")
-_HEXADECIMAL = "0123456789abcdef"  # the cache names its files so
+_SHA256 = re.compile("[0-9a-f]{0,64}")  # the cache names its files so
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,73 @@ class Segment:
     sha256: str
 
 
+class Segments(Sequence[Segment]):
+    """The segments of a shard as columns, which take a sixth of the memory of objects.
+
+    A data set of ten million images has a hundred thousand of them, in every process.
+    """
+
+    def __init__(self, columns_4G: np.ndarray, sha256_G: np.ndarray) -> None:
+        """``columns_4G`` are label, samples, offset and bytes."""
+        self.columns_4G = columns_4G
+        self._sha256_G = sha256_G
+
+    @classmethod
+    def parse(cls, rows: Sequence[Any]) -> Segments:
+        """The segments whose rows in ``index.json`` are ``rows``.
+
+        Raises:
+            ValueError, TypeError: ``rows`` are not of the form that ``format_shard`` writes.
+        """
+        *columns, hashes = zip(*rows, strict=True) if rows else [()] * 5
+        counts = [[_count(value) for value in column] for column in columns]
+        return cls._of_columns(counts, [_sha256(value) for value in hashes])
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Segments:
+        """``segments`` as columns."""
+        if isinstance(segments, Segments):
+            return segments
+        rows = [(s.label, s.samples, s.offset, s.bytes) for s in segments]
+        return cls._of_columns([*zip(*rows, strict=True)], [s.sha256 for s in segments])
+
+    @classmethod
+    def _of_columns(cls, columns: Sequence[Sequence[int]], hashes: Sequence[str]) -> Segments:
+        columns_4G = np.array(columns, dtype=np.int64).reshape(4, len(hashes))
+        return cls(columns_4G, np.array(hashes, dtype="S64"))
+
+    def with_labels(self, labels: Sequence[int]) -> Segments:
+        """The same segments, with ``labels[label]`` in place of each label."""
+        columns_4G = self.columns_4G.copy()
+        columns_4G[0] = np.array(labels, dtype=np.int64)[columns_4G[0]]
+        return Segments(columns_4G, self._sha256_G)
+
+    def sha256(self, number: int) -> str:
+        """The hash of one segment."""
+        return str(self._sha256_G[number], "ascii")
+
+    def __len__(self) -> int:
+        return self.columns_4G.shape[1]
+
+    @overload
+    def __getitem__(self, place: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Segment, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Segment | tuple[Segment, ...]:
+        numbers = range(len(self))[place]
+        if isinstance(numbers, range):
+            return tuple(map(self.__getitem__, numbers))
+        return Segment(*self.columns_4G[:, numbers].tolist(), self.sha256(numbers))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar in ``folder``; ``split`` is ``train`` or ``test``."""
@@ -34,7 +104,7 @@ class Shard:
     bytes: int
     sha256: str
     table_sha256: str
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
     folder: str = ""
     group: int = 0  # position of the shard's own index among those that are joined
 
@@ -47,8 +117,9 @@ class Shard:
     def class_counts(self) -> dict[int, int]:
         """Samples per label."""
         counts: dict[int, int] = {}
-        for segment in self.segments:
-            counts[segment.label] = counts.get(segment.label, 0) + segment.samples
+        labels, samples, _, _ = Segments.of(self.segments).columns_4G.tolist()
+        for label, count in zip(labels, samples, strict=True):
+            counts[label] = counts.get(label, 0) + count
         return counts
 
     @property
@@ -62,8 +133,18 @@ class Shard:
         return storage.join(self.folder, self.table_name)
 
 
+def in_columns(entry: dict[str, Any]) -> dict[str, Any]:
+    """``entry`` with its segments as columns, if it is that of a shard: a hook for json.
+
+    Called while the rest is being read, it lets the memory of the rows be used again at once.
+    """
+    if isinstance(entry.get("segments"), list):
+        entry["segments"] = Segments.parse(entry["segments"])
+    return entry
+
+
 def parse_shard(entry: dict[str, Any]) -> Shard:
-    """The shard whose entry in ``index.json`` is ``entry``.
+    """The shard whose entry in ``index.json`` is ``entry``, before or after :func:`in_columns`.
 
     Raises:
         ValueError, KeyError, TypeError: ``entry`` is not of the form that ``format_shard`` writes.
@@ -74,11 +155,9 @@ def parse_shard(entry: dict[str, Any]) -> Shard:
         raise ValueError(f"shard name {shown!r} leaves the folder, or does not end in .tar")
     if split not in ("train", "test"):
         raise ValueError(f"split {str(split)[:40]!r} of shard {name}")
-    segments = tuple(
-        Segment(_count(label), _count(samples), _count(offset), _count(length), _sha256(sha256))
-        for label, samples, offset, length, sha256 in entry["segments"]
-    )
-    if any(segment.offset + segment.bytes > size for segment in segments):
+    segments = in_columns(entry)["segments"]
+    _, _, offsets, lengths = segments.columns_4G.tolist()  # numbers that cannot overflow
+    if any(offset + length > size for offset, length in zip(offsets, lengths, strict=True)):
         raise ValueError(f"a segment of shard {name} ends after its {size} bytes")
     return Shard(
         name=name,
@@ -98,7 +177,7 @@ def _count(value: Any) -> int:
 
 
 def _sha256(value: Any) -> str:
-    if not isinstance(value, str) or value.strip(_HEXADECIMAL):
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise ValueError(f"{str(value)[:40]!r} is not a sha256")
     return value
 
