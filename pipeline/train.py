@@ -77,6 +77,7 @@ def learn(options: argparse.Namespace) -> int:
     from pipeline.imports import without_collection
 
     with without_collection():
+        from pipeline.config import dump_config, load_config
         from pipeline.distributed.preemption import StopRequest
         from pipeline.distributed.slurm import adopt_step
 
@@ -84,9 +85,9 @@ def learn(options: argparse.Namespace) -> int:
     if not (options.dry_run or options.print_config):
         stop.listen()  # at once: a signal that comes while the rest is imported is not lost
     adopt_step(os.environ)
+    config = load_config(options.config, options.overrides)  # a wrong one is reported at once
 
-    with without_collection():
-        from pipeline.config import dump_config, load_config
+    with without_collection():  # these import torch, which takes seconds
         from pipeline.distributed.world import read_world
         from pipeline.events import EventLog
         from pipeline.log import setup_logging
@@ -95,7 +96,6 @@ def learn(options: argparse.Namespace) -> int:
         from pipeline.training.dry_run import format_plan
         from pipeline.training.run import open_trainer
 
-    config = load_config(options.config, options.overrides)
     if options.print_config:
         sys.stdout.write(dump_config(with_all_options(config)))
         return 0

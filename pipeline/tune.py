@@ -54,14 +54,17 @@ def _tune(options: argparse.Namespace) -> int:
     from pipeline.log import setup_logging
     from pipeline.storage import giving_up_early
     from pipeline.sweep.config import load_sweep
-    from pipeline.sweep.plan import load_plan
     from pipeline.sweep.ray_environment import ray_environment
 
     setup_logging(0)
     stop = StopRequest(how_to_continue=_CONTINUE)
     stop.listen()
+    sweep = load_sweep(options.config, options.overrides)  # a wrong one is reported at once
+
+    from pipeline.sweep.plan import load_plan
+
     with giving_up_early():
-        plan = load_plan(load_sweep(options.config, options.overrides))
+        plan = load_plan(sweep)
     os.environ |= ray_environment(plan.sweep.address)  # before anything imports Ray
     if options.dry_run:
         from pipeline.sweep.dry_run import describe_sweep
