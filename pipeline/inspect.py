@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.grid is None and any(getattr(options, name) is not None for name in _GRID):
         names = (f"--{name.replace('_', '-')}" for name in _GRID)
         parser.error(f"{', '.join(names)} need --grid FILE")
+    if options.json and (options.watch or options.grid is not None):
+        parser.error("--json prints findings, which --grid and --watch do not make")
     return run_command(lambda: _run(options))
 
 

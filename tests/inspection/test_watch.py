@@ -20,10 +20,14 @@ from pipeline.inspection.watch import watch_run
 from pipeline.output.results import read_results
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def output(request, interrupted_run: Path, tmp_path: Path) -> Iterator[str]:
     """A copy of the interrupted run, whose process is this one."""
-    target = str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run"
+    if request.param == "s3":
+        target = f"s3://{request.getfixturevalue('bucket').name}/run"
+    else:
+        target = str(tmp_path / "run")
+        target = target if request.param == "local" else f"memory://{target}"
     copy_run(interrupted_run, target)
     own(target, host=socket.gethostname(), process=os.getpid())
     yield target
