@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
 from pipeline import load_classifier, storage
+from pipeline.errors import DataError
 from pipeline.export import main
 from pipeline.exporting import hub
+from pipeline.exporting.check import check_scores
 from pipeline.output.results import finished_results
 from tests.tiny import draw_images
 
@@ -31,11 +35,9 @@ def exported(learned_run: Path, tmp_path_factory) -> tuple[Path, str]:
     """The export of a run in every form, verified on its test images, and what was printed."""
     out = tmp_path_factory.mktemp("exports") / "run"
     command = ["--run", str(learned_run), "--out", str(out), "--onnx", "--torch-export", "--verify"]
-    found = subprocess.run(
-        [sys.executable, "-m", "pipeline.export", *command], capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    return out, found.stdout
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(command) == 0
+    return out, printed.getvalue()
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
@@ -170,14 +172,14 @@ def test_missing_package_is_named_with_its_command(
     assert "pip install onnx onnxruntime onnxscript" in found
 
 
-def test_form_with_other_scores_is_refused(learned_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "pipeline.exporting.export.run_torch",
-        lambda data: lambda image_BCHW: torch.zeros(len(image_BCHW), 7),
-    )
-    found = refusal(capsys, "--run", learned_run, "--out", tmp_path / "out", "--torch-export")
-    assert "classifier.pt2: its scores differ from those of the run" in found
-    assert not (tmp_path / "out").exists()
+def test_form_with_other_scores_is_refused():
+    def run(image_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.eye(7)[: len(image_BCHW)]
+
+    check_scores(run, {"classifier.pt2": run}, 21)
+    others = {"classifier.pt2": lambda image_BCHW: run(image_BCHW) + 1e-3}
+    with pytest.raises(DataError, match="classifier.pt2: its scores differ .* by 0.001 on 1 "):
+        check_scores(run, others, 21)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import DataError
-from pipeline.inference.export_record import ExportRecord
+from pipeline.inference.export_record import EMBEDDINGS_NAME, ExportRecord
 from pipeline.output.protocol import compared_settings
 from pipeline.output.results import RunResults, finished_results
 from pipeline.text import first_few, format_percent
@@ -70,7 +70,7 @@ def model_card(record: ExportRecord, results: RunResults, seeds: Sequence[RunRes
         arch = f"local-dir:{arch.rstrip('/').rsplit('/', 1)[-1]}"
     weights = record.backbone.weights
     clip = _text(arch if weights is None else f"{arch}, {weights.rsplit('/', 1)[-1]}")
-    has_plain = "class_embeddings.safetensors" in record.files
+    has_plain = EMBEDDINGS_NAME in record.files
     extra = ""
     if has_plain:
         extra = (

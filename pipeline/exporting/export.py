@@ -24,8 +24,6 @@ from pipeline.exporting.form import (
     tensor_file,
 )
 from pipeline.exporting.program import (
-    ONNX_NAME,
-    TORCH_NAME,
     Predict,
     onnx_file,
     required,
@@ -35,7 +33,14 @@ from pipeline.exporting.program import (
     trace,
 )
 from pipeline.inference import Classifier
-from pipeline.inference.export_record import TENSORS_NAME, ExportRecord
+from pipeline.inference.export_record import (
+    ANCHORS_NAME,
+    EMBEDDINGS_NAME,
+    ONNX_NAME,
+    TENSORS_NAME,
+    TORCH_NAME,
+    ExportRecord,
+)
 from pipeline.inference.exported import ExportedMethod, LinearHeads
 from pipeline.output.learned import load_run
 from pipeline.output.results import read_results
@@ -98,9 +103,9 @@ class Export:
         self._files[TENSORS_NAME] = tensor_file(form)
         self._forms[TENSORS_NAME] = self._traced
         if anchor_CE is not None:
-            self._files["anchors.safetensors"] = anchor_file(anchor_CE, about)
+            self._files[ANCHORS_NAME] = anchor_file(anchor_CE, about)
         if form.is_open_clip:
-            self._files["class_embeddings.safetensors"] = embedding_file(form.heads[0], about)
+            self._files[EMBEDDINGS_NAME] = embedding_file(form.heads[0], about)
 
     @cached_property
     def _program(self) -> torch.export.ExportedProgram:

@@ -11,10 +11,14 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.inference.export_record import RECORD_NAME, ExportRecord, is_export
+from pipeline.inference.export_record import (
+    CARD_NAME,
+    LOADER_NAME,
+    RECORD_NAME,
+    ExportRecord,
+    is_export,
+)
 
-CARD_NAME = "README.md"
-LOADER_NAME = "load.py"
 _MARKER_NAME = "export.partial"
 
 

@@ -8,8 +8,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
-from pipeline.exporting.files import CARD_NAME, LOADER_NAME
-from pipeline.inference.export_record import RECORD_NAME, read_record
+from pipeline.inference.export_record import FILE_NAMES, read_record
 from pipeline.text import shorten
 
 
@@ -44,15 +43,13 @@ def push(out: str, repository: str, *, private: bool) -> str:
     Raises:
         StorageError: the hub cannot be reached, or refuses.
     """
-    record = read_record(out)
-    names = [*record.files, RECORD_NAME, CARD_NAME, LOADER_NAME]
-    api = HfApi()
+    record, api = read_record(out), HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repository,
             folder_path=storage.local_path(out),
-            allow_patterns=names,
+            allow_patterns=list(FILE_NAMES),
             commit_message=f"Export {record.name} after task {record.stage}",
         )
     except Exception as error:  # of the network, of its proxy, or of the hub

@@ -22,8 +22,6 @@ from pipeline.exporting.form import random_images
 from pipeline.inference import Classifier
 from pipeline.inference.export_record import ExportRecord
 
-ONNX_NAME = "classifier.onnx"
-TORCH_NAME = "classifier.pt2"
 _LARGEST_ONNX = 2 * 10**9  # bytes: one file of protobuf holds 2 GiB
 
 Predict = Callable[[Tensor], Tensor]  # image_BCHW, uint8 → logits_BC

@@ -25,6 +25,22 @@ from pipeline.model.prompt_groups import Place
 
 RECORD_NAME = "export.json"
 TENSORS_NAME = "classifier.safetensors"
+ANCHORS_NAME = "anchors.safetensors"
+EMBEDDINGS_NAME = "class_embeddings.safetensors"
+ONNX_NAME = "classifier.onnx"
+TORCH_NAME = "classifier.pt2"
+CARD_NAME = "README.md"
+LOADER_NAME = "load.py"
+FILE_NAMES = (
+    RECORD_NAME,
+    TENSORS_NAME,
+    ANCHORS_NAME,
+    EMBEDDINGS_NAME,
+    ONNX_NAME,
+    TORCH_NAME,
+    CARD_NAME,
+    LOADER_NAME,
+)
 TRANSFORMS = {"shortest": "clip", "squash": "squash"}  # ``data.eval_transform`` by resize_mode
 _MOST_CLASSES = 1_000_000
 
