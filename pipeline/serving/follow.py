@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 from pipeline import storage
 from pipeline.inference import Classifier
+from pipeline.inference.export_record import RECORD_NAME
 from pipeline.serving.service import Service
 
 log = logging.getLogger(__name__)
 
-_FILES = ("results.json", "export.json")  # changes with every task that was learned
+_FILES = (RECORD_NAME, "results.json")  # one of them changes with every task that was learned
 _LONGEST_PAUSE_S = 300.0  # after failures
 
 
@@ -25,7 +26,7 @@ def fingerprint(source: str) -> str:
         StorageError: its files cannot be read.
     """
     urls = [storage.join(source, name) for name in _FILES]
-    found = next((url for url in urls if storage.exists(url)), urls[0])
+    found = next((url for url in urls if storage.exists(url)), urls[-1])
     return hashlib.sha256(storage.read_bytes(found, most=storage.MAX_TEXT_BYTES)).hexdigest()
 
 
