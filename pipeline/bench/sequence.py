@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
-from pipeline.bench.settings import DRAWN, BenchConfig
+from pipeline.bench.settings import DRAWN, BenchConfig, BenchSizes
 from pipeline.bench.stage import Stage, load_backbone, opened, with_drawn
-from pipeline.bench.timing import Figure, NotMeasured, Timing, time_once
+from pipeline.bench.timing import Figure, NotMeasured, Timing, time_alternately
 from pipeline.config import MethodConfig
 from pipeline.data.index import Selection
 from pipeline.distributed.preemption import StopRequest
@@ -23,6 +23,7 @@ from pipeline.training.checked_run import Run, check_run
 from pipeline.training.features import pixels_of
 from pipeline.training.run import open_trainer
 
+_ONCE = BenchSizes(repeats=1, warmup=0)
 _CLOSED_FORM = MethodConfig(name="ranpac", options={"ranpac": {"first_session": False}})
 
 
@@ -37,26 +38,31 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     if find_method(config.method.name).inputs_of(parse_options(config.method)).images:
         config = config.model_copy(update={"method": _CLOSED_FORM})
     clip = load_backbone(config, world)
-    sizes, seconds = config.bench, (list[float](), list[float]())
+    sizes, timings = config.bench, list[dict[str, Timing]]()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         config = _with_images(config, folder, clip.image_size, world)
         for number in range(sizes.warmup + sizes.repeats):
             run = check_run(config.model_copy(update={"output": f"{folder}/run-{number}"}), 1)
             with open_trainer(run, world, StopRequest()) as trainer:
                 assert trainer, "the output is new"
-                sequence_s = time_once(trainer.run, world.device)
+                timed = time_alternately({"sequence": trainer.run}, _ONCE, world.device)
             with process_group(world, timeout_s=config.engine.timeout_s):
                 with opened(run, clip, world) as stage:
-                    once_s = time_once(partial(encode_once, stage), world.device)
+                    encode = {"once": partial(encode_once, stage)}
+                    timed |= time_alternately(encode, _ONCE, world.device)
             if number >= sizes.warmup:
-                seconds[0].append(sequence_s)
-                seconds[1].append(once_s)
+                timings.append(timed)
     images = sum(len(part) for part in _selections(run))
-    sequence, once = (Timing(tuple(each)) for each in seconds)
+    sequence, once = (
+        Timing.joined(each[name] for each in timings) for name in ("sequence", "once")
+    )
     label = f"{config.method.name}, {len(run.tasks)} tasks"
     yield sequence.rate(label, images, "images/s")
     yield once.rate("every image encoded once", images, "images/s")
     yield sequence.over(once, "the sequence against it", target="≤ 1.1")
+    if world.device.type == "cpu":
+        name = "the sequence against it, processor time"
+        yield sequence.processor_over(once, name, target="≤ 1.1")
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 
 import torch
@@ -45,6 +46,15 @@ class Timing:
 
     seconds: tuple[float, ...]
     processor_s: tuple[float, ...] = ()
+
+    @classmethod
+    def joined(cls, timings: Iterable[Timing]) -> Timing:
+        """The repeats of all ``timings`` together."""
+        parts = [*timings]
+        return cls(
+            tuple(chain.from_iterable(part.seconds for part in parts)),
+            tuple(chain.from_iterable(part.processor_s for part in parts)),
+        )
 
     @property
     def median_s(self) -> float:

@@ -85,7 +85,8 @@ class Segments(Sequence[Segment]):
         numbers = range(len(self))[place]
         if isinstance(numbers, range):
             return tuple(map(self.__getitem__, numbers))
-        return Segment(*self.columns_4G[:, numbers].tolist(), self.sha256(numbers))
+        label, samples, offset, size = self.columns_4G[:, numbers].tolist()
+        return Segment(label, samples, offset, size, self.sha256(numbers))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
