@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
