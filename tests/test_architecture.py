@@ -71,7 +71,7 @@ DOORS = {
     "starlette": "serve serving.*",
     "tenacity": "retry",
     "uvicorn": "serving.server",
-    "wandb": "loggers.weights_and_biases",
+    "wandb": "loggers.wandb_file loggers.weights_and_biases",
     "webdataset": "bench.plain_webdataset data.decoding data.prepare.writer",
     "yaml": "yaml_text",
     # A pickle can run code. This module refuses everything in it except arrays and plain values.

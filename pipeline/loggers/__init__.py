@@ -8,6 +8,7 @@ thread with a bounded queue, and is off for the rest of a start after its first 
 ``points``              the lines of ``metrics.jsonl`` as named figures
 ``base``                what a logger is
 ``tensorboard``         ``weights_and_biases``, ``mlflow``: the three loggers
+``wandb_file``          what W&B has written to a local file
 ``background``          the thread of one logger, and all loggers of a run
 ``check``               the reason why the loggers of a configuration cannot start
 ======================  ===================================================================

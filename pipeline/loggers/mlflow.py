@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ class MlflowLogger:
 
     def __init__(self, settings: LoggerConfig, run: LoggedRun) -> None:
         self._run = run
-        self._experiment = settings.project or "Default"
+        self._experiment = settings.project or os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         self._client = MlflowClient(tracking_uri=settings.place)
 
     def start(self, run_id: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import wandb
@@ -11,17 +12,18 @@ from pipeline import storage
 from pipeline.config import LoggerConfig
 from pipeline.loggers.base import End, LoggedRun
 from pipeline.loggers.points import Point
+from pipeline.loggers.wandb_file import read_history
 
 _START_S = 60  # limit for the first answer of the server
+_FLUSH_S = 2  # until a point is in the local file
 _FINISH_S = 25  # limit for the upload at the end
 
 
 class WandbLogger:
     """A run with an id of this program, so that a later start continues it, offline too.
 
-    The number of a point's line is the step of W&B; charts are drawn over optimizer steps. The last
-    line is asked from the server, and read from a small file beside the local files, which is
-    all there is offline.
+    The number of a point's line is the step of W&B; charts are drawn over optimizer steps. The
+    server knows the last line; offline, the files of earlier starts do.
     """
 
     last_line = 0
@@ -36,6 +38,7 @@ class WandbLogger:
         """Start or continue a run."""
         wandb.setup(wandb.Settings(silent=True))  # then a missing login is an error, no question
         self._folder.mkdir(parents=True, exist_ok=True)
+        before = list(self._folder.glob(f"wandb/*/run-{run_id}.wandb"))
         self._started = wandb.init(
             id=run_id or uuid.uuid4().hex[:8],
             resume="allow",
@@ -49,23 +52,26 @@ class WandbLogger:
                 disable_git=True,
                 disable_code=True,
                 x_disable_meta=True,
+                x_transaction_log_flush_interval=_FLUSH_S,
                 init_timeout=_START_S,
                 finish_timeout=_FINISH_S,
             ),
         )
         self._started.define_metric("optimizer_step")
         self._started.define_metric("*", step_metric="optimizer_step")
-        self._mark = self._folder / "wandb" / f"{self._started.id}.line"
-        on_disk = int(self._mark.read_text()) if self._mark.exists() else 0
-        # ``step`` is the next one of a continued run
-        self.last_line = max(on_disk, self._started.step - 1)
+        self.last_line = self._last_line(before)
         return self._started.id
+
+    def _last_line(self, files: Sequence[Path]) -> int:
+        """The last line in ``files`` of earlier starts; online, the last one of the server."""
+        if not self._started.offline:
+            return self._started.step - 1  # ``step`` is the next one
+        return max((row["_step"] for file in files for row in read_history(file)), default=0)
 
     def log(self, point: Point) -> None:
         """Add a point."""
         values = {**point.values, "optimizer_step": point.step}
         self._started.log(values, step=point.line, commit=True)
-        self._mark.write_text(str(point.line))
 
     def end(self, end: End) -> None:
         """Upload what is left; a stopped run is shown as preempted."""

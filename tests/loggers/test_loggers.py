@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config import Config
 from pipeline.loggers import background
 from pipeline.loggers.points import Point, point_of
+from pipeline.loggers.wandb_file import read_history
 from pipeline.output.results import read_results
 from tests.interruptions import changed, dying_before_step, outcome, start
-from tests.loggers.wandb_file import read_history
 from tests.tiny import build_config
 
 TASK_STEPS = [10, 10, 4]  # 18, 18 and 8 images in batches of 4, two epochs
@@ -130,7 +130,7 @@ def test_wandb_has_each_line_once_in_one_run(logged, points):
     """must have two files of the same run, which `wandb sync` joins"""
     files = sorted((Path(logged.output) / "wandb").glob("offline-run-*/run-*.wandb"))
     assert {file.stem for file in files} == {f"run-{run_ids(logged)['wandb']}"}
-    first, second = map(read_history, files)
+    first, second = (list(read_history(file)) for file in files)
     rows = [*first, *second]
     assert len(first) > 0 and len(second) > 0
     assert [row["_step"] for row in rows] == [point.line for point in points]
