@@ -72,7 +72,7 @@ class Setting:
 
 
 def list_settings(
-    kind: type[Section], *, prefix: str = "", default: Section | None = None
+    kind: type[Section], *, prefix: str = "", default: Any = None
 ) -> Iterator[Setting]:
     """Every setting of a section and of the sections in it, in the order of the code.
 
