@@ -25,6 +25,7 @@ class ClassMeans(ClosedForm):
     """``logits = cos(x, mean of class c)``; one mean per class, over all of its tasks."""
 
     Options = ClassMeansOptions
+    probability_scale = 18.0  # see docs/PREDICT.md
 
     def __init__(self, context: ClassifierContext, options: ClassMeansOptions) -> None:
         super().__init__(context, options, width=width_of(options.vectors, context))

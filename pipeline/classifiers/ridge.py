@@ -67,6 +67,7 @@ class Ridge(ClosedForm):
     """
 
     Options = RidgeOptions
+    probability_scale = 25.0  # see docs/PREDICT.md
 
     def __init__(self, context: ClassifierContext, options: RidgeOptions) -> None:
         width = width_of(options.vectors, context)

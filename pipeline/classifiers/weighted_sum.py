@@ -43,6 +43,7 @@ class WeightedSum(Classifier):
     """
 
     Options = WeightedSumOptions
+    probability_scale = 1.25  # see docs/PREDICT.md
     takes_known_classes = True  # if both of its parts do
 
     def __init__(self, context: ClassifierContext, options: WeightedSumOptions) -> None:
