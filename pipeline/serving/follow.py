@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline import storage
+from pipeline.errors import PipelineError
 from pipeline.inference import Classifier
 from pipeline.inference.export_record import RECORD_NAME
 from pipeline.serving.service import Service
@@ -53,12 +54,12 @@ def following(
                 pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, every_s))
                 service.metrics.reloads.labels("failed").inc()
                 log.warning(
-                    "a later state of the run cannot be loaded (%s: %s); stage %d is served "
-                    "further; next attempt in %.0f s",
-                    type(error).__name__,
+                    "a later state of the run cannot be loaded (%s); stage %d is served further; "
+                    "next attempt in %.0f s",
                     error,
                     service.classifier.stage,
                     pause_s,
+                    exc_info=not isinstance(error, PipelineError),
                 )
 
     # A daemon: a storage that does not answer must not delay the end of the process.
