@@ -86,12 +86,11 @@ def _run(options: argparse.Namespace) -> int:
         url = expand_path(options.url)
     except ValueError as error:
         raise ConfigError(f"URL: {error}") from None
-    with stopped_by_signals(), storage.patience(options.deadline), storage.giving_up_early():
-        if options.watch:
+    with stopped_by_signals(), storage.patience(options.deadline):
+        if options.watch:  # for hours: an outage of the network must not end it at once
             return _watch(url, options)
-        if options.grid is not None:
-            return _draw(url, options)
-        return _inspect(url, options)
+        with storage.giving_up_early():
+            return _inspect(url, options) if options.grid is None else _draw(url, options)
 
 
 def _inspect(url: str, options: argparse.Namespace) -> int:
