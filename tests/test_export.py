@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -81,25 +80,6 @@ def test_onnx_file_describes_itself_and_takes_any_number_of_images(exported, lea
         logits_BC, probability_BC = session.run(None, {"image": image_BCHW.numpy()})
         np.testing.assert_allclose(logits_BC, classifier(image_BCHW), atol=1e-4)
         np.testing.assert_allclose(probability_BC, classifier.probabilities(image_BCHW), atol=1e-5)
-
-
-def test_torch_program_runs_without_this_package(exported, learned_run, tmp_path):
-    image_BCHW = draw_images(4)
-    torch.save(image_BCHW, tmp_path / "images")
-    code = (
-        "import sys, torch; sys.modules['pipeline'] = None\n"
-        "model = torch.export.load(sys.argv[1]).module()\n"
-        "print(model(torch.load(sys.argv[2]))[0].argmax(1).tolist())"
-    )
-    found = subprocess.run(
-        [sys.executable, "-I", "-c", code, exported[0] / "classifier.pt2", tmp_path / "images"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert found.returncode == 0, found.stderr
-    classifier = load_classifier(str(learned_run))
-    assert json.loads(found.stdout) == classifier(image_BCHW).argmax(dim=1).tolist()
 
 
 def test_card_has_the_figures_and_fields_for_licences(exported, learned_run):
@@ -249,9 +229,11 @@ def test_push_without_a_login_is_refused_before_the_export(
     assert "run `hf auth login`, or set HF_TOKEN" in found and not out.exists()
 
 
-@pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/fl owers", "-/-"])
+@pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/fl owers", "me/.."])
 def test_push_to_no_repository_is_refused(name, exported, uploads, capsys):
-    assert "--push wants USER/REPOSITORY" in refusal(capsys, "--out", exported[0], f"--push={name}")
+    assert "give USER/REPOSITORY, with letters" in refusal(
+        capsys, "--out", exported[0], f"--push={name}"
+    )
 
 
 def test_push_of_nothing_is_refused(tmp_path, uploads, capsys):

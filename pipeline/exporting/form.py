@@ -23,6 +23,7 @@ from pipeline.inference.export_record import (
     BackboneRecord,
     ExportRecord,
     HeadRecord,
+    Part,
     PreprocessingRecord,
     PromptRecord,
     TestRecord,
@@ -70,7 +71,7 @@ class Form:
 
     @property
     def is_open_clip(self) -> bool:
-        """Whether open_clip classifies alike by class embeddings alone."""
+        """Whether open_clip classifies alike by one vector per class."""
         if self.prompts or len(self.heads) != 1:
             return False
         (head,) = self.heads
@@ -196,7 +197,7 @@ def anchor_file(anchor_CE: Tensor, classes: Mapping[str, str]) -> bytes:
 def embedding_file(head: LinearHead, classes: Mapping[str, str]) -> bytes:
     """``class_embeddings.safetensors``, for the classification of open_clip itself."""
     tensors = {
-        "class_embeddings": _plain(head.weight_CF),
+        "class_embeddings": _plain(head.weight_CF).float(),
         "logit_scale": torch.tensor(head.scale * head.coefficient),
     }
     return to_safetensors(tensors, metadata=dict(classes))
@@ -216,7 +217,7 @@ def _as_nearest(group: PromptGroup) -> PromptGroup:
     return group._replace(choice="nearest", prompt_DMLV=prompt_D1LV, key_MV=key_1V)
 
 
-def _named(part: str, number: int, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _named(part: Part, number: int, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     return {
         tensor_name(part, number, name): _plain(tensor)
         for name, tensor in tensors.items()

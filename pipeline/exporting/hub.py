@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
 from pipeline.inference.export_record import FILE_NAMES, read_record
 from pipeline.text import shorten
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def check_push(out: str, repository: str) -> None:
@@ -18,12 +20,11 @@ def check_push(out: str, repository: str) -> None:
     Raises:
         ConfigError: the name is none, nobody is logged in, or ``out`` is not a local folder.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
-        repository = ""
-    if repository.count("/") != 1:
-        raise ConfigError("--push wants USER/REPOSITORY, with letters, digits, '-', '_' and '.'")
+    if not _REPOSITORY.fullmatch(repository):
+        raise ConfigError(
+            f"--push is {shorten(repository, 100)!r}; give USER/REPOSITORY, with letters, digits, "
+            "'-', '_' and '.'"
+        )
     if not storage.is_local(out):
         raise ConfigError(
             f"--push uploads a local folder, and --out is {storage.redact(out)}; give a folder"

@@ -42,6 +42,7 @@ FILE_NAMES = (
     LOADER_NAME,
 )
 TRANSFORMS = {"shortest": "clip", "squash": "squash"}  # ``data.eval_transform`` by resize_mode
+Part = Literal["prompts", "heads"]
 _MOST_CLASSES = 1_000_000
 
 
@@ -135,7 +136,7 @@ class ExportRecord(_Record):
         return self
 
 
-def tensor_name(part: Literal["prompts", "heads"], number: int, name: str) -> str:
+def tensor_name(part: Part, number: int, name: str) -> str:
     """The name of a tensor in ``classifier.safetensors``, such as ``heads.0.weight``.
 
     Of prompts: ``components`` D×M×L×V, ``keys`` M×V, ``attention`` M×V. Of heads: ``weight`` C×F or

@@ -101,7 +101,8 @@ class ExportedMethod(Method):
             return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
         image_BCHW = given(image_BCHW)
         query_BV = given(features).pooled_BV if self.inputs.features else None
-        token_DBLV, first_layer, prefixes = None, 0, {}
+        token_DBLV, first_layer = None, 0
+        prefixes: dict[int, Prefix] = {}
         for group in self._prompts:
             prompt_DBLV = group.for_images(query_BV, image_BCHW.shape[0])
             if group.place == "tokens":

@@ -58,7 +58,7 @@ class Finetune(Anchored):
         """Unit embeddings of the prompted image tower."""
         image_BCHW = given(image_BCHW)
         query_BV = given(features).pooled_BV if self.inputs.features else None
-        prompt_DBLV = self.visual_prompts(query_BV, len(image_BCHW))
+        prompt_DBLV = self.visual_prompts(query_BV, image_BCHW.shape[0])
         first_layer = self.inputs.first_layer
         adapted = self.clip.encode_image(image_BCHW, prompt_DBLV, first_layer=first_layer)
         return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)

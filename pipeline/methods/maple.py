@@ -66,7 +66,7 @@ class Maple(Anchored):
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the image tower behind the mapped tokens."""
         image_BCHW = given(image_BCHW)
-        prompt_DBLV = self._prompts()[:, None].expand(-1, len(image_BCHW), -1, -1)
+        prompt_DBLV = self._prompts()[:, None].expand(-1, image_BCHW.shape[0], -1, -1)
         adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
         return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
 
