@@ -38,6 +38,13 @@ _SUFFIX_OF_FORMAT = {
     "WEBP": "webp",
 }
 MAX_PIXELS = 1 << 26  # 8192 × 8192: 200 MB as RGB
+# A progressive JPEG has about ten scans. One over all pixels can take 35 bytes: a few megabytes of
+# them would be decoded for an hour. libtiff has the same limit, and libjpeg has none.
+MAX_SCANS = 100
+
+_MAX_MARKERS = 10_000  # of a JPEG: each has at most 64 kB of metadata
+_MARKER = re.compile(rb"(?s)\xff+([\x02-\xcf\xd8-\xfe])(..)")  # but those of one byte
+_SCAN, _END = b"\xda", b"\xd9"
 
 _BLOCK = 512  # bytes of a tar header; a member is padded to a multiple of it
 # The key of a sample that webdataset finds under this very key, whatever rule of its applies.
@@ -94,6 +101,8 @@ def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Imag
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise SampleError(f"has {width} × {height} pixels, more than {MAX_PIXELS:,}")
+        if image.info.get("progressive") and has_too_many_scans(data):
+            raise SampleError(f"is a JPEG of more than {MAX_SCANS} scans, or of too many markers")
         if image.mode == "F" or image.mode.startswith("I"):
             return Image.fromarray(_grey_HW(image)).convert("RGB")
         if image.mode != "RGB":
@@ -107,6 +116,20 @@ def open_image(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Imag
     except Exception as error:  # PIL's readers raise almost anything on damaged files
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise SampleError(f"cannot be decoded ({cause})") from error
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether a JPEG takes little room and much time to decode."""
+    at, scans = 2, 0
+    for _ in range(_MAX_MARKERS):
+        marker = _MARKER.search(data, at)
+        if marker is None or marker[1] == _END:
+            return False
+        at = marker.end() + max(0, int.from_bytes(marker[2], "big") - 2)
+        scans += marker[1] == _SCAN
+        if scans > MAX_SCANS:
+            return True
+    return True
 
 
 def silence_pil() -> None:

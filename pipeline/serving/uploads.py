@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,7 +17,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 from torch import Tensor
 
-from pipeline.data.decoding import FORMATS, SampleError, silence_pil
+from pipeline.data.decoding import (
+    FORMATS,
+    MAX_SCANS,
+    SampleError,
+    has_too_many_scans,
+    silence_pil,
+)
 from pipeline.data.upright import open_upright
 from pipeline.text import shorten
 
@@ -29,12 +34,6 @@ FIELD = "image"  # of the form
 _FORMATS = tuple(name for name in FORMATS if name != "TIFF")
 _MOST_FIELDS = 16  # of the form, beside the image
 _MOST_FIELD_BYTES = 4096
-# A progressive JPEG has about ten scans. One over all pixels can take 35 bytes: a few megabytes of
-# them would be decoded for an hour. libtiff has the same limit, and libjpeg has none.
-_MOST_SCANS = 100
-_MOST_MARKERS = 10_000  # of a JPEG: each has at most 64 kB of metadata
-_MARKER = re.compile(rb"(?s)\xff+([\x02-\xcf\xd8-\xfe])(..)")  # but those of one byte
-_SCAN, _END = b"\xda", b"\xd9"
 _CLOSED = 499  # the client has gone; nobody reads this status except the metrics
 
 
@@ -135,19 +134,5 @@ def _check_header(data: bytes, most_pixels: int) -> None:
         raise HTTPException(
             413, f"the image has {width} × {height} pixels, more than {most_pixels:,}"
         )
-    if data.startswith(b"\xff\xd8"):
-        _check_scans(data)
-
-
-def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG that takes little room and much time."""
-    at, scans = 2, 0
-    for _ in range(_MOST_MARKERS):
-        marker = _MARKER.search(data, at)
-        if marker is None or marker[1] == _END:
-            return
-        at = marker.end() + max(0, int.from_bytes(marker[2], "big") - 2)
-        scans += marker[1] == _SCAN
-        if scans > _MOST_SCANS:
-            break
-    raise HTTPException(413, f"the JPEG has more than {_MOST_SCANS} scans, or too many markers")
+    if data.startswith(b"\xff\xd8") and has_too_many_scans(data):
+        raise HTTPException(413, f"the JPEG has more than {MAX_SCANS} scans, or too many markers")

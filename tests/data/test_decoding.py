@@ -132,6 +132,17 @@ def test_values_of_no_known_range_are_refused_with_the_remedy(value):
         open_image(grey_file(value_HW, "TIFF"))
 
 
+def test_jpeg_of_very_many_scans_is_refused():
+    """must be refused before it is decoded: a few megabytes of scans take an hour"""
+    file = io.BytesIO()
+    Image.new("RGB", (90, 90)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    assert open_image(data).size == (90, 90)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(SampleError, match="more than 100 scans"):
+        open_image(data[:-2] + 200 * last + data[-2:])
+
+
 def test_postscript_is_refused():
     """must not reach the reader of PIL that starts Ghostscript"""
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
