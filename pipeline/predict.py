@@ -165,7 +165,7 @@ def _classify_all(
                     n_failed += 1
                     _say(f"{prediction.image.name} {prediction.problem}")
                     continue
-                label = labels and labels.of(prediction.image)
+                label = None if labels is None else labels.of(prediction.image)
                 if labels is not None:
                     score.add(label, prediction.classes[0])
                 rows.write(prediction, label)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 def classify(
     classifier: Classifier, images: Iterable[ImageFile], *, batch: int, top: int
-) -> Iterator[list[Prediction]]:
+) -> Generator[list[Prediction], None, None]:
     """Predictions of ``images`` in their order, at most ``batch`` at once.
 
     At most two batches of decoded images wait for the model.
