@@ -145,4 +145,7 @@ class ResultsBuilder:
 
 def _stage(entry: Mapping[str, Any]) -> Stage:
     """A stage from its fields as JSON, in which tuples are lists."""
-    return Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
+    return Stage(**fields)
