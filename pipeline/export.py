@@ -1,9 +1,8 @@
-"""Export a run as files that other programs load: safetensors, ONNX, torch.export, the Hugging
-Face Hub.
+"""Export a run as files that other programs load: safetensors, ONNX, torch.export.
 
 The folder holds the learned tensors, a record of preprocessing and classes, a model card, and a
-loader of 60 lines that needs torch and open_clip alone. predict and serve take it in place of the
-run. See docs/EXPORT.md.
+short loader that needs torch and open_clip alone. predict and serve take it in place of the run.
+See docs/EXPORT.md.
 Exit status: 0; 2 if the run cannot be exported or a form gives other results; 75 if stopped by
 Ctrl-C or SIGTERM.
 """
@@ -101,22 +100,28 @@ def _check_out(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
     from pipeline.exporting.export import Export
 
-    export = Export(
-        options.run,
-        options.stage,
-        weights=options.weights,
-        seeds=options.seeds,
-        may_be_program=options.torch_export,
-    )
-    if export.why_program_alone:
-        sys.stdout.write(f"as the program classifier.pt2 alone: {export.why_program_alone}\n")
-    if options.torch_export:
-        export.add_torch()
-    if options.onnx:
-        export.add_onnx()
-    export.check_scores()
+    with Console(stderr=True).status("loading the run") as status:  # nothing without a terminal
+        export = Export(
+            options.run,
+            options.stage,
+            weights=options.weights,
+            seeds=options.seeds,
+            may_be_program=options.torch_export,
+        )
+        if export.why_program_alone:
+            sys.stdout.write(f"as the program classifier.pt2 alone: {export.why_program_alone}\n")
+        if options.torch_export:
+            status.update("making classifier.pt2")
+            export.add_torch()
+        if options.onnx:
+            status.update("making classifier.onnx")
+            export.add_onnx()
+        status.update("comparing scores")
+        export.check_scores()
     if options.verify is not None:
         _verify(export, options.verify)
     record = export.write(options.out)
