@@ -29,7 +29,8 @@ MAY_IMPORT = {
         "base": "",
         "distributed": "base",
         "data": "base distributed",
-        "data.prepare": "base data",
+        "catalogue": "base",
+        "data.prepare": "base data catalogue",
         "model": "base",
         "classifiers": "base model",
         "methods": "base model classifiers",
@@ -46,7 +47,8 @@ MAY_IMPORT = {
         "run_report": "base data output pages",
         "reporting": "base output sweep pages",
         "commands": "base distributed data data.prepare classifiers methods output "
-        "inference serving exporting inspection training launching sweep reporting run_report",
+        "inference serving exporting inspection training launching sweep reporting run_report "
+        "catalogue",
         "demo": "base data.prepare launching reporting commands",
         "bench": "base distributed data data.prepare model classifiers methods output training "
         "launching",

@@ -1,0 +1,110 @@
+"""List public benchmarks and write their configurations: ``python -m pipeline.benchmarks``.
+
+Class names, templates, splits with their counts, class orders and protocols come from a catalogue
+in the package, with the source of every fact.
+
+Examples:
+  python -m pipeline.benchmarks                                     # all of them
+  python -m pipeline.benchmarks imagenet_r                          # what is known of one
+  python -m pipeline.benchmarks imagenet_r --classes                # names and folders
+  python -m pipeline.benchmarks cub200 --config B/16 > cub200.yaml
+  python -m pipeline.benchmarks cub200 --config L/14 --protocol B100-20 --weights laion400m_e32
+
+Exit status: 0 printed, 2 an unknown name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from pipeline.catalogue.configuration import (
+    ARCHITECTURES,
+    WEIGHTS,
+    configuration_text,
+    split_line,
+)
+from pipeline.catalogue.entry import Benchmark, benchmark_names, read_benchmark
+from pipeline.cli import build_parser, run_command
+from pipeline.text import print_wide
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    if options.name is None and (options.config or options.classes):
+        parser.error("--config and --classes need the name of a benchmark")
+    if not options.config and (options.protocol or options.weights):
+        parser.error("--protocol and --weights need --config")
+    return run_command(lambda: _run(options))
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = build_parser("python -m pipeline.benchmarks", __doc__ or "")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="a benchmark; default: a table of all")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--config", choices=ARCHITECTURES, help="print a configuration as YAML")
+    shown.add_argument("--classes", action="store_true", help="print folder and name of each class")
+    add("--protocol", metavar="NAME", help="of --config, such as B50-10 (default: the first)")
+    add("--weights", choices=WEIGHTS, help="of --config (default: openai)")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.name is None:
+        _print_table()
+    elif options.config:
+        weights = options.weights or "openai"
+        text = configuration_text(
+            options.name, options.config, weights=weights, protocol=options.protocol
+        )
+        print(text, end="")
+    elif options.classes:
+        for folder, name in read_benchmark(options.name).classes.items():
+            print(f"{folder}\t{name}")
+    else:
+        for line in _details(read_benchmark(options.name)):
+            print(line)
+    return 0
+
+
+def _print_table() -> None:
+    from rich.table import Table  # not above: it takes a moment to import
+
+    table = Table("name", "benchmark", "classes", "templates", "splits", "protocols", box=None)
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for name in benchmark_names():
+        entry = read_benchmark(name)
+        counts = (str(entry.class_count), str(len(entry.templates)))
+        table.add_row(name, entry.title, *counts, " ".join(entry.splits), " ".join(entry.protocols))
+    print_wide(table)
+
+
+def _details(entry: Benchmark) -> Iterator[str]:
+    yield f"{entry.title}: {entry.class_count} classes"
+    yield f"  from     {entry.url}"
+    yield f"  licence  {entry.licence}"
+    yield f"  layout   {entry.layout}"
+    yield "splits"
+    for name, split in entry.splits.items():
+        yield f"  {name}: {split_line(entry, split)}; {split.about}"
+        if split.sha256:
+            yield f"    sha256 {split.sha256}"
+    yield "protocols"
+    for name, protocol in entry.protocols.items():
+        tasks = f"{protocol.initial} classes first, then {protocol.increment} a task"
+        yield f"  {name}: {tasks}; {protocol.users}"
+    orders = dict.fromkeys((entry.class_order, *entry.published_orders))
+    yield f"class orders: {', '.join(orders)} (tasks.class_order)"
+    yield "templates; training uses the first, tests the mean of all"
+    yield from (f"  {template}" for template in entry.templates)
+    yield "sources"
+    yield from (f"  {fact}: {source}" for fact, source in entry.sources.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
