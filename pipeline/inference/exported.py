@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from pipeline import storage
@@ -33,7 +32,7 @@ from pipeline.model.blocks import Prefix
 from pipeline.model.prompt_groups import Choice, PromptGroup
 from pipeline.model.prompts import unit
 from pipeline.model.weights import load_clip
-from pipeline.output.learned import moved_weights
+from pipeline.output.learned import moved_weights, parse_tensors
 from pipeline.tasks import Task
 
 
@@ -180,20 +179,7 @@ def _read_tensors(source: str, record: ExportRecord) -> dict[str, Tensor]:
         raise DataError(
             f"{storage.redact(url)}: is not the file that the export wrote; export the run again"
         )
-    try:
-        tensors = from_safetensors(data)
-        wrong = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
-    except Exception as error:  # of safetensors, or of torch for a type or shape
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(
-            f"{storage.redact(url)}: is not a safetensors file ({reason}); export the run again"
-        ) from None
-    if wrong is not None:
-        raise DataError(
-            f"{storage.redact(url)}: {wrong!r} holds values that are not finite, and every learned "
-            "tensor is finite; export the run again"
-        )
-    return tensors
+    return parse_tensors(data, url, remedy="export the run again")
 
 
 def _parts_of(

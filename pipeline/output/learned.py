@@ -207,17 +207,26 @@ def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor
             f"{storage.redact(url)}: is not the file that the run wrote; restore it from a copy, "
             "or remove the whole output to start again"
         )
+    return parse_tensors(data, url, remedy="restore it from a copy")
+
+
+def parse_tensors(data: bytes, url: str, *, remedy: str) -> dict[str, Tensor]:
+    """The tensors in ``data``, a safetensors file at ``url``; an error ends with ``remedy``.
+
+    Raises:
+        DataError: another file, or values that are not finite.
+    """
     try:
         tensors = from_safetensors(data)
         wrong = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
     except Exception as error:  # of safetensors, or of torch for a type or shape
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
-            f"{storage.redact(url)}: is not a safetensors file ({reason}); restore it from a copy"
+            f"{storage.redact(url)}: is not a safetensors file ({reason}); {remedy}"
         ) from None
     if wrong is not None:
         raise DataError(
             f"{storage.redact(url)}: {wrong!r} holds values that are not finite, and every learned "
-            "tensor is finite; restore the file from a copy"
+            f"tensor is finite; {remedy}"
         )
     return tensors
