@@ -10,10 +10,10 @@ Creates .venv in this checkout, installs requirements.txt into it, and the comma
 which runs the files of this checkout. A second call returns at once unless a requirements file,
 pyproject.toml, the Python or the folder has changed.
 
-  --tests   also install tests/requirements.txt and the S3 server of the tests (in .venv-s3); on
-            Debian or Ubuntu, as root, also SLURM and sshd, which the tests start on separate
-            networks, and Chromium. No service of the system is started or enabled. A program that
-            cannot be installed is named, and its tests are skipped
+  --tests   also install tests/requirements.txt, the S3 server of the tests (in .venv-s3) and loggers
+            (in .venv-loggers); on Debian or Ubuntu, as root, also SLURM and sshd, which the tests
+            start on separate networks, and Chromium. No service of the system is started or
+            enabled. A program that cannot be installed is named, and its tests are skipped
 
 environment:
   PYTHON    the interpreter to use; refused if it is older than 3.10. Without it, the first
@@ -201,6 +201,8 @@ install_command || give_up "pip could not install .venv/bin/tppt; its message is
 if [ -n "$with_tests" ]; then
     install_into .venv-s3 tests/services/requirements.txt ||
         say "the S3 server cannot be installed: tests that need one will be skipped"
+    install_into .venv-loggers tests/loggers/requirements.txt ||
+        say "wandb and mlflow cannot be installed: tests that need them will be skipped"
     install_services
     lacking=$(missing_services programs | paste -sd ' ')
     [ -z "$lacking" ] ||

@@ -29,11 +29,15 @@ pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions", "tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def skip_or_fail(reason: str | None) -> None:
-    """Skip for a reason; fail instead where REQUIRE_SERVICES says that everything is installed."""
+def skip_or_fail(reason: str | None, *, at_import: bool = False) -> None:
+    """Skip for a reason; fail instead where REQUIRE_SERVICES says that everything is installed.
+
+    ``at_import``: skip a whole module, while it is imported.
+    """
+    if reason and "REQUIRE_SERVICES" in os.environ:
+        pytest.fail(reason)
     if reason:
-        stop = pytest.fail if "REQUIRE_SERVICES" in os.environ else pytest.skip
-        stop(reason)
+        pytest.skip(reason, allow_module_level=at_import)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # not annotated
+from wandb.proto.wandb_internal_pb2 import Record
 
 _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7
 _WHOLE, _LAST = 1, 4  # kinds of a part that completes a record

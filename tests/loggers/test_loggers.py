@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
-from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import Config
@@ -21,8 +19,15 @@ from pipeline.loggers import background
 from pipeline.loggers.points import Point, point_of
 from pipeline.loggers.wandb_file import read_history
 from pipeline.output.results import read_results
+from tests.conftest import skip_or_fail
 from tests.interruptions import changed, dying_before_step, outcome, start
 from tests.tiny import build_config
+
+try:
+    import wandb
+    from mlflow import MlflowClient
+except ImportError as error:
+    skip_or_fail(f"{error}; run `bash cluster/setup.sh --tests`", at_import=True)
 
 TASK_STEPS = [10, 10, 4]  # 18, 18 and 8 images in batches of 4, two epochs
 SECRET = "a-key-that-must-not-be-written"
