@@ -32,6 +32,7 @@ from pipeline.text import format_bytes
 
 if TYPE_CHECKING:
     from pipeline.data.prepare.audit import Statistics
+    from pipeline.data.prepare.benchmark import BenchmarkChoice
     from pipeline.data.prepare.parallel import Progress
 
 _SHARD_EXAMPLES = """\
@@ -41,6 +42,12 @@ sources:
   Parquet                  a file or a folder of <split>-*.parquet or <split>/*.parquet with image
                            and label columns
   CIFAR                    cifar-100-binary, cifar-100-python, cifar-10-batches-bin, -py
+
+benchmarks:
+  --benchmark NAME reads the layout of its owner, gives the class names of the catalogue and checks
+  the counts: `tppt benchmarks`. --split NAME says which of its splits the source holds; --split
+  FILE, a JSON object {"train": [paths], "test": [paths]}, makes the split. The index records a hash
+  of the membership.
 
 splits:
   A data set has two splits, train and test. A source with val/ and no test/ is tested on val/. If
@@ -59,6 +66,7 @@ Every file is read, left out or refused; the table at the end has the number of 
 examples:
   python -m pipeline.prepare shard --source imagenet-r.tar --out s3://data/imagenet-r --resize 256
   python -m pipeline.prepare shard --source cifar-100-binary --out shards/cifar100
+  python -m pipeline.prepare shard --benchmark cub200 --source CUB_200_2011 --out shards/cub200
   python -m pipeline.prepare shard --source birds.csv --out shards/cub --names classes.json
   python -m pipeline.prepare shard --source photos/ --out shards/photos --test-fraction 0.2
 
@@ -125,12 +133,14 @@ def _run_shard(options: argparse.Namespace) -> int:
         raise ConfigError("--strict and --on-bad skip contradict each other; give one of them")
     if recipe.resize is not None and recipe.resize < 1:
         raise ConfigError(f"--resize {recipe.resize} is not a size; give pixels of the short side")
+    benchmark = _benchmark_of(options)
     with _progress_display("images") as progress:
         outcome = write_shards(
             options.source,
             options.out,
             recipe,
             names_url=options.names,
+            benchmark=benchmark,
             overwrite=options.overwrite,
             jobs=options.jobs,
             progress=progress,
@@ -148,6 +158,25 @@ def _run_shard(options: argparse.Namespace) -> int:
     for line in account_lines(outcome):
         print(line)
     return 0
+
+
+def _benchmark_of(options: argparse.Namespace) -> BenchmarkChoice | None:
+    """The options about a benchmark.
+
+    Raises:
+        ConfigError: they contradict others.
+    """
+    from pipeline.data.prepare.benchmark import BenchmarkChoice
+
+    if options.benchmark is None:
+        if options.split is not None or options.allow_other_counts:
+            raise ConfigError("--split and --allow-other-counts need --benchmark; give it too")
+        return None
+    if options.names is not None:
+        raise ConfigError("--benchmark has the names of its classes; leave out --names")
+    if options.split is not None and (options.splits or options.test_fraction):
+        raise ConfigError("--split decides the split; leave out --splits and --test-fraction")
+    return BenchmarkChoice(options.benchmark, options.split, options.allow_other_counts)
 
 
 def _run_verify(options: argparse.Namespace) -> int:
@@ -278,6 +307,11 @@ def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shard.add_argument("--source", required=True, help="the images, see below")
     shard.add_argument("--out", required=True, help="folder or URL that receives the shards")
     shard.add_argument("--names", help='JSON list of {"name", "folder"}: names and class order')
+    shard.add_argument("--benchmark", metavar="NAME", help="a benchmark of the catalogue")
+    shard.add_argument("--split", metavar="NAME|FILE", help="which split of it, see below")
+    shard.add_argument(
+        "--allow-other-counts", action="store_true", help="go on if its counts are different"
+    )
     shard.add_argument("--shard-size", default="64MB", help="most bytes per shard (default: 64MB)")
     shard.add_argument("--resize", type=int, metavar="PIXELS", help="shrink the short side")
     shard.add_argument(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from mmap import mmap
@@ -25,6 +25,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.addresses import AddressTable, NodeFiles, pack_draws, pack_table
+from pipeline.data.membership import Membership, parse_membership
 from pipeline.data.samples import SampleTable, read_table, refuse_closed
 from pipeline.data.selection import SegmentColumns
 from pipeline.data.selection import Selection as Selection
@@ -50,6 +51,7 @@ class ShardIndex:
     # For each joined index, in order: the label here of each of its classes.
     group_labels: tuple[tuple[int, ...], ...]
     orientation: str | None = None  # of images with an EXIF tag: "applied", "ignored"; None: no tag
+    membership: Membership | None = None  # the benchmark and split, if it was prepared as one
     closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
     files: NodeFiles | None = field(default=None, repr=False, compare=False)
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)
@@ -270,6 +272,7 @@ def parse_index(folder: str, data: bytes) -> ShardIndex:
             sha256=hashlib.sha256(data).hexdigest(),
             group_labels=(tuple(range(len(content["classes"]))),),
             orientation=content.get("orientation"),
+            membership=parse_membership(content.get("membership")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
@@ -285,11 +288,13 @@ def format_index(
     class_folders: Sequence[str],
     shards: Sequence[Shard],
     orientation: str | None = None,
+    membership: Membership | None = None,
 ) -> bytes:
     """The bytes of ``index.json``: equal content gives equal bytes."""
     content = {
         "schema": SCHEMA,
         **({"orientation": orientation} if orientation else {}),
+        **({"membership": asdict(membership)} if membership else {}),
         "classes": [
             {"name": name, "folder": folder}
             for name, folder in zip(class_names, class_folders, strict=True)

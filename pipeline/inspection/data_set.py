@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import storage
@@ -54,6 +54,7 @@ def _facts(index: ShardIndex) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in index.shards),
         "index_sha256": index.sha256,
         "exif_orientation": index.orientation,
+        "benchmark": index.membership and asdict(index.membership),
     }
 
 

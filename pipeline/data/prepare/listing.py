@@ -7,7 +7,7 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
@@ -34,12 +34,13 @@ def read_classes(
     names_url: str | None,
     images: Iterable[SourceImage],
     class_order: Sequence[str] | None = None,
+    class_names: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Readable names and folders of the classes, in the order of the index.
 
     ``names_url`` is a JSON list of ``{"name", "folder"}``. Without it the order is that of the
     source (``class_order``), or else folders are sorted, whole numbers by value; and a name is that
-    of its folder with spaces for underscores.
+    in ``class_names``, or else its folder with spaces for underscores.
 
     Raises:
         StorageError: the list cannot be read.
@@ -53,7 +54,8 @@ def read_classes(
             f"the name of class folder {printable(bad)!r} is not valid UTF-8 text; rename it"
         )
     if names_url is None:
-        names, folders = [folder.replace("_", " ") for folder in found], found
+        known = class_names or {}
+        names, folders = [known.get(f) or f.replace("_", " ") for f in found], found
         place = "the source"
     else:
         names, folders = _read_names(names_url, found)

@@ -20,6 +20,7 @@ import PIL
 
 from pipeline import storage
 from pipeline.data.index import INDEX_NAME, SCHEMA, ShardIndex, format_index, parse_index
+from pipeline.data.prepare.benchmark import BenchmarkChoice, list_images
 from pipeline.data.prepare.checks import (
     find_warnings,
     first_image_notes,
@@ -40,6 +41,7 @@ from pipeline.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
+_RECORDED = {"apply": "applied", "ignore": "ignored"}  # orientations, in the index
 _STORING = 2  # shards that are being stored while the next one is filled
 
 
@@ -90,6 +92,7 @@ def write_shards(
     recipe: Recipe,
     *,
     names_url: str | None = None,
+    benchmark: BenchmarkChoice | None = None,
     overwrite: bool = False,
     jobs: int = 1,
     progress: Progress = no_progress,
@@ -97,8 +100,8 @@ def write_shards(
     """Write the images of ``source_url`` as shards and an index below ``out_url``.
 
     ``names_url`` is a JSON list of ``{"name", "folder"}``: readable class names, in the order of
-    the index. ``jobs`` processes encode; ``progress`` counts images. The stored bytes depend only
-    on the source, the names and the recipe.
+    the index; ``benchmark`` takes them from the catalogue. ``jobs`` processes encode; ``progress``
+    counts images. The stored bytes depend only on the source, the names and the recipe.
 
     Raises:
         PipelineError: the source or the target cannot be used.
@@ -107,8 +110,9 @@ def write_shards(
     with storage.giving_up_early():
         old_files = find_old_files(out_url, overwrite)
         source = open_source(source_url)
-        listing = source.list_images(recipe.splits)
-    names, folders = read_classes(names_url, listing.images, listing.class_order)
+        listing = list_images(source, benchmark, recipe.splits, source_url)
+    known = (listing.class_order, listing.class_names)
+    names, folders = read_classes(names_url, listing.images, *known)
     refuse_disjoint(listing.images, storage.redact(source_url))
     if recipe.strict:
         refuse_left_out(listing, storage.redact(source_url))
@@ -124,13 +128,12 @@ def write_shards(
     )
     samples = _usable(_counted(results, progress, done, len(rows)), recipe, skipped)
     numbers = {split: sum(s.split == split for s in work.shards) for split in SPLITS}
-    _store_all(
-        out_url, build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers), work
-    )
+    built = build_shards(samples, shard_bytes=recipe.shard_bytes, numbers=numbers)
+    _store_all(out_url, built, work)
     if not work.shards:
         raise _nothing_usable(source_url, len(rows), skipped)
-    orientation = {"apply": "applied", "ignore": "ignored"}[recipe.orientation]
-    content = format_index(names, folders, work.shards, orientation if work.orientations else None)
+    orientation = _RECORDED[recipe.orientation] if work.orientations else None
+    content = format_index(names, folders, work.shards, orientation, listing.membership)
     index = parse_index(out_url, content)
     storage.write_atomically(index_url, content)
     remove_leftovers(out_url, index, old_files)

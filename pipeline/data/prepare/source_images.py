@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline import storage
 from pipeline.data.decoding import SampleError
+from pipeline.data.membership import Membership
 from pipeline.data.prepare.splits import SplitChoice
 from pipeline.errors import DataError, PipelineError
 from pipeline.text import printable as printable
@@ -57,14 +58,17 @@ class LeftOut:
 class Listing:
     """Everything that a source contains.
 
-    ``class_order`` are the class folders in the order that the source itself gives them, if any.
-    ``notes`` are sentences for the user.
+    ``class_order`` are the class folders in the order that the source itself gives them, if any;
+    ``class_names`` are readable names by folder, if they are known, and ``membership`` the split of
+    a benchmark. ``notes`` are sentences for the user.
     """
 
     images: Sequence[SourceImage]
     left_out: LeftOut = field(default_factory=LeftOut)
     class_order: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    membership: Membership | None = None
 
 
 class ImageSource(Protocol):

@@ -1,0 +1,280 @@
+"""Benchmarks in the layouts of their owners, made small: names, splits, counts and membership."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalogue.entry import benchmark_names, read_benchmark
+from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.membership import hash_membership
+from pipeline.inspect import main as inspect
+from pipeline.prepare import main
+from tests.shards import draw_image_file
+
+
+def draw(folder: Path, *paths: str) -> None:
+    """A different image at each path."""
+    for path in paths:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kind = "PNG" if path.endswith("png") else "JPEG"
+        file.write_bytes(draw_image_file(*path.encode(), kind=kind))
+
+
+def write(folder: Path, name: str, *lines: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(line + "\n" for line in lines))
+
+
+def shard(source: object, out: Path, *options: object) -> int:
+    return main(
+        [str(w) for w in ("shard", "--source", source, "--out", out, "--jobs", 1, *options)]
+    )
+
+
+def images_of(index: ShardIndex) -> dict[str, list[str]]:
+    """The names of the classes of the images of each split."""
+    return {
+        split: [index.class_names[c] for c, n in index.count(split).items() for _ in range(n)]
+        for split in ("train", "test")
+    }
+
+
+def food101(root: Path) -> None:
+    names = ["waffles/1", "apple_pie/1", "apple_pie/2", "waffles/3"]
+    draw(root, *(f"food-101/images/{name}.jpg" for name in names))
+    write(root, "food-101/meta/train.txt", "waffles/1", "apple_pie/1")
+    write(root, "food-101/meta/test.txt", "apple_pie/2", "waffles/3")
+
+
+def cub200(root: Path) -> None:
+    folders = ["002.Laysan_Albatross", "141.Artic_Tern"]
+    paths = [f"{folder}/{folder[4:]}_{number}.jpg" for folder in folders for number in (1, 2)]
+    draw(root, *(f"images/{path}" for path in paths))
+    write(root, "images.txt", *(f"{n} {path}" for n, path in enumerate(paths, start=1)))
+    write(root, "train_test_split.txt", "1 1", "2 0", "3 1", "4 0")
+
+
+def aircraft(root: Path) -> None:
+    draw(root, *(f"data/images/{number}.jpg" for number in ("0034", "0056", "0078", "0090")))
+    write(root, "data/images_variant_trainval.txt", "0034 F-16A/B", "0056 Boeing 717")
+    write(root, "data/images_variant_test.txt", "0078 Boeing 717", "0090 F-16A/B")
+
+
+def dtd(root: Path) -> None:
+    paths = [f"{name}/{name}_{n}.jpg" for name in ("banded", "zigzagged") for n in (1, 2, 3)]
+    draw(root, *(f"images/{path}" for path in paths))
+    write(root, "labels/train1.txt", paths[0], paths[3])
+    write(root, "labels/val1.txt", paths[1])
+    write(root, "labels/test1.txt", paths[2], paths[4])
+
+
+def pets(root: Path) -> None:
+    names = ["Abyssinian_1", "Abyssinian_2", "american_bulldog_10", "american_bulldog_11"]
+    draw(root, *(f"images/{name}.jpg" for name in names))
+    draw(root, *(f"annotations/trimaps/{name}.png" for name in names))
+    write(root, "annotations/trainval.txt", "Abyssinian_1 1 1 1", "american_bulldog_10 2 2 1")
+    write(root, "annotations/test.txt", "Abyssinian_2 1 1 1", "american_bulldog_11 2 2 1")
+
+
+def tiny_imagenet(root: Path) -> None:
+    folders = ["n01443537", "n01629819"]
+    draw(root, *(f"tiny-imagenet-200/train/{w}/images/{w}_0.JPEG" for w in folders))
+    draw(root, *(f"tiny-imagenet-200/val/images/val_{n}.JPEG" for n in (0, 1)))
+    draw(root, "tiny-imagenet-200/test/images/test_0.JPEG")
+    lines = [f"val_{n}.JPEG\t{w}\t0\t0\t9\t9" for n, w in enumerate(folders)]
+    write(root, "tiny-imagenet-200/val/val_annotations.txt", *lines)
+
+
+def sun397(root: Path) -> None:
+    paths = [f"{w}/sun_{n}.jpg" for w in ("a/abbey", "a/apse/indoor") for n in "ab"]
+    draw(root, *(f"SUN397/{path}" for path in paths))
+    write(root, "Partitions/Training_01.txt", f"/{paths[0]}", f"/{paths[2]}")
+    write(root, "Partitions/Testing_01.txt", f"/{paths[1]}", f"/{paths[3]}")
+
+
+def ucf101(root: Path) -> None:
+    videos = [f"v_HandStandPushups_g0{n}_c01" for n in (1, 2)] + ["v_TaiChi_g03_c01"]
+    draw(root, *(f"UCF-101-midframes/some/{video}.jpg" for video in videos))
+    write(root, "lists/trainlist01.txt", f"HandstandPushups/{videos[0]}.avi 37")
+    lines = [f"HandstandPushups/{videos[1]}.avi", f"TaiChi/{videos[2]}.avi"]
+    write(root, "lists/testlist01.txt", *lines)
+
+
+def domainnet(root: Path) -> None:
+    for domain in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"):
+        paths = [f"{domain}/cell_phone/{domain}_067_00{n}.jpg" for n in (1, 2)]
+        draw(root, *paths)
+        write(root, f"{domain}_train.txt", f"{paths[0]} 67")
+        write(root, f"{domain}_test.txt", f"{paths[1]} 67")
+
+
+LAYOUTS = {
+    food101: ["apple pie", "waffles"],
+    cub200: ["Laysan Albatross", "Arctic Tern"],
+    aircraft: ["Boeing 717", "F-16A/B"],
+    dtd: ["banded", "zigzagged"],
+    pets: ["Abyssinian", "American Bulldog"],
+    tiny_imagenet: ["goldfish", "fire salamander"],
+    sun397: ["abbey", "apse indoor"],
+    ucf101: ["Hand Stand Pushups", "Tai Chi"],
+    domainnet: ["cell phone"],
+}
+TRAIN = {dtd: ["banded", "banded", "zigzagged"], ucf101: ["Hand Stand Pushups"]}
+TRAIN |= {domainnet: ["cell phone"] * 6}
+
+
+@pytest.mark.parametrize("draw_layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_layout_of_the_owner_is_read(tmp_path, capsys, draw_layout: Callable[[Path], None]):
+    """must have the names of the catalogue, and the split of the owner's lists"""
+    benchmark, names = draw_layout.__name__, LAYOUTS[draw_layout]
+    draw_layout(tmp_path / "in")
+    options = ["--benchmark", benchmark, "--allow-other-counts"]
+    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0, capsys.readouterr().err
+    index = read_index(str(tmp_path / "out"))
+    assert list(index.class_names) == names
+    assert images_of(index)["train"] == TRAIN.get(draw_layout, names)
+    assert sorted(set(images_of(index)["test"])) == sorted(names)
+    split = next(name for name, each in read_benchmark(benchmark).splits.items() if each.lists)
+    assert (index.membership.benchmark, index.membership.split) == (benchmark, split)
+
+
+def test_every_list_of_the_catalogue_is_tried_here():
+    listed = {name for name in benchmark_names() if read_benchmark(name).lists}
+    assert listed == {layout.__name__ for layout in LAYOUTS}
+
+
+def test_other_counts_are_an_error_that_says_found_and_expected(tmp_path, capsys):
+    food101(tmp_path / "in")
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "food101") == 2
+    message = capsys.readouterr().err
+    assert "split 'official': found 2 classes, expected 101; found 2 train images, expected 75,750"
+    assert "found 2 test images, expected 25,250" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "images_variant_test.txt").unlink(), "has no data/images_variant_t"),
+        (lambda root: (root / "images/0078.jpg").unlink(), "no image for 1 lines of its lists"),
+        (lambda root: write(root, "images_variant_test.txt", "0078"), "line 1: '0078' has another"),
+        (lambda root: write(root, "images_variant_test.txt", "0034 C-47"), "or is listed twice"),
+        (lambda root: write(root, "images_variant_test.txt", "0078 Zeppelin"), "'Zeppelin' is not"),
+        (lambda root: draw(root, "copy/0078.jpg"), "'0078' stands for several images"),
+    ],
+    ids=["no list", "no image", "no label", "twice", "no class", "copy"],
+)
+def test_damaged_layout_is_explained(tmp_path, capsys, spoil, message):
+    aircraft(tmp_path / "in")
+    spoil(tmp_path / "in/data")
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "aircraft") == 2
+    assert message in capsys.readouterr().err
+
+
+PATHS = [f"{w}/{n}.jpg" for w in ("n01443537", "n01484850") for n in (0, 1, 2)]
+
+
+def imagenet_r(root: Path) -> Path:
+    draw(root, *(f"imagenet-r/{path}" for path in PATHS))
+    return root
+
+
+def write_split(file: Path, train: list[object], test: list[object]) -> Path:
+    file.write_text(json.dumps({"train": train, "test": test}))
+    return file
+
+
+def test_split_file_pins_the_membership(tmp_path, capsys):
+    """must record its hash, which neither the layout nor the form of the list changes"""
+    root = imagenet_r(tmp_path / "in")
+    test = [PATHS[1], PATHS[3]]
+    train = [path for path in PATHS if path not in test]
+    first = write_split(tmp_path / "mine.json", train, test)
+    entries = [[f"./data/imagenet-r/{path}", 0, "name"] for path in reversed(train)]
+    second = write_split(tmp_path / "other.json", entries, test)
+    divided = tmp_path / "divided"
+    for path in PATHS:
+        folder = divided / ("test" if path in test else "train") / path
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "imagenet-r" / path, folder)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "tar", root)
+    hashes = set()
+    for number, (source, split) in enumerate(
+        [(root, first), (root, second), (divided, "coda"), (archive, first)]
+    ):
+        options = ["--benchmark", "imagenet_r", "--split", split, "--allow-other-counts"]
+        out = tmp_path / f"out{number}"
+        assert shard(source, out, *options) == 0, capsys.readouterr().err
+        index = read_index(str(out))
+        assert images_of(index)["test"] == ["goldfish", "great white shark"]
+        assert index.membership.split == Path(str(split)).stem
+        hashes.add(index.membership.sha256)
+    triples = [("test" if p in test else "train", *p.split("/")) for p in PATHS]
+    assert hashes == {hash_membership(triples)}
+    capsys.readouterr()
+    assert inspect([str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["benchmark"]["split"] == "mine"
+
+
+def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):
+    root = imagenet_r(tmp_path / "in")
+    split = write_split(tmp_path / "few.json", PATHS[:1], PATHS[1:2])
+    options = ["--benchmark", "imagenet_r", "--split", split, "--allow-other-counts"]
+    assert shard(root, tmp_path / "out", *options) == 0
+    assert "left out: the list of the split does not name it" in capsys.readouterr().out
+    assert len(read_index(str(tmp_path / "out")).class_names) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (PATHS[:2], ["n01443537/9.jpg"], "no image for 1 of the 3 paths of the split, first 'n014"),
+        (PATHS[:2], PATHS[:1], "lists 'n01443537/0.jpg' twice"),
+        (PATHS[:2], [f"x/{PATHS[0]}"], "'n01443537/0.jpg' is there twice"),
+        ([3], [], "'3' is not a path"),
+    ],
+)
+def test_split_that_does_not_fit_is_explained(tmp_path, capsys, train, test, message):
+    root = imagenet_r(tmp_path / "in")
+    split = write_split(tmp_path / "wrong.json", train, test)
+    assert shard(root, tmp_path / "out", "--benchmark", "imagenet_r", "--split", split) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--benchmark", "imagenet_r"], "imagenet_r has several splits: lamda, rapf, coda"),
+        (["--benchmark", "imagenet_r", "--split", "codas"], "did you mean 'coda'?"),
+        (["--benchmark", "imagenetr"], "did you mean 'imagenet_r'?"),
+        (["--benchmark", "imagenet_r", "--names", "a.json"], "leave out --names"),
+        (["--benchmark", "imagenet_r", "--split", "coda", "--test-fraction", "0.2"], "leave out"),
+        (["--split", "coda"], "need --benchmark"),
+    ],
+)
+def test_bad_options_are_explained(tmp_path, capsys, options, message):
+    root = imagenet_r(tmp_path / "in")
+    assert shard(root, tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_drawn_split_is_recorded_as_drawn(tmp_path):
+    draw(tmp_path / "in", *(f"{w}/{n}.jpg" for w in ("Forest", "SeaLake") for n in range(8)))
+    options = ["--benchmark", "eurosat", "--test-fraction", 0.5, "--allow-other-counts"]
+    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
+    index = read_index(str(tmp_path / "out"))
+    assert index.class_names == ("forest", "lake or sea")
+    assert index.membership.split == "drawn: 0.5 with seed 1"
+
+
+def test_index_without_a_benchmark_is_as_before(tmp_path):
+    draw(tmp_path / "in", *(f"{split}/ant/0.jpg" for split in ("train", "test")))
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    assert "membership" not in json.loads((tmp_path / "out/index.json").read_text())
+    assert read_index(str(tmp_path / "out")).membership is None
