@@ -74,7 +74,8 @@ def _run(options: argparse.Namespace) -> int:
 def _print_table() -> None:
     from rich.table import Table  # not above: it takes a moment to import
 
-    table = Table("name", "benchmark", "classes", "templates", "splits", "protocols", box=None)
+    headings = ("name", "benchmark", "classes", "templates", "splits", "protocols")
+    table = Table(*headings, box=None, padding=(0, 2, 0, 0))
     for column in (2, 3):
         table.columns[column].justify = "right"
     for name in benchmark_names():

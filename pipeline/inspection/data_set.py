@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline import storage
@@ -54,7 +54,18 @@ def _facts(index: ShardIndex) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in index.shards),
         "index_sha256": index.sha256,
         "exif_orientation": index.orientation,
-        "benchmark": index.membership and asdict(index.membership),
+        **_membership(index),
+    }
+
+
+def _membership(index: ShardIndex) -> dict[str, str]:
+    """The benchmark, its split and the hash of its membership, if it was prepared as one."""
+    if index.membership is None:
+        return {}
+    return {
+        "benchmark": index.membership.benchmark,
+        "benchmark_split": index.membership.split,
+        "membership_sha256": index.membership.sha256,
     }
 
 

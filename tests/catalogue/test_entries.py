@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from pipeline.settings_file import parse_section
 from pipeline.tasks import class_order
 from pipeline.yaml_text import parse_yaml
 
+PAGE = Path(__file__).parents[2] / "docs" / "BENCHMARKS.md"
 NAMES = benchmark_names()
 CLASSES = {
     "aircraft": 100,
@@ -140,7 +142,7 @@ def test_wrong_file_is_refused():
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        ([], " imagenet_r ImageNet-R 200 7 lamda rapf coda clap4clip B0-20 B100-20 "),
+        ([], "\nimagenet_r ImageNet-R 200 7 lamda rapf coda clap4clip B0-20 B100-20 "),
         (["imagenet_r"], "clap4clip: 200 classes, 24,000 training and 6,000 test images"),
         (["aircraft", "--classes"], "F-16A/B\tF-16A/B"),
         (["cub200", "--config", "B/16"], "classes_per_task: 20"),
@@ -157,3 +159,12 @@ def test_command_refuses_options_without_their_object(words):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
+
+
+def test_page_shows_the_current_output(capsys):
+    """must hold for the table and for the configuration in docs/BENCHMARKS.md"""
+    page = PAGE.read_text()
+    for words in ([], ["imagenet_r", "--config", "B/16"]):
+        assert main(words) == 0
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert "\n".join(lines) in page, f"tppt benchmarks {' '.join(words)}"

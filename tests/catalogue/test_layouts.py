@@ -219,7 +219,7 @@ def test_split_file_pins_the_membership(tmp_path, capsys):
     assert hashes == {hash_membership(triples)}
     capsys.readouterr()
     assert inspect([str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["facts"]["benchmark"]["split"] == "mine"
+    assert json.loads(capsys.readouterr().out)["facts"]["benchmark_split"] == "mine"
 
 
 def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):

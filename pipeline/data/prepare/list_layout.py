@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 
 TreeSource = FolderSource | TarSource | ZipSource
 
+_LONGEST_LINE = 4096  # characters
 _AGAIN = "unpack the archive of its owner again"
 
 
@@ -152,9 +153,11 @@ def _matches(
 ) -> Iterator[re.Match[str]]:
     """The lines as ``pattern`` reads them; lines of the ``other`` pattern are passed over."""
     for number, line in enumerate(text.splitlines(), start=1):
-        if found := pattern.fullmatch(line.strip()):
+        line = line.strip()
+        is_short = len(line) <= _LONGEST_LINE
+        if is_short and (found := pattern.fullmatch(line)):
             yield found
-        elif line.strip() and not (other and other.fullmatch(line.strip())):
+        elif line and not (is_short and other and other.fullmatch(line)):
             raise DataError(f"{place}, line {number}: {printable(line)[:80]!r} has another form")
 
 
