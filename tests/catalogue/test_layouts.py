@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,13 @@ import pytest
 from pipeline.catalogue.entry import benchmark_names, read_benchmark
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.membership import hash_membership
+from pipeline.data.prepare.benchmark import BenchmarkChoice, list_images
+from pipeline.data.prepare.folder_source import FolderSource
+from pipeline.data.prepare.splits import SplitChoice
+from pipeline.errors import PipelineError
 from pipeline.inspect import main as inspect
 from pipeline.prepare import main
+from tests.fuzz import mutations
 from tests.shards import draw_image_file
 
 
@@ -237,7 +243,8 @@ def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):
         (PATHS[:2], ["n01443537/9.jpg"], "no image for 1 of the 3 paths of the split, first 'n014"),
         (PATHS[:2], PATHS[:1], "lists 'n01443537/0.jpg' twice"),
         (PATHS[:2], [f"x/{PATHS[0]}"], "'n01443537/0.jpg' is there twice"),
-        ([3], [], "'3' is not a path"),
+        ([3], [], "3 is not a path"),
+        (["\ud800/0.jpg"], [], r"'\ud800/0.jpg' is not a path"),
     ],
 )
 def test_split_that_does_not_fit_is_explained(tmp_path, capsys, train, test, message):
@@ -262,6 +269,44 @@ def test_bad_options_are_explained(tmp_path, capsys, options, message):
     root = imagenet_r(tmp_path / "in")
     assert shard(root, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_damaged_lists_are_refused_or_read(tmp_path):
+    """must hold for lists of the owner and for a split file: no other error, no hang"""
+    draw_root = tmp_path / "in"
+    aircraft(draw_root)
+    split = write_split(tmp_path / "s.json", ["Boeing 717/0056.jpg"], [["F-16A/B/0034.jpg", 1]])
+    files = {draw_root / "data/images_variant_test.txt": None, split: str(split)}
+    for file, option in files.items():
+        good, refused = file.read_bytes(), 0
+        choice = BenchmarkChoice("aircraft", option, other_counts=True)
+        for damaged in mutations(good, 200, seed=1):
+            file.write_bytes(damaged)
+            try:
+                list_images(FolderSource(str(draw_root)), choice, SplitChoice(), str(draw_root))
+            except PipelineError as error:
+                assert "\n" not in str(error)
+                refused += 1
+        file.write_bytes(good)
+        assert refused > 20
+
+
+def test_line_that_is_too_long_is_refused_at_once(tmp_path, capsys):
+    """must not be matched: the time of a pattern may grow with the square of the length"""
+    pets(tmp_path / "in")
+    write(tmp_path / "in", "annotations/test.txt", "a" + "_1" * 1_000_000)
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "pets") == 2
+    assert "annotations/test.txt, line 1: 'a_1_1" in capsys.readouterr().err
+
+
+def test_zip_of_another_method_is_refused_unread(tmp_path, capsys):
+    """must hold for lists too, whose memory could not be bounded"""
+    food101(tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "food.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        for file in sorted((tmp_path / "in").rglob("*.*")):
+            archive.write(file, file.relative_to(tmp_path / "in"))
+    assert shard(tmp_path / "food.zip", tmp_path / "out", "--benchmark", "food101") == 2
+    assert "is compressed with bzip2" in capsys.readouterr().err
 
 
 def test_drawn_split_is_recorded_as_drawn(tmp_path):

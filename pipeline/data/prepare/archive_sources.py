@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO
@@ -85,16 +85,24 @@ class ZipSource:
         files = self.list_members(left_out)
         refuse_archived_cifar((path for path, _ in files), self.url)
         listing = select_images(files, self.url, choice, left_out)
-        for image in listing.images:
-            method = _open_zip(self.url).getinfo(image.location).compress_type
+        self.refuse_other_methods(image.location for image in listing.images)
+        return listing
+
+    def refuse_other_methods(self, locations: Iterable[str]) -> None:
+        """Return if the members at ``locations`` can be read with bounded memory.
+
+        Raises:
+            DataError: one is compressed with another method.
+        """
+        for location in locations:
+            method = _open_zip(self.url).getinfo(location).compress_type
             if method not in _METHODS:
                 name = _OTHER_METHODS.get(method, f"method {method}")
                 raise DataError(
-                    f"{storage.redact(self.url)}: {printable(image.location)} is compressed with "
+                    f"{storage.redact(self.url)}: {printable(location)} is compressed with "
                     f"{name}, which cannot be read with bounded memory; "
                     "unpack the zip and give the folder"
                 )
-        return listing
 
     def list_members(self, left_out: LeftOut) -> list[tuple[str, str]]:
         """Path and name of every file; a link goes to ``left_out``.

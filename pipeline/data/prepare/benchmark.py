@@ -16,6 +16,7 @@ from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.file_tree import keep_images
 from pipeline.data.prepare.folder_source import FolderSource
 from pipeline.data.prepare.list_layout import Tree, open_tree, read_lists
+from pipeline.data.prepare.listing import is_text
 from pipeline.data.prepare.parquet_source import ParquetSource
 from pipeline.data.prepare.source_images import ImageSource, Listing, SourceImage, printable
 from pipeline.data.prepare.splits import SPLITS, SplitChoice
@@ -133,8 +134,8 @@ def _read_split(url: str, entry: Benchmark) -> dict[str, str]:
     for split, each in entries:
         # CoOp writes [path, class number, class name]
         path = each[0] if isinstance(each, list) and each else each
-        if not isinstance(path, str):
-            raise DataError(f"{place}: {str(each)[:80]!r} is not a path; write {_FORM}")
+        if not isinstance(path, str) or not is_text(path):
+            raise DataError(f"{place}: {ascii(each)[:80]} is not a path; write {_FORM}")
         if path in pinned:
             raise DataError(f"{place}: lists {printable(path)!r} twice; list each image once")
         pinned[path] = split

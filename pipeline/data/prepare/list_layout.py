@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.catalogue.entry import Lists
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
+from pipeline.data.prepare.cifar_source import refuse_archived_cifar
 from pipeline.data.prepare.file_tree import IMAGE_SUFFIXES, keep_images
 from pipeline.data.prepare.folder_source import FolderSource, list_tree
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, printable
@@ -53,7 +54,11 @@ def open_tree(source: TreeSource) -> Tree:
     left_out = LeftOut()
     if isinstance(source, FolderSource):
         return Tree(source, list(list_tree(source.url, left_out)), left_out)
-    return Tree(source, source.list_members(left_out), left_out)
+    files = source.list_members(left_out)
+    refuse_archived_cifar((path for path, _ in files), source.url)
+    if isinstance(source, ZipSource):
+        source.refuse_other_methods(location for _, location in files)
+    return Tree(source, files, left_out)
 
 
 def read_lists(lists: Lists, tree: Tree) -> Listing | None:

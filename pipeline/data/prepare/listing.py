@@ -48,7 +48,7 @@ def read_classes(
             the same name.
     """
     found = sort_folders({image.folder for image in images}, class_order)
-    bad = next((folder for folder in found if not _is_text(folder)), None)
+    bad = next((folder for folder in found if not is_text(folder)), None)
     if bad is not None:
         raise DataError(
             f"the name of class folder {printable(bad)!r} is not valid UTF-8 text; rename it"
@@ -123,7 +123,8 @@ def _refuse_bad_names(names: Sequence[str], folders: Sequence[str], place: str) 
         known[text] = name, folder
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether ``name`` can be written as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
