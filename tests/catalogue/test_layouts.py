@@ -228,6 +228,41 @@ def test_split_file_pins_the_membership(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["facts"]["benchmark_split"] == "mine"
 
 
+def test_split_file_may_name_images_outside_the_lists_of_the_owner(tmp_path):
+    """must find classes whose folders are two or three deep, and classes that only a list gives"""
+    sun397(tmp_path / "sun")
+    draw(tmp_path / "sun", "SUN397/a/apse/indoor/sun_c.jpg")
+    split = write_split(
+        tmp_path / "mine.json",
+        ["/a/apse/indoor/sun_c.jpg", "/a/abbey/sun_b.jpg"],
+        ["/a/apse/indoor/sun_a.jpg"],
+    )
+    options = ["--split", split, "--allow-other-counts", "--benchmark"]
+    assert shard(tmp_path / "sun", tmp_path / "out", *options, "sun397") == 0
+    index = read_index(str(tmp_path / "out"))
+    assert images_of(index) == {"train": ["abbey", "apse indoor"], "test": ["apse indoor"]}
+    aircraft(tmp_path / "air")
+    write_split(split, ["F-16A/B/0090.jpg", "Boeing 717/0056.jpg"], ["F-16A/B/0034.jpg"])
+    assert shard(tmp_path / "air", tmp_path / "out2", *options, "aircraft") == 0
+    index = read_index(str(tmp_path / "out2"))
+    assert images_of(index) == {"train": ["Boeing 717", "F-16A/B"], "test": ["F-16A/B"]}
+
+
+def test_cifar_gets_the_names_of_the_catalogue(tmp_path):
+    names = list(read_benchmark("cifar100").classes)
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    (folder / "fine_label_names.txt").write_text("\n".join(names))
+    for split in ("train", "test"):
+        records = [bytes([0, label]) + bytes(range(256)) * 12 for label in (1, 31)]
+        (folder / f"{split}.bin").write_bytes(b"".join(records))
+    options = ["--benchmark", "cifar100", "--allow-other-counts"]
+    assert shard(tmp_path, tmp_path / "out", *options) == 0
+    index = read_index(str(tmp_path / "out"))
+    assert index.class_names == ("aquarium fish", "elephant")
+    assert index.membership.split == "official"
+
+
 def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):
     root = imagenet_r(tmp_path / "in")
     split = write_split(tmp_path / "few.json", PATHS[:1], PATHS[1:2])

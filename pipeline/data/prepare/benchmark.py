@@ -18,7 +18,13 @@ from pipeline.data.prepare.folder_source import FolderSource
 from pipeline.data.prepare.list_layout import Tree, open_tree, read_lists
 from pipeline.data.prepare.listing import is_text
 from pipeline.data.prepare.parquet_source import ParquetSource
-from pipeline.data.prepare.source_images import ImageSource, Listing, SourceImage, printable
+from pipeline.data.prepare.source_images import (
+    ImageSource,
+    LeftOut,
+    Listing,
+    SourceImage,
+    printable,
+)
 from pipeline.data.prepare.splits import SPLITS, SplitChoice
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import did_you_mean
@@ -79,11 +85,14 @@ def _in_splits(
     tree = listing = None
     if (pinned or lists) and isinstance(source, FolderSource | TarSource | ZipSource):
         tree = open_tree(source)
-        listing = read_lists(lists, tree) if lists else None
+        account = LeftOut() if pinned else tree.left_out  # a split file counts anew
+        listing = read_lists(lists, replace(tree, left_out=account)) if lists else None
     name = _split_name(choice, entry, splits, by_lists=listing is not None)
-    if pinned is not None:
-        return _pin(listing or _all_images(tree, entry, place), pinned, place), name
-    return listing or source.list_images(splits), name
+    if pinned is None:
+        return listing or source.list_images(splits), name
+    if tree is None:
+        raise DataError(f"{place}: --split FILE needs a folder, .tar or .zip of image files")
+    return _pin(_all_images(tree, listing, entry), pinned, place), name
 
 
 def _split_of_lists(entry: Benchmark) -> str | None:
@@ -142,20 +151,27 @@ def _read_split(url: str, entry: Benchmark) -> dict[str, str]:
     return pinned
 
 
-def _all_images(tree: Tree | None, entry: Benchmark, place: str) -> Listing:
-    """Every image of a tree; its class is the nearest folder above it that is one."""
-    if tree is None:
-        raise DataError(f"{place}: --split FILE needs a folder, .tar or .zip of image files")
-    folder_of = _Finder(entry.classes)
-    images = []
-    for path, location in keep_images(tree.files, tree.left_out):
-        parts = path.split("/")
-        depth = next((d for d in range(len(parts) - 2, -1, -1) if folder_of(parts[d])), None)
-        if depth is None:
-            tree.left_out.add("it is not in a class folder", path)
+def _all_images(tree: Tree, listing: Listing | None, entry: Benchmark) -> Listing:
+    """Every image of a tree, with the class that a list gives it, or else its folder."""
+    left_out, folder_of = tree.left_out, _Finder(entry.classes)
+    images = list(listing.images) if listing else []
+    known = {image.location for image in images}
+    for path, location in keep_images(tree.files, left_out):
+        if location in known:
+            continue
+        *folders, name = path.split("/")
+        ends = range(
+            len(folders), 0, -1
+        )  # the nearest folder; of those that end there, the longest
+        spans = [(max(0, end - length), end) for end in ends for length in (3, 2, 1)]
+        names = ["/".join(folders[start:end]) for start, end in spans]
+        found = next((i for i, folder in enumerate(names) if folder_of(folder)), None)
+        if found is None:
+            left_out.add("it is not in a class folder", path)
         else:
-            images.append(SourceImage("", parts[depth], "/".join(parts[depth + 1 :]), location))
-    return Listing(images, tree.left_out)
+            inner = "/".join([*folders[spans[found][1] :], name])
+            images.append(SourceImage("", names[found], inner, location))
+    return Listing(images, left_out)
 
 
 def _pin(listing: Listing, pinned: Mapping[str, str], place: str) -> Listing:
