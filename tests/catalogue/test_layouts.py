@@ -344,6 +344,16 @@ def test_zip_of_another_method_is_refused_unread(tmp_path, capsys):
     assert "is compressed with bzip2" in capsys.readouterr().err
 
 
+def test_options_about_splits_come_before_the_lists_of_the_owner(tmp_path):
+    dtd(tmp_path / "in")
+    options = ["--benchmark", "dtd", "--test-fraction", 0.5, "--allow-other-counts"]
+    assert shard(tmp_path / "in" / "images", tmp_path / "out", *options) == 0
+    drawn = read_index(str(tmp_path / "out"))
+    assert shard(tmp_path / "in", tmp_path / "out2", *options) == 0
+    assert read_index(str(tmp_path / "out2")).membership == drawn.membership
+    assert drawn.membership.split == "drawn: 0.5 with seed 1"
+
+
 def test_drawn_split_is_recorded_as_drawn(tmp_path):
     draw(tmp_path / "in", *(f"{w}/{n}.jpg" for w in ("Forest", "SeaLake") for n in range(8)))
     options = ["--benchmark", "eurosat", "--test-fraction", 0.5, "--allow-other-counts"]

@@ -81,11 +81,14 @@ def _in_splits(
     pinned = None
     if choice.split is not None and choice.split not in entry.splits:
         pinned = _read_split(choice.split, entry)
-    lists = entry.lists if pinned or choice.split in (None, _split_of_lists(entry)) else None
+    is_pinned = pinned is not None
+    is_listed = is_pinned or choice.split in (None, _split_of_lists(entry))
+    is_chosen = splits.chosen is not None or splits.test_fraction > 0
+    lists = entry.lists if is_listed and not is_chosen else None
     tree = listing = None
-    if (pinned or lists) and isinstance(source, FolderSource | TarSource | ZipSource):
+    if (is_pinned or lists) and isinstance(source, FolderSource | TarSource | ZipSource):
         tree = open_tree(source)
-        account = LeftOut() if pinned else tree.left_out  # a split file counts anew
+        account = LeftOut() if is_pinned else tree.left_out  # a split file counts anew
         listing = read_lists(lists, replace(tree, left_out=account)) if lists else None
     name = _split_name(choice, entry, splits, by_lists=listing is not None)
     if pinned is None:
