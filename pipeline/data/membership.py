@@ -19,6 +19,15 @@ class Membership:
     split: str
     sha256: str
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """The same under names that stand alone, for tables."""
+        return {
+            "benchmark": self.benchmark,
+            "benchmark_split": self.split,
+            "membership_sha256": self.sha256,
+        }
+
 
 def hash_membership(images: Iterable[tuple[str, str, str]]) -> str:
     """A hash of the split, class folder and path of each image, in any order.

@@ -54,18 +54,7 @@ def _facts(index: ShardIndex) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in index.shards),
         "index_sha256": index.sha256,
         "exif_orientation": index.orientation,
-        **_membership(index),
-    }
-
-
-def _membership(index: ShardIndex) -> dict[str, str]:
-    """The benchmark, its split and the hash of its membership, if it was prepared as one."""
-    if index.membership is None:
-        return {}
-    return {
-        "benchmark": index.membership.benchmark,
-        "benchmark_split": index.membership.split,
-        "membership_sha256": index.membership.sha256,
+        **(index.membership.facts if index.membership else {}),
     }
 
 

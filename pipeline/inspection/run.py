@@ -60,6 +60,7 @@ def _facts(results: RunResults) -> dict[str, Any]:
         "protocol_sha256": results.protocol.sha256,
         "config_sha256": manifest.config_sha256,
         "index_sha256": manifest.index_sha256,
+        **(manifest.membership.facts if manifest.membership else {}),
         "backbone_sha256": manifest.backbone_sha256,
         "ranks": manifest.world_size,
         "commit": manifest.git_commit,

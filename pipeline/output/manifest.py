@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.data.membership import Membership
 from pipeline.output.identity import config_hash
 from pipeline.output.protocol import protocol_of
 from pipeline.tasks import Task
@@ -20,6 +22,7 @@ def build_manifest(
     *,
     tasks: Sequence[Task],
     index_sha256: str,
+    membership: Membership | None = None,
     identity: Mapping[str, Any],
     ranks: int,
 ) -> dict[str, Any]:
@@ -30,6 +33,7 @@ def build_manifest(
         "config_sha256": config_hash(config),
         "class_order": [label for task in tasks for label in task.labels],
         "index_sha256": index_sha256,
+        **({"membership": asdict(membership)} if membership else {}),
         "backbone_sha256": identity["backbone_sha256"],
         "identity": identity,
         "protocol": protocol_of(settings, identity["tasks"], identity["backbone_sha256"]),

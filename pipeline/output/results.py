@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline import storage
 from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
+from pipeline.data.membership import Membership
 from pipeline.errors import DataError
 from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
@@ -88,6 +89,7 @@ class RunManifest(_Record):
     config_sha256: str
     class_order: list[int]
     index_sha256: str
+    membership: Membership | None = None  # the benchmark and its split, if the index names them
     backbone_sha256: str
     identity: dict[str, Any]  # see pipeline.output.identity
     protocol: RunProtocol | None = None  # None in results of older versions

@@ -190,6 +190,7 @@ def protocol(run: ReportedRun) -> dict[str, str]:
 def environment(run: ReportedRun) -> dict[str, str]:
     """Versions and hashes, which together with the settings reproduce the run."""
     manifest = run.results.manifest
+    membership = manifest.membership.facts if manifest.membership else {}
     return {
         "output": storage.redact(run.output),
         "commit": manifest.git_commit or NOT_KNOWN,
@@ -197,6 +198,7 @@ def environment(run: ReportedRun) -> dict[str, str]:
         **{f"{name} version": version for name, version in manifest.packages.items()},
         "configuration sha256": manifest.config_sha256,
         "index sha256": manifest.index_sha256,
+        **{name.replace("_", " "): text for name, text in membership.items()},
         "backbone sha256": manifest.backbone_sha256,
     }
 

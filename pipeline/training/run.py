@@ -143,6 +143,7 @@ def _start_results(run: Run, world: World, identity: Mapping[str, Any]) -> Resul
         config,
         tasks=run.tasks,
         index_sha256=run.index.sha256,
+        membership=run.index.membership,
         identity=identity,
         ranks=world.world_size,
     )
