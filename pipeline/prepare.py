@@ -41,7 +41,7 @@ sources:
   .csv, .jsonl             path, label, split; paths are relative to the file
   Parquet                  a file or a folder of <split>-*.parquet or <split>/*.parquet with image
                            and label columns
-  CIFAR                    cifar-100-binary, cifar-100-python, cifar-10-batches-bin, -py
+  CIFAR, MNIST             cifar-100-binary, cifar-100-python, cifar-10-batches-bin, -py; MNIST/raw
 
 benchmarks:
   --benchmark NAME reads the layout of its owner, gives the class names of the catalogue and checks

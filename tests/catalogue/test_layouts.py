@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.catalogue.entry import benchmark_names, read_benchmark
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.membership import hash_membership
 from pipeline.data.prepare.benchmark import BenchmarkChoice, list_images
 from pipeline.data.prepare.folder_source import FolderSource
+from pipeline.data.prepare.sources import open_source
 from pipeline.data.prepare.splits import SplitChoice
 from pipeline.errors import PipelineError
 from pipeline.inspect import main as inspect
@@ -261,6 +266,48 @@ def test_cifar_gets_the_names_of_the_catalogue(tmp_path):
     index = read_index(str(tmp_path / "out"))
     assert index.class_names == ("aquarium fish", "elephant")
     assert index.membership.split == "official"
+
+
+def mnist(root: Path) -> np.ndarray:
+    """MNIST as torchvision leaves it, with two images in each split; the pixels of one split."""
+    pixel_NHW = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    (root / "MNIST/raw").mkdir(parents=True)
+    for name in ("train", "t10k"):
+        images = struct.pack(">4I", 2051, *pixel_NHW.shape) + pixel_NHW.tobytes()
+        (root / f"MNIST/raw/{name}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">2I", 2049, 2) + bytes([7, 0])
+        (root / f"MNIST/raw/{name}-labels-idx1-ubyte").write_bytes(labels)
+    return pixel_NHW
+
+
+def test_mnist_keeps_its_pixels_and_gets_words_for_digits(tmp_path):
+    pixel_NHW = mnist(tmp_path / "in")
+    options = ["--benchmark", "mnist", "--allow-other-counts"]
+    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
+    assert read_index(str(tmp_path / "out")).class_names == ("zero", "seven")
+    source = open_source(str(tmp_path / "in"))
+    for row, image in enumerate(source.list_images(SplitChoice()).images[:2]):
+        assert np.array_equal(Image.open(io.BytesIO(source.read(image))), pixel_NHW[row])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:3],
+        lambda data: b"",
+        lambda data: data + b"x",
+        lambda data: b"\xff" * 4 + data[4:],
+        lambda data: data[:4] + b"\xff" * 12 + data[16:],
+        lambda data: data[:4] + bytes(12),
+    ],
+)
+def test_damaged_file_of_mnist_is_refused(tmp_path, capsys, spoil):
+    mnist(tmp_path / "in")
+    file = tmp_path / "in/MNIST/raw/train-images-idx3-ubyte"
+    file.write_bytes(spoil(file.read_bytes()))
+    assert shard(tmp_path / "in", tmp_path / "out") == 2
+    assert "is not a complete file of MNIST" in capsys.readouterr().err
 
 
 def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):

@@ -9,6 +9,7 @@ from pipeline import storage
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.cifar_source import find_cifar
 from pipeline.data.prepare.folder_source import FolderSource, list_tree
+from pipeline.data.prepare.mnist_source import find_mnist
 from pipeline.data.prepare.parquet_source import ParquetSource, is_parquet_name
 from pipeline.data.prepare.source_images import ImageSource, LeftOut
 from pipeline.data.prepare.table_source import TableSource
@@ -42,6 +43,8 @@ def open_source(url: str) -> ImageSource | ParquetSource:
         raise DataError(f"{place}: is a file of another kind; give {_KINDS}")
     if cifar := find_cifar(url):
         return cifar
+    if mnist := find_mnist(url):
+        return mnist
     paths = list_tree(url, LeftOut()) if is_folder or not storage.is_local(url) else iter(())
     first = next(paths, None)
     if first is None:
