@@ -144,6 +144,15 @@ class EvaluationConfig(Section):
     split: Literal["test", "validation"] = "test"  # validation: of data.validation_fraction
     exclude_tasks: int = Field(0, ge=0)  # first tasks, used for tuning: in no summary figure
     predictions: bool = True  # write predictions.jsonl: each image's best classes, after each task
+    # Folders or URLs of data sets that are never learned: zero-shot accuracy on their test images
+    # before the first task and after each; not with split=validation.
+    held_out: list[PathText] = []
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> EvaluationConfig:
+        if len({*self.held_out}) < len(self.held_out):
+            raise ValueError(f"held_out names one data set twice, found {self.held_out}")
+        return self
 
 
 Protocol = Literal["first_task", "first_k_tasks", "transfer", "oracle_sequence"]
@@ -258,7 +267,8 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     settings.
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
-    aside: dict[str, Any] = {"data": machine, "evaluation": {"exclude_tasks", "predictions"}}
+    evaluation = {"exclude_tasks", "predictions", "held_out"}
+    aside: dict[str, Any] = {"data": machine, "evaluation": evaluation}
     for name in ("output", "name", "engine", "snapshot", "tasks", "tuning"):
         aside[name] = True
     for name in ("log_every", "report", "loggers"):
@@ -275,6 +285,7 @@ def with_absolute_paths(config: Config) -> Config:
     A path that starts with ``~`` or a variable holds already.
     """
     data, model, snapshot = config.data, config.model, config.snapshot
+    held_out = list(map(_absolute, config.evaluation.held_out))
     index = data.index if isinstance(data.index, list) else [data.index]
     urls = [_absolute(url, marker="@") for url in index]
     cache = data.cache.model_copy(update={"folder": _absolute(data.cache.folder)})
@@ -299,6 +310,7 @@ def with_absolute_paths(config: Config) -> Config:
             "data": data.model_copy(update=changes),
             "model": model.model_copy(update={"arch": arch, "weights": weights}),
             "snapshot": snapshot.model_copy(update={"folder": folder}),
+            "evaluation": config.evaluation.model_copy(update={"held_out": held_out}),
             "loggers": loggers,
         }
     )

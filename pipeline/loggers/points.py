@@ -21,8 +21,8 @@ def point_of(line: int, content: Mapping[str, Any], task_steps: Sequence[int]) -
     """The point of a line; ``task_steps`` are the optimizer steps of each task.
 
     Losses are ``loss/total`` and ``loss/TERM``; accuracies, fractions, are ``accuracy/all_seen``
-    and ``accuracy/task_001``; both kinds of lines have their diagnostics beside them. Tasks count
-    from 1.
+    and ``accuracy/task_001``, those on held-out sets ``retention/set_001``; both kinds of lines
+    have their diagnostics beside them. Tasks and sets count from 1.
     """
     task = content["task"]
     before = sum(task_steps[:task])
@@ -33,6 +33,11 @@ def point_of(line: int, content: Mapping[str, Any], task_steps: Sequence[int]) -
         return Point(line, before + content["step"] + 1, values)
     values = {"accuracy/all_seen": content["micro"]}
     values |= {f"accuracy/task_{k:03d}": value for k, value in enumerate(content["accuracy"], 1)}
+    values |= {
+        f"retention/set_{k:03d}": value
+        for k, value in enumerate(content.get("retention", ()), 1)
+        if value is not None
+    }
     diagnostics = {f"diagnostics/{name}": content.get(name) for name in _STAGE}
     values |= {name: value for name, value in diagnostics.items() if value is not None}
     return Point(line, before + task_steps[task], values)

@@ -75,6 +75,16 @@ class SkippedStep(_Record):
     samples: list[str]  # keys
 
 
+class Retention(_Record):
+    """Accuracy on a data set that is never learned, see :mod:`pipeline.training.retention`."""
+
+    index: str  # folder or URL
+    sha256: str  # of its index.json
+    classes: int
+    images: int  # in its test split
+    accuracy: list[float | None]  # before the first task, then after each; None: not tested
+
+
 class RunProtocol(_Record):
     """The settings that runs must share to be compared, see :mod:`pipeline.output.protocol`."""
 
@@ -135,6 +145,7 @@ class RunResults(_Record):
     images_per_second: float | None  # of all ranks in train_seconds; None: nothing is trained
     skipped_samples: list[SkippedSample] = []
     skipped_steps: list[SkippedStep] = []
+    retention: list[Retention] = []  # of each set of evaluation.held_out
     manifest: RunManifest
 
     @model_validator(mode="after")
@@ -156,6 +167,8 @@ class RunResults(_Record):
         self._check_known_classes()
         if len(self.manifest.class_order) != sum(map(len, self.tasks)):
             raise ValueError("manifest.class_order has another number of classes than tasks")
+        if any(len(entry.accuracy) > n_learned + 1 for entry in self.retention):
+            raise ValueError("retention has more stages than accuracy_matrix")
         if len(self.learned_sha256 or ()) > n_learned:
             raise ValueError("learned_sha256 has more tasks than accuracy_matrix")
         return self

@@ -66,6 +66,7 @@ class ResultsBuilder:
     predictions_sha256: str | None = None  # of the last stage
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
+    retention: list[dict[str, Any]] = field(default_factory=list)  # an entry per held-out set
 
     def add(self, stage: Stage) -> None:
         """Add the stage of the next task.
@@ -83,6 +84,7 @@ class ResultsBuilder:
             "stages": [asdict(stage) for stage in self.stages],
             "skipped_samples": list(self.skipped_samples),
             "skipped_steps": list(self.skipped_steps),
+            "retention": self.retention,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -92,6 +94,27 @@ class ResultsBuilder:
         self.stages = [_stage(entry) for entry in state["stages"]]
         self.skipped_samples = list(state["skipped_samples"])
         self.skipped_steps = list(state["skipped_steps"])
+        self.retention = list(state.get("retention", ()))
+
+    def add_retention(
+        self, *, index: str, sha256: str, classes: int, images: int, n_learned: int, accuracy: float
+    ) -> None:
+        """Add the accuracy on a held-out set after ``n_learned`` tasks.
+
+        Stages that were not tested have None: the run was started without this set.
+        """
+        named = {"index": index, "sha256": sha256, "classes": classes, "images": images}
+        entry = next((each for each in self.retention if each["sha256"] == sha256), None)
+        if entry is None:
+            entry = {**named, "accuracy": []}
+            self.retention.append(entry)
+        untested = [None] * (n_learned - len(entry["accuracy"]))
+        entry["accuracy"] = [*entry["accuracy"][:n_learned], *untested, accuracy]
+
+    def retention_after(self, n_learned: int) -> list[float | None]:
+        """The accuracy on each held-out set after so many tasks."""
+        columns = (entry["accuracy"] for entry in self.retention)
+        return [column[n_learned] if n_learned < len(column) else None for column in columns]
 
     def accuracy_matrix(self) -> list[list[float | None]]:
         """``a[t][k]``: accuracy on task k after task t, None above the diagonal."""
@@ -138,6 +161,7 @@ class ResultsBuilder:
                 "images_per_second": fmean(speeds) if speeds else None,
                 "skipped_samples": self.skipped_samples,
                 "skipped_steps": self.skipped_steps,
+                "retention": self.retention,
                 "manifest": self.manifest,
             }
         )

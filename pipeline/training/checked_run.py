@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import Config
+from pipeline.config import Config, MethodConfig
 from pipeline.data.addresses import NodeFiles
 from pipeline.data.index import ShardIndex
 from pipeline.data.opening import open_index
@@ -44,6 +44,7 @@ class Run:
     tasks: tuple[Task, ...]
     data: TaskData
     world_size: int
+    held_out: tuple[Run, ...] = ()  # data sets that are tested only, each as one task
 
 
 def check_run(config: Config, world_size: int) -> Run:
@@ -79,7 +80,7 @@ def check_run(config: Config, world_size: int) -> Run:
     data = TaskData(config, index, tasks, training_images=method.training_images)
     if any(task.known for task in tasks):
         check_repeats(index, n_groups=tasks[-1].group + 1)
-    return Run(config, index, tasks, data, world_size)
+    return Run(config, index, tasks, data, world_size, _held_out(config, world_size))
 
 
 def with_all_options(config: Config) -> Config:
@@ -89,6 +90,32 @@ def with_all_options(config: Config) -> Config:
         ConfigError: the method does not know an option, or there is no such method.
     """
     return config.model_copy(update={"method": resolve_options(config.method)})
+
+
+def _held_out(config: Config, world_size: int) -> tuple[Run, ...]:
+    """The held-out sets; none with ``split=validation``, which opens no test image."""
+    evaluation = config.evaluation
+    urls = evaluation.held_out if evaluation.split == "test" else []
+    try:
+        return tuple(_held_out_set(config, url, world_size) for url in urls)
+    except ConfigError as error:
+        reason = str(error).removeprefix("data.index: ")
+        raise ConfigError(f"evaluation.held_out: {reason}") from error
+
+
+def _held_out_set(config: Config, url: str, world_size: int) -> Run:
+    data = config.data.model_copy(update={"index": url})
+    config = config.model_copy(update={"data": data})
+    index = _find_index(config)
+    names = index.class_names if config.text.names == "spaced" else index.class_folders
+    tasks = (Task(0, first=0, labels=tuple(range(len(names))), names=names),)
+    zero_shot = MethodConfig(name="zeroshot")
+    method, options = find_method(zero_shot.name), parse_options(zero_shot)
+    check_class_names(config, index, tasks, method, options)
+    images = TaskData(config, index, tasks)
+    images.test(tasks[0])  # an error if there are none
+    check_shards(shard for shard in index.shards if shard.split == "test")
+    return Run(config, index, tasks, images, world_size)
 
 
 def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:

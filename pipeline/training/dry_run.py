@@ -56,6 +56,7 @@ def format_plan(run: Run) -> str:
     method = build_method(config.method, MethodContext.of(config, clip))
     plans = _plan_tasks(run, method)
     trainable = [plan.trainable for plan in plans]
+    fetched = sum(plan.bytes for plan in plans) + sum(_test_bytes(each) for each in run.held_out)
     check_room_for_batches(run, clip.image_size)
     check_room_on_disk(run, sum(trainable))
     per_rank = config.data.global_batch // run.world_size
@@ -71,9 +72,10 @@ def format_plan(run: Run) -> str:
         "task  classes  train images  test images  steps  trainable  to fetch",
         *map(str, plans),
         "",
+        *_held_out_lines(run),
         f"steps      {sum(plan.steps for plan in plans):,} in all",
         f"trainable  {sum(trainable):,} parameters in all, {format_bytes(4 * sum(trainable))}",
-        f"to fetch   {format_bytes(sum(plan.bytes for plan in plans))} in all",
+        f"to fetch   {format_bytes(fetched)} in all",
         f"memory     {_estimate_memory(run, method, clip, max(trainable))}",
     ]
     return "\n".join(lines)
@@ -105,6 +107,19 @@ def _plan_tasks(run: Run, method: Method) -> list[_TaskPlan]:
             )
         )
     return plans
+
+
+def _held_out_lines(run: Run) -> list[str]:
+    """A line for each data set that is tested only."""
+    return [
+        f"held out   {each.index.url}: {len(each.tasks[0].names)} classes, "
+        f"{len(each.data.test(each.tasks[0])):,} test images, {format_bytes(_test_bytes(each))}"
+        for each in run.held_out
+    ]
+
+
+def _test_bytes(run: Run) -> int:
+    return sum(run.data.test(task).bytes for task in run.tasks)
 
 
 def _notes(config: Config) -> list[str]:

@@ -87,7 +87,9 @@ class Display:
         self._shown = shown
         self._live: Live | None = None
         self._note = note
-        self._rows: list[list[str]] = []  # after each task: all seen, then each task
+        # After each task: its number, all seen, each held-out set, each task.
+        self._rows: list[list[str]] = []
+        self._n_held_out = 0
         self._console = Console(stderr=True)
         n_figures = 4
         columns = (f"{{task.fields[figures][{place}]}}" for place in range(n_figures))
@@ -126,25 +128,36 @@ class Display:
             eta = format_clock(self._bar.tasks[0].time_remaining)
             log.info("%s step %d/%d %s  eta %s", place, report.step + 1, task_steps, report, eta)
 
-    def scored(self, task: int, micro: float, row: Sequence[float]) -> None:
-        """Add the accuracies after ``task`` to the table."""
+    def scored(
+        self,
+        task: int,
+        micro: float,
+        row: Sequence[float],
+        held_out: Sequence[float | None] = (),
+    ) -> None:
+        """Add the accuracies after ``task``, and those on held-out sets, to the table."""
         cells = [f"{100 * accuracy:.1f}" for accuracy in row]
-        self._rows.append([str(task + 1), f"{100 * micro:.1f}", *cells])
+        retained = ["-" if each is None else f"{100 * each:.1f}" for each in held_out]
+        self._n_held_out = len(retained)
+        self._rows.append([str(task + 1), f"{100 * micro:.1f}", *retained, *cells])
         if self._shown and not self._live:
-            line = "task %d learned: %.1f %% of all seen; by task: %s%s"
+            line = "task %d learned: %.1f %% of all seen; by task: %s%s%s"
             note = f" ({self._note})" if self._note else ""
-            log.info(line, task + 1, 100 * micro, " ".join(cells), note)
+            held = f"; held out: {' '.join(retained)}" if retained else ""
+            log.info(line, task + 1, 100 * micro, " ".join(cells), held, note)
 
     def _render(self) -> Group:
         """The bar below the part of the table that fits: the last tasks."""
         width, height = self._console.size
-        n_shown = max(1, (width - _OTHER_WIDTH) // _COLUMN_WIDTH)
+        held_out = [f"held {number + 1}" for number in range(self._n_held_out)]
+        n_shown = max(1, (width - _OTHER_WIDTH) // _COLUMN_WIDTH - len(held_out))
         last = max(min(self._n_tasks, n_shown), len(self._rows))
         shown = range(max(0, last - n_shown), last)
         title = "accuracy after each task (%)" + (f", {self._note}" if self._note else "")
         table = Table(title=Text(title), title_justify="left")
-        for heading in ("task", "all seen", *(f"{index + 1}" for index in shown)):
+        for heading in ("task", "all seen", *held_out, *(f"{index + 1}" for index in shown)):
             table.add_column(heading, justify="right", no_wrap=True)
-        for task, micro, *cells in self._rows[-max(1, height - _OTHER_HEIGHT) :]:
-            table.add_row(task, micro, *cells[shown.start :])
+        n_fixed = 2 + len(held_out)
+        for row in self._rows[-max(1, height - _OTHER_HEIGHT) :]:
+            table.add_row(*row[:n_fixed], *row[n_fixed + shown.start :])
         return Group(table, self._bar)

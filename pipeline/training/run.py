@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.output.writer import OutputWriter
 from pipeline.training.activations import ActivationStore
 from pipeline.training.batches import TaskBatches
 from pipeline.training.checked_run import Run
+from pipeline.training.retention import Retention, ZeroShotTest
 from pipeline.training.room import check_room_for_batches, check_room_on_disk
 from pipeline.training.trainer import Trainer
 
@@ -74,22 +75,32 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         recovered = on_main(lambda: recover(config, identity))
         owner = Ownership(config.output)
         on_main(owner.take)
-        source = open_source(run)
-        try:
+        with ExitStack() as closing:
             method = build_method(config.method, MethodContext.of(config, clip))
+            batches, *held_out_batches = (
+                open_batches(each, world, _open(each, closing), method, stop)
+                for each in (run, *run.held_out)
+            )
+            held_out = zip(run.held_out, held_out_batches, strict=True)
             yield Trainer(
                 run,
                 world,
                 method,
-                open_batches(run, world, source, method, stop),
+                batches,
                 _start_results(run, world, identity),
                 OutputWriter(config, world, owner),
                 stop,
                 recovered,
+                Retention([ZeroShotTest(each, world, method, its) for each, its in held_out]),
             )
-        finally:
-            source.close()
         _log_origin(config, world)
+
+
+def _open(run: Run, closing: ExitStack) -> ShardSource:
+    """The samples of a run until the end of a block."""
+    source = open_source(run)
+    closing.callback(source.close)
+    return source
 
 
 def open_batches(

@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,32 +36,10 @@ from pipeline.training.features import FrozenStore
 from pipeline.training.followers import Followers
 from pipeline.training.inputs import StepInputs
 from pipeline.training.progress import Display, StepClock, StepReport
+from pipeline.training.retention import Retention
+from pipeline.training.task_progress import InterruptedTask, TaskProgress
 
 log = logging.getLogger(__name__)
-
-
-class TaskProgress:
-    """How far a task has come, and the time since its start, also before an interruption.
-
-    The time counts everything: encoding frozen features and fitting too, not the steps alone.
-    """
-
-    def __init__(self, step: int = 0, seconds: float = 0.0) -> None:
-        self.step = step
-        self._started = time.perf_counter() - seconds
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start of the task."""
-        return time.perf_counter() - self._started
-
-
-@dataclass(frozen=True)
-class InterruptedTask:
-    """The tensors of a task in whose training the run was interrupted."""
-
-    learned: dict[str, Tensor] = field(default_factory=dict)
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainer:
@@ -81,6 +58,7 @@ class Trainer:
         writer: OutputWriter,
         stop: StopRequest,
         recovered: Recovered | None = None,
+        retention: Retention | None = None,
     ) -> None:
         config = run.config
         self._config = config
@@ -93,6 +71,7 @@ class Trainer:
         self._writer = writer
         self._stop = stop
         self._recovered = recovered
+        self._retention = retention or Retention()
         self._micro_batch: int | None = None  # chosen before the first step, if it is not set
         self._note = config.tuning.note if config.tuning else None
         self._display = Display(
@@ -134,6 +113,8 @@ class Trainer:
                 task_steps = [self._data.n_steps(task) for task in self._tasks]
                 self._display.expect(sum(task_steps))
                 self._followers.start(self._writer.metrics.lines, task_steps)
+                if not progress.step and not self._results.stages:
+                    self._retention.test(self._results, n_learned=0)
                 for task in self._tasks[len(self._results.learned_sha256) :]:
                     changes = self._begin(task, left)
                     self._train(task, progress, changes, left)
@@ -160,7 +141,8 @@ class Trainer:
         self._evaluator.class_means = [mean_CE.to(self._world.device) for mean_CE in means]
         self._writer.restore_metrics(state["metrics_lines"])
         for index in range(len(self._results.stages)):
-            self._display.scored(index, *self._results.accuracy_after(index))
+            held_out = self._results.retention_after(index + 1)
+            self._display.scored(index, *self._results.accuracy_after(index), held_out)
         log.info("continuing at task %d, step %d", snapshot.task + 1, snapshot.step + 1)
         self._report_event("resumed", task=snapshot.task, step=snapshot.step)
         return (
@@ -258,23 +240,25 @@ class Trainer:
         """Test every class seen so far and add the stage to the results."""
         train_seconds, started = progress.seconds, time.perf_counter()
         tested = self._evaluator.test(self._tasks[: task.index + 1])
+        test_seconds = time.perf_counter() - started
+        self._retention.test(self._results, n_learned=task.index + 1)
         self._results.add(
             tested.stage(
                 n_trainable=changes.n_trainable,
                 n_trained=progress.step * self._config.data.global_batch,
                 train_seconds=train_seconds,
-                test_seconds=time.perf_counter() - started,
+                test_seconds=test_seconds,
             )
         )
         skipped = self._batches.skipped_samples()
         self._results.skipped_samples = [vars(sample) for sample in skipped.values()]
         micro, row = self._results.accuracy_after(task.index)
-        self._display.scored(task.index, micro, row)
+        held_out = self._results.retention_after(task.index + 1)
+        self._display.scored(task.index, micro, row, held_out)
         note = {"note": self._note} if self._note else {}
-        diagnostics = self._results.stages[-1].diagnostics()
-        self._add_line(
-            kind="stage", task=task.index, micro=micro, accuracy=row, **diagnostics, **note
-        )
+        more: dict[str, Any] = {**self._results.stages[-1].diagnostics(), **note}
+        more |= {"retention": held_out} if held_out else {}
+        self._add_line(kind="stage", task=task.index, micro=micro, accuracy=row, **more)
         predictions = tested.predictions(self._data.class_of_label())
         is_kept = self._config.evaluation.predictions
         sha256 = self._writer.write_predictions(predictions if is_kept else None)

@@ -21,11 +21,11 @@ KEYS = {
     "schema", "status", "method", "evaluation", "tuning", "tasks", "accuracy_matrix", "counts",
     "stage_accuracy", "class_accuracies", "class_images", "predictions_sha256",
     "average_incremental_accuracy", "last_accuracy", "forgetting", "backward_transfer",
-    "diagnostics", "trainable_parameters", "images_per_second", "manifest",
+    "diagnostics", "trainable_parameters", "images_per_second", "retention", "manifest",
 }  # fmt: skip
 MANIFEST_KEYS = {
     "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
-    "git_commit", "world_size", "identity", "protocol",
+    "git_commit", "world_size", "identity", "protocol", "membership",
 }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_excluded_tasks_are_measured_but_not_in_the_summary(results):
     complete = results.build().content()
     results.evaluation = EvaluationConfig(exclude_tasks=1)
     rest = results.build().content()
-    assert rest["evaluation"] == {"split": "test", "exclude_tasks": 1, "predictions": True}
+    assert rest["evaluation"] == EvaluationConfig(exclude_tasks=1).model_dump(mode="json")
     for key in ("accuracy_matrix", "counts", "diagnostics", "tasks"):
         assert rest[key] == complete[key]
     assert rest["stage_accuracy"] == {"micro": [None, 9 / 12], "macro": [None, 9 / 12]}
