@@ -3,7 +3,7 @@
 Runs share a table only if they follow the same protocol: data, class order, tasks, class names,
 templates, transforms, weights and evaluation. Otherwise the command refuses and names the setting
 that differs. Runs that differ in the method or its settings are separate rows, named by exactly
-these settings. See docs/COMPARE.md.
+these settings. --published adds public results of the same protocol. See docs/COMPARE.md.
 Exit status: 0; 2 if an output is missing or unfinished, or if the runs are not comparable; 75 if
 stopped by Ctrl-C or SIGTERM.
 """
@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.text import Text
 
 from pipeline import storage
+from pipeline.catalogue.published import PublishedResult, read_published
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
 from pipeline.output.results import NAME
+from pipeline.reporting.published import PublishedRows, find_published
+from pipeline.reporting.published_tables import published_notes, published_tables
 from pipeline.reporting.run_files import Tables, to_csv, to_json, to_latex
 from pipeline.reporting.run_groups import group_runs
 from pipeline.reporting.run_rows import build_rows, check_baseline
@@ -40,12 +43,9 @@ Examples:
   python -m pipeline.compare runs/tinar/* --baseline zeroshot --csv runs/tinar.csv
   python -m pipeline.compare runs/* --group-by protocol --summary
   python -m pipeline.compare runs/* --baseline runs/tinar/zeroshot-1 --latex > table.tex
+  python -m pipeline.compare runs/cifar100/* --published
 """
-_FORMATS: dict[str, Callable[[Tables], str]] = {
-    "csv": to_csv,
-    "json": to_json,
-    "latex": to_latex,
-}
+_FORMATS = ("csv", "json", "latex")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,6 +93,14 @@ def _build_parser() -> argparse.ArgumentParser:
             const=_STDOUT,
             help=f"also write the rows as {title}; without FILE print them instead of the table",
         )
+    add("--published", action="store_true", help="also show public results on the benchmark")
+    add(
+        "--published-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="as --published, with the results in this YAML file too; may be repeated",
+    )
     add_deadline(parser)
     return parser
 
@@ -105,6 +113,7 @@ def _run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     files = {name: file for name in _FORMATS if (file := getattr(options, name)) is not None}
     _check_files(files)
+    published = _read_published(options)
     tables = group_runs(
         options.outputs,
         by_protocol=options.group_by == "protocol",
@@ -114,17 +123,39 @@ def _compare(options: argparse.Namespace) -> int:
     if options.baseline:
         check_baseline(tables, options.baseline)
     with_rows = [(table, build_rows(table, options.baseline)) for table in tables]
+    found = [] if published is None else [find_published(table, published) for table in tables]
     if _STDOUT in files.values():
-        sys.stderr.writelines(f"{line}\n" for table in tables for line in table_notes(table))
+        notes = [line for table in tables for line in table_notes(table)]
+        notes += [line for each in found for line in published_notes(each)]
+        sys.stderr.writelines(f"{line}\n" for line in notes)
     else:
-        _show(with_rows, options)
+        _show(with_rows, found, options)
     for name, file in files.items():
-        text = _FORMATS[name](with_rows)
+        text = _format(name, with_rows, found)
         if file == _STDOUT:
             sys.stdout.write(text)
         else:
             storage.write_atomically(file, text.encode())
     return 0
+
+
+def _read_published(options: argparse.Namespace) -> Sequence[PublishedResult] | None:
+    """The published results that are wanted; None: none.
+
+    Raises:
+        ConfigError: a file of results has another form, or LaTeX is wanted, which has none.
+    """
+    if not (options.published or options.published_file):
+        return None
+    if options.latex is not None:
+        raise ConfigError("--latex has no published results; write them with --csv or --json")
+    return read_published(options.published_file)
+
+
+def _format(name: str, tables: Tables, published: Sequence[PublishedRows]) -> str:
+    if name == "latex":
+        return to_latex(tables)
+    return {"csv": to_csv, "json": to_json}[name](tables, published)
 
 
 def _check_files(files: Mapping[str, str]) -> None:
@@ -141,7 +172,9 @@ def _check_files(files: Mapping[str, str]) -> None:
             )
 
 
-def _show(with_rows: Tables, options: argparse.Namespace) -> None:
+def _show(
+    with_rows: Tables, published: Sequence[PublishedRows], options: argparse.Namespace
+) -> None:
     for number, (table, rows) in enumerate(with_rows, start=1):
         if len(with_rows) > 1:
             print_wide(Text(describe_protocol(number, table.differences)))
@@ -158,6 +191,8 @@ def _show(with_rows: Tables, options: argparse.Namespace) -> None:
                     single=options.runs,
                 )
             )
+        if published:
+            print_wide(published_tables(published[number - 1], rows))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "inspection": "base data data.prepare model output sweep inference",
         "pages": "base",
         "run_report": "base data output pages",
-        "reporting": "base output sweep pages",
+        "reporting": "base catalogue output sweep pages",
         "commands": "base distributed data data.prepare classifiers methods output "
         "inference serving exporting inspection training launching sweep reporting run_report "
         "catalogue",

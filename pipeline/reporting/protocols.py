@@ -103,7 +103,7 @@ def _order(one: RunResults, other: RunResults) -> Iterator[Difference]:
             return  # other classes, hence other data
     if all(a == b for a, b in zip(*orders, strict=False)):
         return
-    rules = [_name_order(run.manifest.config) for run in (one, other)]
+    rules = [name_order(run.manifest.config) for run in (one, other)]
     if rules[0] == rules[1]:  # as far as they are shown
         position = next(i for i, (a, b) in enumerate(zip(*orders, strict=False)) if a != b)
         rules = [f"{order[position]} at position {position + 1}" for order in orders]
@@ -115,7 +115,7 @@ def _sizes(one: RunResults, other: RunResults) -> Iterator[Difference]:
     sizes = [[len(names) for names in run.tasks] for run in (one, other)]
     if sizes[0] == sizes[1]:
         return
-    words = [_name_sizes(size) for size in sizes]
+    words = [name_sizes(size) for size in sizes]
     for key in ("initial_classes", "classes_per_task", "limit", "appended", "known_classes"):
         values = [setting_of(run.manifest.config, f"tasks.{key}") for run in (one, other)]
         if values[0] != values[1]:
@@ -163,14 +163,15 @@ def _name_index(run: RunResults) -> str:
     return " + ".join(map(storage.redact, [index] if isinstance(index, str) else index))
 
 
-def _name_order(config: Mapping[str, Any]) -> str:
+def name_order(config: Mapping[str, Any]) -> str:
+    """The rule of the class order with its seed, or the first entries of a list."""
     rule = setting_of(config, "tasks.class_order")
     if rule in SEEDED_ORDERS:
         return f"{rule} with tasks.order_seed={setting_of(config, 'tasks.order_seed')}"
     return rule if isinstance(rule, str) else f"[{first_few(rule)}]"
 
 
-def _name_sizes(sizes: Sequence[int]) -> str:
+def name_sizes(sizes: Sequence[int]) -> str:
     """``5 tasks of 4 classes``, or each number of classes where they differ."""
     if all(a == b for a, b in pairwise(sizes)):
         return f"{len(sizes)} task(s) of {sizes[0]} classes" if sizes else "no task"

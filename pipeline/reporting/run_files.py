@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
+from pipeline.reporting.published import PublishedRows
+from pipeline.reporting.published_tables import (
+    published_columns,
+    published_content,
+    published_lines,
+)
 from pipeline.reporting.run_groups import RunTable
 from pipeline.reporting.run_rows import FIGURES, Row, Spread, count_parameters, count_seconds
 from pipeline.text import NOT_KNOWN
@@ -17,19 +23,30 @@ Tables = Sequence[tuple[RunTable, Sequence[Row]]]
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "#$%&_{}"} | {"\\": r"\textbackslash{}"})
 
 
-def to_csv(tables: Tables) -> str:
-    """A line per row of every table; an unknown figure is empty."""
+def to_csv(tables: Tables, published: Sequence[PublishedRows] = ()) -> str:
+    """A line per row of every table; an unknown figure is empty.
+
+    ``published``, one of each table, adds the lines of its results of the same protocol.
+    """
     file = io.StringIO()
     lines = [_flat_row(table, row) for table, rows in tables for row in rows]
+    if published:
+        lines = [line | published_columns(None, line["method"]) for line in lines]
+        for (table, _), found in zip(tables, published, strict=True):
+            protocol = {"protocol_sha256": " ".join(_hashes(table))}
+            lines += [line | protocol for line in published_lines(found)]
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
 
 
-def to_json(tables: Tables) -> str:
-    """All tables with the settings of their protocol, and the outputs of each row."""
-    content = [
+def to_json(tables: Tables, published: Sequence[PublishedRows] = ()) -> str:
+    """All tables with the settings of their protocol, and the outputs of each row.
+
+    ``published``, one of each table, adds its results.
+    """
+    content: list[dict[str, Any]] = [
         {
             "protocol_sha256": _hashes(table),
             "protocol": table.results[0].protocol.settings,
@@ -37,6 +54,8 @@ def to_json(tables: Tables) -> str:
         }
         for table, rows in tables
     ]
+    for entry, found in zip(content, published, strict=False):
+        entry["published"] = published_content(found)
     return json.dumps({"tables": content}, indent=2, ensure_ascii=False) + "\n"
 
 
