@@ -94,24 +94,28 @@ def test_a_run_of_the_same_protocol_has_no_difference():
         (
             {"tasks": {"classes_per_task": 20}, "tested": 2000},
             "tasks",
-            ("5 task(s) of 20 classes", "B0-10 (10 task(s) of 10 classes)"),
+            ("5 task(s) of 20 classes", "B0-10 (10 tasks, 100 classes)"),
         ),
         (
             {"tasks": {"limit": 9}},
             "tasks",
-            ("9 task(s) of 10 classes", "B0-10 (10 task(s) of 10 classes)"),
+            ("9 task(s) of 10 classes", "B0-10 (10 tasks, 100 classes)"),
         ),
         (
             {"tasks": {"order_seed": 1}},
             "class order",
-            ("lamda with tasks.order_seed=1", "lamda with seed 1993"),
+            ("lamda with tasks.order_seed=1", "lamda with tasks.order_seed=1993"),
         ),
         (
             {"tasks": {"class_order": "mammoth"}},
             "class order",
-            ("mammoth with tasks.order_seed=1993", "lamda with seed 1993"),
+            ("mammoth with tasks.order_seed=1993", "lamda with tasks.order_seed=1993"),
         ),
-        ({"tasks": {"class_order": "natural"}}, "class order", ("natural", "lamda with seed 1993")),
+        (
+            {"tasks": {"class_order": "natural"}},
+            "class order",
+            ("natural", "lamda with tasks.order_seed=1993"),
+        ),
         ({"model": BACKBONE | {"arch": "ViT-L-14"}}, "architecture", ("ViT-L-14", "ViT-B-16")),
         (
             {"model": BACKBONE | {"weights": "openai"}},
@@ -143,6 +147,21 @@ def test_a_fact_that_is_not_stated_is_not_the_same():
     assert found == {"class order": ("lamda with tasks.order_seed=1993", "not stated")}
 
 
+def test_every_differing_fact_is_named():
+    run = run_of(tasks={"class_order": "natural"}, model=BACKBONE | {"weights": "openai"})
+    result = published(VIS).model_copy(update={"protocol": "B50-10", "split": None})
+    assert list(facts_of(run, result)) == ["split", "tasks", "class order", "weights"]
+
+
+def test_equal_rules_that_give_other_orders_are_told_apart_by_their_first_labels():
+    run = run_of()
+    run.manifest.class_order[:2] = run.manifest.class_order[1::-1]
+    assert facts_of(run)["class order"] == (
+        "lamda with tasks.order_seed=1993 of 100 classes, first 56, 68, 78, … (100 in all)",
+        "lamda with tasks.order_seed=1993, first 68, 56, 78, … (100 in all)",
+    )
+
+
 def test_transform_and_metric_count_where_they_are_stated():
     result = published(VIS).model_copy(update={"eval_transforms": ["squash"]})
     assert facts_of(run_of(), result) == {"data.eval_transform": ("clip", "squash")}
@@ -167,7 +186,21 @@ def test_table_has_the_results_of_the_protocol_and_says_why_not_the_others(capsy
     assert "84.15" in same and VIS in same and "PROOF: logs in its repository" in same
     assert "2000" in same and "not stated" in same  # exemplars are never hidden
     assert QUOTED not in same and QUOTED in others
-    assert "class order is lamda with tasks.order_seed=1993, published: not stated" in others
+    assert "class order: lamda with tasks.order_seed=1993 here, not stated published" in others
+
+
+def test_an_unknown_membership_is_said(capsys):
+    assert main([write(), "--published"]) == 0
+    assert "the catalogue has no hash of its images" in capsys.readouterr().out
+    entry = read_benchmark("cifar100")
+    digest = MEMBERSHIP["sha256"]
+    for known, facts in (("cd" * 32, {"images of the split": ("abababab", "cdcdcdcd")}),
+                         (digest, {})):  # fmt: skip
+        split = entry.splits["official"].model_copy(update={"sha256": known})
+        other = entry.model_copy(update={"splits": {"official": split}})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.reporting.published.read_benchmark", lambda name: other)
+            assert facts_of(run_of()) == facts
 
 
 def test_table_says_that_no_result_has_the_protocol(capsys):

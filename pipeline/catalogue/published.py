@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.catalogue.entry import Benchmark, read_benchmark
 from pipeline.errors import ConfigError
 from pipeline.settings_file import Section, parse_section
-from pipeline.tasks import class_order
+from pipeline.tasks import SEEDED_ORDERS, class_order
 from pipeline.yaml_text import parse_yaml
 
 Order = Literal["natural", "lamda", "mammoth", "icarl", "other"]
@@ -80,13 +80,14 @@ class PublishedResult(Section):
 
     @property
     def order_name(self) -> str | None:
-        """The class order in words."""
+        """The class order in words; None if it is not known."""
         if isinstance(self.class_order, list):
             return "a list"
         if self.class_order == "other":
             return "a list of its authors"
-        seeded = self.class_order in ("lamda", "mammoth")
-        return f"{self.class_order} with seed {self.order_seed}" if seeded else self.class_order
+        if self.class_order in SEEDED_ORDERS:
+            return f"{self.class_order} with tasks.order_seed={self.order_seed}"
+        return self.class_order
 
 
 class _Table(Section):

@@ -9,7 +9,7 @@ from itertools import chain, pairwise, zip_longest
 from typing import Any, NamedTuple
 
 from pipeline import storage
-from pipeline.output.protocol import PROTOCOL_SETTINGS, setting_of
+from pipeline.output.protocol import LATER_SETTINGS, PROTOCOL_SETTINGS, setting_of
 from pipeline.output.results import RunResults
 from pipeline.tasks import SEEDED_ORDERS
 from pipeline.text import first_few
@@ -41,11 +41,10 @@ def differences(
     if not over_order:
         found += _order(one, other)
     found += _backbone(one, other)
-    for key in (*PROTOCOL_SETTINGS, "metrics_version"):
-        if mine[key] != theirs[key]:
-            found.append(
-                Difference(key, _show(mine[key], theirs[key]), _show(theirs[key], mine[key]))
-            )
+    for key in (*PROTOCOL_SETTINGS, *LATER_SETTINGS, "metrics_version"):
+        a, b = (settings.get(key, LATER_SETTINGS.get(key)) for settings in (mine, theirs))
+        if a != b:
+            found.append(Difference(key, _show(a, b), _show(b, a)))
     if not found and not over_order:
         found += _classes(one, other) or _tested_images(one, other)
     return found

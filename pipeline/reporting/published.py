@@ -16,6 +16,7 @@ from pipeline.output.protocol import setting_of
 from pipeline.output.results import RunResults
 from pipeline.reporting.protocols import Difference, name_order, name_sizes
 from pipeline.reporting.run_groups import RunTable
+from pipeline.text import first_few
 
 NOT_STATED = "not stated"
 
@@ -27,6 +28,7 @@ class PublishedRows:
     protocol: str  # that of the runs, in words
     same: list[PublishedResult]  # of the same protocol
     others: list[tuple[PublishedResult, list[Difference]]]  # nearest first, with what differs
+    split_by_name: str | None = None  # the split, if the catalogue has no hash of its images
     unnamed: str | None = None  # the output of a run that names no benchmark; then no result fits
 
 
@@ -49,7 +51,7 @@ def find_published(table: RunTable, published: Sequence[PublishedResult]) -> Pub
             else:
                 same.append(result)
     others.sort(key=lambda pair: len(pair[1]))
-    return PublishedRows(_describe(first), same, others)
+    return PublishedRows(_describe(first), same, others, _split_by_name(first))
 
 
 def differences_to_published(run: RunResults, published: PublishedResult) -> list[Difference]:
@@ -85,15 +87,23 @@ def _tested_images(run: RunResults, split: Split) -> Iterator[Difference]:
 
 
 def _tasks(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
-    sizes = [len(names) for names in run.tasks]
-    if tuple(sizes) != published.task_sizes:
-        theirs = f"{published.protocol} ({name_sizes(published.task_sizes)})"
+    sizes = tuple(map(len, run.tasks))
+    if sizes != published.task_sizes:
+        n_tasks, n_classes = len(published.task_sizes), sum(published.task_sizes)
+        theirs = f"{published.protocol} ({n_tasks} tasks, {n_classes} classes)"
         yield Difference("tasks", name_sizes(sizes), theirs)
-    elif published.class_order is None:
-        yield Difference("class order", name_order(run.manifest.config), NOT_STATED)
-    elif published.labels != tuple(run.manifest.class_order):
-        order = name_order(run.manifest.config)
-        yield Difference("class order", order, published.order_name or NOT_STATED)
+    yield from _order(run, published)
+
+
+def _order(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
+    order, labels = run.manifest.class_order, published.labels
+    if labels and list(labels[: len(order)]) == order:  # a run may learn the first tasks only
+        return
+    names = [name_order(run.manifest.config), published.order_name or NOT_STATED]
+    if names[0] == names[1]:  # of other numbers of classes, or of lists
+        names[0] += f" of {len(order)} classes, first {first_few(order, 3)}"
+        names[1] += f", first {first_few(labels or (), 3)}"
+    yield Difference("class order", *names)
 
 
 def _model(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
@@ -118,6 +128,14 @@ def _evaluation(run: RunResults, published: PublishedResult) -> Iterator[Differe
     # Of tasks with equally many images, both means are the same.
     if published.metric == "macro" and len(set(run.counts.images[-1])) > 1:
         yield Difference("metric", "micro", "macro")
+
+
+def _split_by_name(run: RunResults) -> str | None:
+    membership = run.manifest.membership
+    if membership is None:
+        return None
+    split = read_benchmark(membership.benchmark).splits.get(membership.split)
+    return None if split and split.sha256 else membership.split
 
 
 def _describe(run: RunResults) -> str:

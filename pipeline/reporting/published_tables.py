@@ -31,7 +31,7 @@ def published_tables(found: PublishedRows, rows: Sequence[Row]) -> Group:
     parts: list[Table | Text] = []
     if found.same:
         parts += [Text(f"published for {found.protocol} (%)"), _same(found, rows)]
-        parts += map(Text, _forgetting_notes(found.same))
+        parts += map(Text, [*_split_notes(found), *_forgetting_notes(found.same)])
     else:
         parts.append(Text(f"no published result has the protocol {found.protocol}"))
     if found.others:
@@ -44,7 +44,8 @@ def published_notes(found: PublishedRows) -> list[str]:
     if found.unnamed is not None:
         return [_unnamed(found.unnamed)]
     others = f"{len(found.others)} published results on this benchmark have another protocol"
-    return [f"{len(found.same)} published results have the protocol {found.protocol}; {others}"]
+    same = f"{len(found.same)} published results have the protocol {found.protocol}"
+    return [f"{same}; {others}", *(_split_notes(found) if found.same else ())]
 
 
 def published_lines(found: PublishedRows) -> list[dict[str, Any]]:
@@ -104,7 +105,7 @@ def _others(others: Sequence[tuple[PublishedResult, list[Difference]]]) -> Itera
     letters: dict[str, str] = {}
     for result, differences in others[:MOST_OTHERS]:
         clauses = "; ".join(
-            f"{fact} is {one}, published: {other}" for fact, one, other in differences
+            f"{fact}: {one} here, {other} published" for fact, one, other in differences
         )
         letter = letters.setdefault(clauses, ascii_lowercase[len(letters)])
         figures = _percent(result.average), _percent(result.last)
@@ -124,6 +125,14 @@ def _table(*titles: str) -> Table:
         is_text = title in ("source", "differs", "metric")
         shown.add_column(title, justify="left" if is_text else "right", overflow="fold")
     return shown
+
+
+def _split_notes(found: PublishedRows) -> Iterator[str]:
+    if found.split_by_name is not None:
+        yield (
+            f"split {found.split_by_name}: its name and its number of test images agree; the "
+            "catalogue has no hash of its images"
+        )
 
 
 def _forgetting_notes(results: Sequence[PublishedResult]) -> Iterator[str]:
