@@ -144,12 +144,21 @@ class EvaluationConfig(Section):
     split: Literal["test", "validation"] = "test"  # validation: of data.validation_fraction
     exclude_tasks: int = Field(0, ge=0)  # first tasks, used for tuning: in no summary figure
     predictions: bool = True  # write predictions.jsonl: each image's best classes, after each task
+    # The possible answers: all classes seen so far, or those of the image's own task.
+    label_space: Literal["seen", "task"] = "seen"
+    # Also test the tasks that are not learned yet, by the names of their classes.
+    future_tasks: bool = False
     # Folders or URLs of data sets that are never learned: zero-shot accuracy on their test images
     # before the first task and after each; not with split=validation.
     held_out: list[PathText] = []
 
     @model_validator(mode="after")
-    def _check_held_out(self) -> EvaluationConfig:
+    def _check_together(self) -> EvaluationConfig:
+        if self.future_tasks and self.label_space != "task":
+            raise ValueError(
+                "future_tasks is true and label_space is 'seen'; classes of future tasks are not "
+                "seen; set evaluation.label_space=task"
+            )
         if len({*self.held_out}) < len(self.held_out):
             raise ValueError(f"held_out names one data set twice, found {self.held_out}")
         return self
@@ -267,7 +276,7 @@ def decisive_settings(config: Config) -> dict[str, Any]:
     settings.
     """
     machine = {"index", "workers", "eval_batch", "feature_cache", "activation_limit_gb", "cache"}
-    evaluation = {"exclude_tasks", "predictions", "held_out"}
+    evaluation = {"exclude_tasks", "predictions", "held_out", "future_tasks"}
     aside: dict[str, Any] = {"data": machine, "evaluation": evaluation}
     for name in ("output", "name", "engine", "snapshot", "tasks", "tuning"):
         aside[name] = True

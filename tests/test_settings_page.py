@@ -130,8 +130,9 @@ def test_every_choice_is_accepted(tmp_path):
     with_choices = [e for e in list_settings(Config) if e.choices and "tuning." not in e.key]
     overrides = [f"{e.key}={each}" for e in with_choices for each in e.choices if "[" not in e.key]
     assert {"engine.recompute=true", "engine.zero_stage=1", "data.tail=drop"} <= set(overrides)
+    needed = ["data.validation_fraction=0.2", "tasks.appended=one_task"]
     for override in overrides:
-        load_config(file, ["data.validation_fraction=0.2", "tasks.appended=one_task", override])
+        load_config(file, [*needed, "evaluation.label_space=task", override])
 
 
 @pytest.mark.parametrize(

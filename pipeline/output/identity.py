@@ -27,7 +27,7 @@ _TOLERANCES = {
 # Settings of the tasks that came later, with the value of the runs before.
 _LATER_TASKS = {"appended": "split", "known_classes": "refuse"}
 # Other settings that came later, with the value of the runs before.
-_LATER_SETTINGS = {"model.precision": "auto"}
+_LATER_SETTINGS = {"model.precision": "auto", "evaluation.label_space": "seen"}
 _PLACES = ("model.arch", "model.weights")  # may name a folder or a file
 
 

@@ -31,6 +31,8 @@ PROTOCOL_SETTINGS = (
     "evaluation.split",
     "evaluation.exclude_tasks",
 )
+# The same of settings that came later, with the value of the runs before; it is left out.
+LATER_SETTINGS = {"evaluation.label_space": "seen"}
 # Settings that decide whether a run ends at an error, not its figures.
 _TOLERANCES = (
     "data.on_bad_sample",
@@ -64,6 +66,8 @@ def protocol_of(
         **{key: setting_of(config, key) for key in PROTOCOL_SETTINGS},
         "metrics_version": metrics_version,
     }
+    later = {key: setting_of(config, key) for key in LATER_SETTINGS}
+    settings |= {key: value for key, value in later.items() if value != LATER_SETTINGS[key]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     return {"sha256": digest.hexdigest(), "settings": settings}
 

@@ -85,6 +85,15 @@ class Retention(_Record):
     accuracy: list[float | None]  # before the first task, then after each; None: not tested
 
 
+class TransferFigures(_Record):
+    """Figures over all tasks, excluded ones too, see :mod:`pipeline.output.transfer_metrics`."""
+
+    transfer: float | None
+    average_over_matrix: float
+    last_over_tasks: float
+    forward_transfer: float | None
+
+
 class RunProtocol(_Record):
     """The settings that runs must share to be compared, see :mod:`pipeline.output.protocol`."""
 
@@ -119,6 +128,9 @@ class RunResults(_Record):
     over all tasks that test it: to 4 decimals, None without a test image. ``class_images`` counts
     the test images of each class at the last stage. Both are empty in results of older versions.
     Of a run with more than 100,000 such accuracies only the last row is kept; the others are empty.
+
+    ``full_matrix[n][k]`` is the accuracy on task ``k`` after ``n`` tasks: row 0 is the frozen CLIP.
+    A task that is not learned yet is classified by the names of its classes.
     """
 
     schema_version: Literal[2] = Field(alias="schema")  # `schema` is a method of pydantic's
@@ -146,6 +158,8 @@ class RunResults(_Record):
     skipped_samples: list[SkippedSample] = []
     skipped_steps: list[SkippedStep] = []
     retention: list[Retention] = []  # of each set of evaluation.held_out
+    full_matrix: list[list[float | None]] = []  # with evaluation.future_tasks, see above
+    transfer: TransferFigures | None = None  # of a finished run with every accuracy of full_matrix
     manifest: RunManifest
 
     @model_validator(mode="after")
@@ -169,6 +183,9 @@ class RunResults(_Record):
             raise ValueError("manifest.class_order has another number of classes than tasks")
         if any(len(entry.accuracy) > n_learned + 1 for entry in self.retention):
             raise ValueError("retention has more stages than accuracy_matrix")
+        sizes = [len(self.full_matrix) - 1, *map(len, self.full_matrix)]
+        if self.full_matrix and sizes != [n_learned, *[n_tasks] * (n_learned + 1)]:
+            raise ValueError("full_matrix has other stages or tasks than accuracy_matrix")
         if len(self.learned_sha256 or ()) > n_learned:
             raise ValueError("learned_sha256 has more tasks than accuracy_matrix")
         return self

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import EvaluationConfig, TuningConfig
 from pipeline.output.metrics import micro_accuracy, summarise
 from pipeline.output.results import SCHEMA, RunResults
+from pipeline.output.transfer_metrics import transfer_figures
 from pipeline.tasks import Task, known_names
 
 _MAX_CLASS_FIGURES = 100_000  # accuracies of classes, all stages together; about 1.5 MB
@@ -67,6 +68,8 @@ class ResultsBuilder:
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
     retention: list[dict[str, Any]] = field(default_factory=list)  # an entry per held-out set
+    # By the number of learned tasks: accuracies of the tasks that follow.
+    future: dict[int, list[float]] = field(default_factory=dict)
 
     def add(self, stage: Stage) -> None:
         """Add the stage of the next task.
@@ -85,6 +88,7 @@ class ResultsBuilder:
             "skipped_samples": list(self.skipped_samples),
             "skipped_steps": list(self.skipped_steps),
             "retention": self.retention,
+            "future": [[n_learned, row] for n_learned, row in self.future.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -95,6 +99,7 @@ class ResultsBuilder:
         self.skipped_samples = list(state["skipped_samples"])
         self.skipped_steps = list(state["skipped_steps"])
         self.retention = list(state.get("retention", ()))
+        self.future = dict(state.get("future", ()))
 
     def add_retention(
         self, *, index: str, sha256: str, classes: int, images: int, n_learned: int, accuracy: float
@@ -116,6 +121,23 @@ class ResultsBuilder:
         columns = (entry["accuracy"] for entry in self.retention)
         return [column[n_learned] if n_learned < len(column) else None for column in columns]
 
+    def add_future(self, n_learned: int, accuracies: Sequence[float]) -> None:
+        """Add the accuracies of the tasks that follow, after so many tasks."""
+        self.future[n_learned] = list(accuracies)
+
+    def full_matrix(self) -> list[list[float | None]]:
+        """Accuracy on each task before the first task and after each; None: not tested.
+
+        No row if future tasks are not tested.
+        """
+        if not self.future:
+            return []
+        n_tasks, rows = len(self.tasks), [[], *self.accuracy_matrix()]
+        return [
+            [*row[:n_learned], *self.future.get(n_learned, ()), *[None] * n_tasks][:n_tasks]
+            for n_learned, row in enumerate(rows)
+        ]
+
     def accuracy_matrix(self) -> list[list[float | None]]:
         """``a[t][k]``: accuracy on task k after task t, None above the diagonal."""
         rows = (self.accuracy_after(stage)[1] for stage in range(len(self.stages)))
@@ -136,7 +158,7 @@ class ResultsBuilder:
         images = [list(stage.images) for stage in self.stages]
         speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
         finished = len(self.stages) == len(self.tasks)
-        known = known_names(self.tasks)
+        known, full_matrix = known_names(self.tasks), self.full_matrix()
         return RunResults.model_validate(
             {
                 "schema": SCHEMA,
@@ -162,6 +184,8 @@ class ResultsBuilder:
                 "skipped_samples": self.skipped_samples,
                 "skipped_steps": self.skipped_steps,
                 "retention": self.retention,
+                "full_matrix": full_matrix,
+                "transfer": transfer_figures(full_matrix),
                 "manifest": self.manifest,
             }
         )

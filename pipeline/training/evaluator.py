@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,14 +77,22 @@ class StageScores:
 class Evaluator:
     """Tests tasks, each image once over all ranks, and remembers where class means were.
 
-    With ``keeps_predictions`` a test also gives the prediction of each image.
+    With ``keeps_predictions`` a test also gives the prediction of each image. ``label_space`` are
+    the possible answers: all classes seen so far, or those of the task of the image.
     """
 
     def __init__(
-        self, method: Method, data: TaskData, encoder: Encoder, *, keeps_predictions: bool = False
+        self,
+        method: Method,
+        data: TaskData,
+        encoder: Encoder,
+        *,
+        keeps_predictions: bool = False,
+        label_space: Literal["seen", "task"] = "seen",
     ) -> None:
         self._method = method
         self._keeps_predictions = keeps_predictions
+        self._label_space = label_space
         self._data = data
         self._encoder = encoder
         # Mean embedding of each class when its task was learned: per task, C×E.
@@ -93,7 +102,7 @@ class Evaluator:
         """Test every task of ``seen``, the last of which has just been learned; every rank asks."""
         self._encoder.begin_test()
         top = [self._top_classes(task, seen[-1].last) for task in seen]
-        scores = [self._score(*each) for each in zip(seen, top, strict=True)]
+        scores = [self.score(*each) for each in zip(seen, top, strict=True)]
         self.class_means.append(scores[-1].class_mean_CE)
         anchor_CE = self._method.classifier.anchor_CE
         return StageScores(
@@ -108,13 +117,19 @@ class Evaluator:
     def _top_classes(self, task: Task, n_classes: int) -> TopClasses | None:
         if not self._keeps_predictions:
             return None
-        return TopClasses(self._data.test(task), n_classes, self._method.clip.device)
+        possible = self._possible(task)
+        n_possible = n_classes if possible is None else len(possible)
+        return TopClasses(self._data.test(task), n_possible, self._method.clip.device)
 
-    def _score(self, task: Task, top: TopClasses | None) -> TaskScore:
-        """How ``task`` is classified among all classes seen so far."""
+    def _possible(self, task: Task) -> Sequence[int] | None:
+        """The classes that an image of ``task`` may get; None: all seen so far."""
+        return task.classes if self._label_space == "task" else None
+
+    def score(self, task: Task, top: TopClasses | None = None) -> TaskScore:
+        """How the images of ``task`` are classified; every rank asks."""
         selection = self._data.test(task)
-        images = self._encoder.share(selection)
-        score = score_task(self._method, images, classes=task.classes, top=top)
+        images, possible = self._encoder.share(selection), self._possible(task)
+        score = score_task(self._method, images, classes=task.classes, possible=possible, top=top)
         expected = len(selection) - self._encoder.n_unusable(selection)
         assert score.images == expected, (
             f"task {task.index + 1}: {score.images} images were tested instead of {expected}"

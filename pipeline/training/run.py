@@ -81,7 +81,12 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 open_batches(each, world, _open(each, closing), method, stop)
                 for each in (run, *run.held_out)
             )
-            held_out = zip(run.held_out, held_out_batches, strict=True)
+            held_out = [
+                ZeroShotTest(each, world, method, its)
+                for each, its in zip(run.held_out, held_out_batches, strict=True)
+            ]
+            is_asked = config.evaluation.future_tasks
+            future = ZeroShotTest(run, world, method, batches) if is_asked else None
             yield Trainer(
                 run,
                 world,
@@ -91,7 +96,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 OutputWriter(config, world, owner),
                 stop,
                 recovered,
-                Retention([ZeroShotTest(each, world, method, its) for each, its in held_out]),
+                Retention(held_out, future),
             )
         _log_origin(config, world)
 

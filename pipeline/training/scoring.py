@@ -44,19 +44,20 @@ def score_task(
     encoded: Iterable[EncodedBatch],
     *,
     classes: Sequence[int],
+    possible: Sequence[int] | None = None,
     top: TopClasses | None = None,
 ) -> TaskScore:
     """The score of one task from this rank's encoded images; ``top`` gets their best classes.
 
-    The highest logit over all classes seen so far wins; labels are class numbers. The task has
-    images of ``classes``, which ascend.
+    The highest logit over the ``possible`` classes wins, by default over all seen so far; labels
+    are class numbers. The task has images of ``classes``, which ascend.
     """
     width, device = method.embedding_width, method.clip.device
     # Per class of the task: correct images, images, sum of the embeddings.
     total_CX = torch.zeros(len(classes), 2 + width, dtype=torch.float64, device=device)
     with raise_on_all_ranks():
         for embedded, label_B, sample_B in encoded:
-            logits_BC = method.logits(embedded)
+            logits_BC = _among(possible, method.logits(embedded))
             right_B = logits_BC.argmax(dim=1) == label_B
             columns = right_B[:, None], torch.ones_like(right_B)[:, None], embedded.embedding_BE
             value_BX = torch.cat([column.double() for column in columns], dim=1)
@@ -74,6 +75,15 @@ def score_task(
         embedding_sum_E=sum_CE.sum(dim=0).float(),
         class_mean_CE=(sum_CE / count_C.clamp(min=1)[:, None]).float(),
     )
+
+
+def _among(possible: Sequence[int] | None, logits_BC: Tensor) -> Tensor:
+    """The logits, at minus infinity for classes that are not possible."""
+    if possible is None:
+        return logits_BC
+    is_out_C = torch.ones(logits_BC.shape[1], dtype=torch.bool, device=logits_BC.device)
+    is_out_C[list(possible)] = False
+    return logits_BC.masked_fill(is_out_C, -torch.inf)
 
 
 def anchor_cosine(anchor_CE: Tensor) -> float:

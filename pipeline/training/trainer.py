@@ -84,7 +84,11 @@ class Trainer:
         store = FrozenStore(method.clip, world, features, first_layer=method.inputs.first_layer)
         self._encoder = Encoder(method, world, batches, store, batch=config.data.eval_batch)
         self._evaluator = Evaluator(
-            method, run.data, self._encoder, keeps_predictions=config.evaluation.predictions
+            method,
+            run.data,
+            self._encoder,
+            keeps_predictions=config.evaluation.predictions,
+            label_space=config.evaluation.label_space,
         )
         self._followers = Followers(config, world)
         self._loss_guard = LossGuard(config.optim, results)
