@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import storage
@@ -9,6 +11,7 @@ from pipeline.catalogue.entry import read_benchmark
 from pipeline.catalogue.published import read_published
 from pipeline.errors import ConfigError
 
+PAGE = Path(__file__).parents[2] / "docs" / "COMPARE.md"
 RESULTS = read_published()
 TABLE = """
 - source: our group
@@ -79,3 +82,11 @@ def test_wrong_results_are_refused_with_their_place(old, new, problem):
 def test_a_missing_file_is_refused():
     with pytest.raises(ConfigError, match="nowhere.yaml: is no file of published results"):
         read_published(["memory://published/nowhere.yaml"])
+
+
+def test_the_page_has_the_number_of_results_and_a_file_that_is_read():
+    page = PAGE.read_text()
+    assert f"{len(RESULTS)} results on {len({r.benchmark for r in RESULTS})} benchmarks" in page
+    example = "- source: our paper" + page.partition("- source: our paper")[2].partition("```")[0]
+    without, with_replay = read_published([write(example)])[len(RESULTS) :]
+    assert (without.exemplars, with_replay.exemplars) == (0, 2000)
