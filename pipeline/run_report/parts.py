@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.output.protocol import flatten, setting_of
+from pipeline.output.results import Retention, TransferFigures
 from pipeline.pages.page import Fact
 from pipeline.run_report.run import ReportedRun
 from pipeline.text import NOT_KNOWN, format_clock, format_percent
@@ -67,7 +68,28 @@ def facts(run: ReportedRun) -> list[Fact]:
             format_clock(seconds),
             f"training and tests; {speed:,.0f} images/s" if speed else "training and tests",
         ),
+        *_transferred(results.transfer),
+        *map(_retained, results.retention),
     ]
+
+
+def _transferred(figures: TransferFigures | None) -> list[Fact]:
+    """The accuracy on tasks before they are learned."""
+    if figures is None:
+        return []
+    change = _with_unit(figures.forward_transfer)
+    return [Fact("transfer", _with_unit(figures.transfer), f"forward transfer {change}")]
+
+
+def _retained(held_out: Retention) -> Fact:
+    """The accuracy on a data set that is never learned, now and before the first task."""
+    first, *stages = held_out.accuracy or [None]
+    now = stages[-1] if stages else None
+    return Fact(
+        f"zero-shot on {_last_part(held_out.index)}",
+        _with_unit(now),
+        f"never learned, {held_out.classes} classes; {_with_unit(first)} before task 1",
+    )
 
 
 def stage_table(run: ReportedRun) -> Table:

@@ -1,10 +1,10 @@
 """What is not learned, tested before the first task and after each: held-out sets, future tasks.
 
 Held-out sets show what adaptation costs the generality of CLIP, future tasks what is transferred to
-them. An image is embedded by the method as it is
-now, and gets the class whose text anchor is nearest. The anchors are those of the frozen text
-tower, of the templates of the run: a learned text context belongs to the classes that it was
-learned with. Before the first task the image tower is frozen too, so that stage is plain CLIP.
+them. An image is embedded by the method as it is now, and gets the class whose text anchor is
+nearest. The anchors are those of the frozen text tower, of the templates of the run: a learned text
+context belongs to the classes that it was learned with. Before the first task the image tower is
+frozen too, so that this stage is plain CLIP.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.training.checked_run import Run
 from pipeline.training.encoder import Encoder
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.features import FrozenStore
+from pipeline.training.scoring import TaskScore
 
 
 class ZeroShotTest:
@@ -32,27 +33,29 @@ class ZeroShotTest:
     """
 
     def __init__(self, run: Run, world: World, method: Method, batches: TaskBatches) -> None:
-        config, clip = run.config, method.clip
         self.run = run
-        zero_shot = build_method(MethodConfig(name="zeroshot"), MethodContext.of(config, clip))
+        self._world = world
+        self._batches = batches
+        self._first_layer = method.inputs.first_layer
+        context = MethodContext.of(run.config, method.clip)
+        self._zero_shot = build_method(MethodConfig(name="zeroshot"), context).eval()
         for task in run.tasks:
-            zero_shot.restore_task(task, {})
-        zero_shot.eval()
+            self._zero_shot.restore_task(task, {})
+        self._adapted = self._evaluator(method)
 
-        def tested(embedding: Method) -> tuple[Encoder, Evaluator]:
-            features, first_layer = config.data.feature_cache, method.inputs.first_layer
-            store = FrozenStore(clip, world, features, first_layer=first_layer)
-            encoder = Encoder(embedding, world, batches, store, batch=config.data.eval_batch)
-            return encoder, Evaluator(zero_shot, run.data, encoder, label_space="task")
-
-        self._frozen, self._adapted = tested(zero_shot), tested(method)
-
-    def accuracies(self, tasks: Sequence[Task], *, is_adapted: bool) -> list[float]:
-        """Of each task, in [0, 1]: of the method as it is now, or of the frozen image tower."""
-        encoder, evaluator = self._adapted if is_adapted else self._frozen
+    def scores(self, tasks: Sequence[Task], *, is_adapted: bool) -> list[TaskScore]:
+        """Of each task, by the method as it is now or by the frozen image tower."""
+        # The features of the frozen tower are not kept: they are needed once.
+        encoder, evaluator = self._adapted if is_adapted else self._evaluator(self._zero_shot)
         encoder.begin_test()
-        scores = map(evaluator.score, tasks)
-        return [score.correct / score.images for score in scores]
+        return list(map(evaluator.score, tasks))
+
+    def _evaluator(self, embedding: Method) -> tuple[Encoder, Evaluator]:
+        """Tests the images as ``embedding`` embeds them."""
+        data, clip = self.run.config.data, embedding.clip
+        store = FrozenStore(clip, self._world, data.feature_cache, first_layer=self._first_layer)
+        encoder = Encoder(embedding, self._world, self._batches, store, batch=data.eval_batch)
+        return encoder, Evaluator(self._zero_shot, self.run.data, encoder, label_space="task")
 
 
 class Retention:
@@ -69,16 +72,16 @@ class Retention:
         is_adapted = n_learned > 0
         for test in self._held_out:
             (task,), index = test.run.tasks, test.run.index
-            (accuracy,) = test.accuracies([task], is_adapted=is_adapted)
+            (score,) = test.scores([task], is_adapted=is_adapted)
             results.add_retention(
                 index=storage.redact(index.url),
                 sha256=index.sha256,
                 classes=len(task.names),
-                images=len(test.run.data.test(task)),
+                images=score.images,
                 n_learned=n_learned,
-                accuracy=accuracy,
+                accuracy=score.accuracy,
             )
         if self._future:
             future = self._future.run.tasks[n_learned:]
-            accuracies = self._future.accuracies(future, is_adapted=is_adapted)
-            results.add_future(n_learned, accuracies)
+            scores = self._future.scores(future, is_adapted=is_adapted)
+            results.add_future(n_learned, [score.accuracy for score in scores])

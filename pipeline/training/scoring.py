@@ -37,6 +37,11 @@ class TaskScore:
         """Images that were tested."""
         return sum(self.class_images)
 
+    @property
+    def accuracy(self) -> float:
+        """Correct predictions over images, in [0, 1]."""
+        return self.correct / self.images
+
 
 @torch.no_grad()
 def score_task(

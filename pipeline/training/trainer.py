@@ -117,8 +117,6 @@ class Trainer:
                 task_steps = [self._data.n_steps(task) for task in self._tasks]
                 self._display.expect(sum(task_steps))
                 self._followers.start(self._writer.metrics.lines, task_steps)
-                if not progress.step and not self._results.stages:
-                    self._retention.test(self._results, n_learned=0)
                 for task in self._tasks[len(self._results.learned_sha256) :]:
                     changes = self._begin(task, left)
                     self._train(task, progress, changes, left)
@@ -134,6 +132,7 @@ class Trainer:
     def _restore(self) -> tuple[TaskProgress, InterruptedTask]:
         """Continue where the snapshot was taken, if there is one."""
         if self._recovered is None:
+            self._retention.test(self._results, n_learned=0)
             return TaskProgress(), InterruptedTask()
         snapshot, state = self._recovered.snapshot, self._recovered.snapshot.state
         restore_method(self._method, self._tasks, self._recovered.learned, seed=self._config.seed)

@@ -66,6 +66,21 @@ def test_figures_are_those_of_the_results(run):
     assert "37,248" in words and "812 images/s" in words and "backbone sha256 bb" in words
 
 
+def test_what_is_not_learned_is_shown_beside_what_is(run):
+    n_tasks = len(json.loads((Path(run) / "results.json").read_text())["tasks"])
+    accuracy = [0.811, *[None] * (n_tasks - 1), 0.622]
+    held_out = {"index": "s3://data/pets", "sha256": "a", "classes": 37, "images": 9}
+    figures = {"average_over_matrix": 0.5, "last_over_tasks": 0.5, "forward_transfer": -0.033}
+    change_results(
+        run,
+        retention=[held_out | {"accuracy": accuracy}],
+        transfer=figures | {"transfer": 0.444},
+    )
+    words = ParsedPage(render(run)).words
+    assert "zero-shot on pets 62.2 % never learned, 37 classes; 81.1 % before task 1" in words
+    assert "transfer 44.4 % forward transfer -3.3 %" in words
+
+
 def test_classes_are_sorted_by_accuracy_with_that_of_the_stage_that_learned_them(run):
     results = json.loads((Path(run) / "results.json").read_text())
     shown = rows_of(render(run), "Accuracy of each class, the lowest first")
