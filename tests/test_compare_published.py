@@ -30,6 +30,7 @@ def run_of(
     *,
     membership: dict[str, str] | None = MEMBERSHIP,
     model: dict[str, str] = BACKBONE,
+    trained: int | None = 50_000,
     tested: int = 1000,
     evaluation: EvaluationConfig = ALL,
     **settings: Any,
@@ -46,6 +47,7 @@ def run_of(
     )
     manifest = deepcopy(builder.manifest)
     manifest["config"]["model"] |= model
+    manifest["train_images"] = trained
     if membership:
         manifest["membership"] = membership
     builder.manifest.clear()
@@ -90,6 +92,8 @@ def test_a_run_of_the_same_protocol_has_no_difference():
         ),
         ({"membership": None}, "benchmark", ("not stated", "cifar100")),
         ({"membership": MEMBERSHIP | {"split": "mine"}}, "split", ("mine", "official")),
+        ({"trained": 1600}, "training images", ("1,600", "50,000")),
+        ({"trained": None}, "training images", ("not stated", "50,000")),
         ({"tested": 999}, "tested images", ("9,990", "10,000")),
         (
             {"tasks": {"classes_per_task": 20}, "tested": 2000},
@@ -127,6 +131,11 @@ def test_a_run_of_the_same_protocol_has_no_difference():
             {"evaluation": EvaluationConfig(exclude_tasks=1)},
             "evaluation.exclude_tasks",
             ("1", "0"),
+        ),
+        (
+            {"evaluation": EvaluationConfig(label_space="task")},
+            "evaluation.label_space",
+            ("task", "seen"),
         ),
     ],
 )

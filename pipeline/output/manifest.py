@@ -23,10 +23,14 @@ def build_manifest(
     tasks: Sequence[Task],
     index_sha256: str,
     membership: Membership | None = None,
+    train_images: int | None = None,
     identity: Mapping[str, Any],
     ranks: int,
 ) -> dict[str, Any]:
-    """Everything that is needed to reproduce the results, in plain JSON types."""
+    """Everything that is needed to reproduce the results, in plain JSON types.
+
+    ``train_images`` is the number of training images of the index, of all its classes.
+    """
     settings = config.model_dump(mode="json")
     return {
         "config": settings,
@@ -34,6 +38,7 @@ def build_manifest(
         "class_order": [label for task in tasks for label in task.labels],
         "index_sha256": index_sha256,
         **({"membership": asdict(membership)} if membership else {}),
+        "train_images": train_images,
         "backbone_sha256": identity["backbone_sha256"],
         "identity": identity,
         "protocol": protocol_of(settings, identity["tasks"], identity["backbone_sha256"]),

@@ -109,6 +109,7 @@ class RunManifest(_Record):
     class_order: list[int]
     index_sha256: str
     membership: Membership | None = None  # the benchmark and its split, if the index names them
+    train_images: int | None = None  # of all classes of the index; None in older results
     backbone_sha256: str
     identity: dict[str, Any]  # see pipeline.output.identity
     protocol: RunProtocol | None = None  # None in results of older versions

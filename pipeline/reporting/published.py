@@ -74,16 +74,21 @@ def _data(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     elif split is not None and split.sha256 not in (None, membership.sha256):
         yield Difference("images of the split", membership.sha256[:8], str(split.sha256)[:8])
     if split is not None and sum(map(len, run.tasks)) == sum(published.task_sizes):
-        yield from _tested_images(run, split)
+        yield from _images(run, split)
     held_out = setting_of(run.manifest.config, "data.validation_fraction")
     if held_out:
         yield Difference("data.validation_fraction", f"{held_out:g}", "0")
 
 
-def _tested_images(run: RunResults, split: Split) -> Iterator[Difference]:
-    tested = sum(run.counts.images[-1])
-    if split.test is not None and tested != split.test:
-        yield Difference("tested images", f"{tested:,}", f"{split.test:,}")
+def _images(run: RunResults, split: Split) -> Iterator[Difference]:
+    """Other numbers of images, as ``prepare --allow-other-counts`` accepts them."""
+    for fact, found, expected in (
+        ("training images", run.manifest.train_images, split.train),
+        ("tested images", sum(run.counts.images[-1]), split.test),
+    ):
+        if expected is not None and found != expected:
+            shown = NOT_STATED if found is None else f"{found:,}"
+            yield Difference(fact, shown, f"{expected:,}")
 
 
 def _tasks(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
@@ -119,6 +124,8 @@ def _model(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
 def _evaluation(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     if run.evaluation.split != "test":
         yield Difference("evaluation.split", run.evaluation.split, "test")
+    if run.evaluation.label_space != "seen":
+        yield Difference("evaluation.label_space", run.evaluation.label_space, "seen")
     if run.evaluation.exclude_tasks:
         yield Difference("evaluation.exclude_tasks", str(run.evaluation.exclude_tasks), "0")
     transform = setting_of(run.manifest.config, "data.eval_transform")

@@ -130,7 +130,7 @@ def _table(*titles: str) -> Table:
 def _split_notes(found: PublishedRows) -> Iterator[str]:
     if found.split_by_name is not None:
         yield (
-            f"split {found.split_by_name}: its name and its number of test images agree; the "
+            f"split {found.split_by_name}: its name and its numbers of images agree; the "
             "catalogue has no hash of its images"
         )
 

@@ -160,6 +160,7 @@ def _start_results(run: Run, world: World, identity: Mapping[str, Any]) -> Resul
         tasks=run.tasks,
         index_sha256=run.index.sha256,
         membership=run.index.membership,
+        train_images=sum(run.index.count("train").values()),
         identity=identity,
         ranks=world.world_size,
     )
