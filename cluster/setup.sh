@@ -10,9 +10,9 @@ Creates .venv in this checkout, installs requirements.txt into it, and the comma
 which runs the files of this checkout. A second call returns at once unless a requirements file,
 pyproject.toml, the Python or the folder has changed.
 
-  --tests   also install tests/requirements.txt, the S3 server of the tests (in .venv-s3) and loggers
-            (in .venv-loggers); on Debian or Ubuntu, as root, also SLURM and sshd, which the tests
-            start on separate networks, and Chromium. No service of the system is started or
+  --tests   also install tests/requirements.txt, the S3 server of the tests (in .venv-s3) and
+            loggers (in .venv-loggers); on Debian or Ubuntu, as root, also SLURM and sshd, which the
+            tests start on separate networks, and Chromium. No service of the system is started or
             enabled. A program that cannot be installed is named, and its tests are skipped
 
 environment:

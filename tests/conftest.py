@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+
+# One thread per process, of this process and of those that tests start: two pytest workers with two
+# threads each would wait for each other, and bits depend on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import signal
 import tempfile
@@ -49,12 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """Reset the log after each test: a command that a test runs in this process sets it up."""
-    package = logging.getLogger("pipeline")
-    before = package.handlers[:], package.propagate, package.level
+    """Reset the log around each test: a command that runs in this process sets it up."""
+    _reset_log()  # also after the fixtures of a module or of all tests
     yield
-    package.handlers[:], package.propagate = before[:2]
-    package.setLevel(before[2])
+    _reset_log()
+
+
+def _reset_log() -> None:
+    package = logging.getLogger("pipeline")
+    package.handlers.clear()
+    package.propagate = True
+    package.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ def test_relay_passes_all_then_refuses_and_then_passes_again(echo):
         with socket.create_connection(("127.0.0.1", relay.port), timeout=30) as open_before:
             refusing = threading.Thread(target=relay.refuse, args=(1.0,))
             refusing.start()
-            assert open_before.recv(100) == b""
+            with contextlib.suppress(ConnectionResetError):  # or it ends in order
+                assert open_before.recv(100) == b""
         with pytest.raises(ConnectionRefusedError):
             ask(relay.port)
         refusing.join()
