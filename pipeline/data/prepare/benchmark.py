@@ -65,6 +65,8 @@ def list_images(
             f"{place}: is not {choice.name}, split {name!r}: {'; '.join(problems)}; get it from "
             f"{entry.url}, choose another split, or go on with --allow-other-counts"
         )
+    if problems and name in entry.splits:  # published results are on other images
+        name = f"{name}, other counts"
     found = f"{choice.name}, split {name!r}: membership sha256 {digest}"
     notes = (*listing.notes, found, *(f"not as in the catalogue: {text}" for text in problems))
     return replace(listing, notes=notes, membership=Membership(choice.name, name, digest))
