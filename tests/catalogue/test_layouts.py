@@ -152,7 +152,8 @@ def test_layout_of_the_owner_is_read(tmp_path, capsys, draw_layout: Callable[[Pa
     assert images_of(index)["train"] == TRAIN.get(draw_layout, names)
     assert sorted(set(images_of(index)["test"])) == sorted(names)
     split = next(name for name, each in read_benchmark(benchmark).splits.items() if each.lists)
-    assert (index.membership.benchmark, index.membership.split) == (benchmark, f"{split}, other counts")
+    recorded = index.membership
+    assert (recorded.benchmark, recorded.split) == (benchmark, f"{split}, other counts")
 
 
 def test_every_list_of_the_catalogue_is_tried_here():
