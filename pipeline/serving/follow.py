@@ -50,7 +50,7 @@ def following(
                 if found != known:
                     _replace(service, load())
                 known, pause_s = found, every_s
-            except Exception as error:  # whatever it is, the service goes on
+            except Exception as error:  # whatever it is, the service continues
                 pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, every_s))
                 service.metrics.reloads.labels("failed").inc()
                 log.warning(

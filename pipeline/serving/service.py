@@ -77,7 +77,7 @@ class Service:
     def use(self, classifier: Classifier) -> None:
         """Classify the images of later requests with ``classifier``; from any thread.
 
-        Requests that have begun keep the earlier one, also if they wait for its next batch.
+        Requests that have started keep the earlier one, also if they wait for its next batch.
         """
         self._batcher = Batcher(
             classifier,

@@ -63,7 +63,7 @@ def list_images(
     if problems and not choice.other_counts:
         raise DataError(
             f"{place}: is not {choice.name}, split {name!r}: {'; '.join(problems)}; get it from "
-            f"{entry.url}, choose another split, or go on with --allow-other-counts"
+            f"{entry.url}, choose another split, or continue with --allow-other-counts"
         )
     if problems and name in entry.splits:  # published results are on other images
         name = f"{name}, other counts"
