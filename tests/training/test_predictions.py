@@ -31,6 +31,7 @@ METHODS = {
 @pytest.fixture(scope="module", params=METHODS)
 def finished(request, tiny_arch, tmp_path_factory) -> Config:
     """A run that could not use one test image, on images or on frozen features."""
+    torch.set_num_threads(1)  # as each rank below: bits depend on it, and another test may set it
     folder = tmp_path_factory.mktemp("run")
     # cat/001 is one image in each split
     store(str(folder / "shards"), draw_samples(), damaged={"cat/001": b"torn"})
