@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from types import TracebackType
 from typing import Any, Literal
 
 from rich.console import Console, Group
@@ -74,12 +73,7 @@ class SweepDisplay:
             log.info("earlier starts: %s", self._summary())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_shown = False
         if self._live:
             self._live.stop()

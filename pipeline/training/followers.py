@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 from pipeline import storage
@@ -50,12 +49,7 @@ class Followers:
     def __enter__(self) -> Followers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._page:
             self._page.end(_STOPPED_PAGE_S if kind else _PAGE_S)
         if self._is_main:
