@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _STEP = ("learning_rate", "images_per_second", "data_wait")
-_STAGE = ("anchor_cosine", "modality_gap", "feature_drift", "train_seconds", "test_seconds")
+_STAGE = (
+    "anchor_cosine", "frozen_anchor_cosine", "cosine_to_frozen", "modality_gap", "feature_drift",
+    "train_seconds", "test_seconds",
+)  # fmt: skip
 
 
 class Point(NamedTuple):

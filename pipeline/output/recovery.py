@@ -39,6 +39,8 @@ class _Stage(BaseModel):
     test_seconds: float
     class_correct: list[int] = []
     class_images: list[int] = []
+    frozen_anchor_cosine: float | None = None
+    cosine_to_frozen: float | None = None
 
     @model_validator(mode="after")
     def _check_classes(self) -> _Stage:

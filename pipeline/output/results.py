@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
 from pipeline.data.membership import Membership
 from pipeline.errors import DataError
+from pipeline.output.anchor_cosines import AnchorCosines
 from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
 from pipeline.settings_file import parse_section
@@ -56,6 +57,9 @@ class StageDiagnostics(_Record):
     feature_drift: float | None  # of old classes' mean features since learned; None at first
     train_seconds: float  # from the start of the task to its test
     test_seconds: float
+    # Of the frozen CLIP, from which learning started; None without anchors and in older results.
+    frozen_anchor_cosine: float | None = None  # mean cosine between its anchors of other classes
+    cosine_to_frozen: float | None = None  # of each anchor with its own anchor there, the mean
 
 
 class SkippedSample(_Record):
@@ -152,6 +156,7 @@ class RunResults(_Record):
     backward_transfer: float | None
     variants: dict[str, float | None] = {}  # see pipeline.output.metric_variants
     diagnostics: list[StageDiagnostics]
+    anchor_cosines: AnchorCosines | None = None  # at the last stage; None as in diagnostics
     trainable_parameters: list[int]  # of each task
     learned_sha256: list[str | None] | None = None  # of each task's file; None: it wrote no file
     predictions_sha256: str | None = None  # of predictions.jsonl; None: it was not written
@@ -201,6 +206,8 @@ class RunResults(_Record):
                 raise ValueError(f"class_accuracies after task {number} are not possible")
         if len(self.class_images) not in (0, *seen[-1:]) or min(self.class_images, default=0) < 0:
             raise ValueError("class_images does not count the images of the learned classes")
+        if self.anchor_cosines and self.anchor_cosines.last_class >= seen[-1]:
+            raise ValueError("anchor_cosines has a class that is not learned")
 
     def _check_known_classes(self) -> None:
         """Refuse known classes that no earlier task has learned."""

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.config import EvaluationConfig, TuningConfig
+from pipeline.output.anchor_cosines import AnchorCosines
 from pipeline.output.metrics import micro_accuracy, summarise
 from pipeline.output.results import SCHEMA, RunResults
 from pipeline.output.transfer_metrics import transfer_figures
@@ -32,6 +33,9 @@ class Stage:
     # Of each class seen so far; empty where they are not kept, or by an older version.
     class_correct: tuple[int, ...] = ()
     class_images: tuple[int, ...] = ()
+    # Of the frozen CLIP; None without anchors, or by an older version.
+    frozen_anchor_cosine: float | None = None  # mean cosine between its anchors of other classes
+    cosine_to_frozen: float | None = None  # of each anchor with its own anchor there, the mean
 
     def diagnostics(self) -> dict[str, float | None]:
         """The measurements beside the accuracies, as they are written."""
@@ -41,6 +45,8 @@ class Stage:
             "feature_drift": self.feature_drift,
             "train_seconds": round(self.train_seconds, 3),
             "test_seconds": round(self.test_seconds, 3),
+            "frozen_anchor_cosine": self.frozen_anchor_cosine,
+            "cosine_to_frozen": self.cosine_to_frozen,
         }
 
     def without_classes(self) -> Stage:
@@ -65,6 +71,7 @@ class ResultsBuilder:
     stages: list[Stage] = field(default_factory=list)
     learned_sha256: list[str | None] = field(default_factory=list)  # per learned task
     predictions_sha256: str | None = None  # of the last stage
+    anchor_cosines: AnchorCosines | None = None  # at the last stage
     skipped_samples: list[dict[str, Any]] = field(default_factory=list)
     skipped_steps: list[dict[str, Any]] = field(default_factory=list)  # task, step, loss, samples
     retention: list[dict[str, Any]] = field(default_factory=list)  # an entry per held-out set
@@ -178,6 +185,7 @@ class ResultsBuilder:
                     {"task": index, **stage.diagnostics()}
                     for index, stage in enumerate(self.stages)
                 ],
+                "anchor_cosines": self.anchor_cosines,
                 "trainable_parameters": [stage.trainable_parameters for stage in self.stages],
                 "learned_sha256": self.learned_sha256,
                 "images_per_second": fmean(speeds) if speeds else None,

@@ -16,6 +16,7 @@ from pipeline.methods.base import Method
 from pipeline.output.predictions import Prediction
 from pipeline.output.results_builder import Stage
 from pipeline.tasks import Task
+from pipeline.training.anchor_cosines import AnchorChange, compare_anchors, frozen_anchors
 from pipeline.training.encoder import Encoder
 from pipeline.training.predictions import TopClasses
 from pipeline.training.scoring import (
@@ -38,6 +39,7 @@ class StageScores:
     anchor_cosine: float | None  # None where the classifier has no anchors
     modality_gap: float | None
     feature_drift: float | None  # None after the first task
+    anchor_change: AnchorChange | None  # None where the classifier has no anchors
 
     def predictions(self, class_of_label: Tensor) -> Iterator[Prediction]:
         """The prediction of each tested image, in canonical order."""
@@ -59,6 +61,7 @@ class StageScores:
     ) -> Stage:
         """The measurements of the stage; ``n_trained`` images, with repeats, were trained on."""
         class_correct, class_images = self.class_counts()
+        change = self.anchor_change
         return Stage(
             correct=tuple(score.correct for score in self.scores),
             images=tuple(score.images for score in self.scores),
@@ -71,6 +74,8 @@ class StageScores:
             test_seconds=test_seconds,
             class_correct=tuple(class_correct),
             class_images=tuple(class_images),
+            frozen_anchor_cosine=change and change.frozen_cosine,
+            cosine_to_frozen=change and change.cosine_to_frozen,
         )
 
 
@@ -112,6 +117,7 @@ class Evaluator:
             anchor_cosine=None if anchor_CE is None else anchor_cosine(anchor_CE),
             modality_gap=None if anchor_CE is None else modality_gap(scores, anchor_CE),
             feature_drift=self._drift(scores[:-1]),
+            anchor_change=self._anchor_change(anchor_CE),
         )
 
     def _top_classes(self, task: Task, n_classes: int) -> TopClasses | None:
@@ -135,6 +141,11 @@ class Evaluator:
             f"task {task.index + 1}: {score.images} images were tested instead of {expected}"
         )
         return score
+
+    def _anchor_change(self, anchor_CE: Tensor | None) -> AnchorChange | None:
+        if anchor_CE is None or self._method.anchors is None:
+            return None
+        return compare_anchors(frozen_anchors(self._method.anchors), anchor_CE)
 
     def _drift(self, old_scores: list[TaskScore]) -> float | None:
         if not old_scores:

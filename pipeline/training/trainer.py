@@ -253,6 +253,8 @@ class Trainer:
                 test_seconds=test_seconds,
             )
         )
+        change = tested.anchor_change
+        self._results.anchor_cosines = change and change.cosines
         skipped = self._batches.skipped_samples()
         self._results.skipped_samples = [vars(sample) for sample in skipped.values()]
         micro, row = self._results.accuracy_after(task.index)

@@ -62,6 +62,7 @@ def test_figures_are_fractions_of_the_counts(results):
     assert content["diagnostics"][1] == {
         "task": 1, "anchor_cosine": 0.5, "modality_gap": 0.25, "feature_drift": 0.125,
         "train_seconds": 1.235, "test_seconds": 0.5,
+        "frozen_anchor_cosine": None, "cosine_to_frozen": None,
     }  # fmt: skip
 
 
@@ -98,6 +99,12 @@ def test_large_run_keeps_the_classes_of_its_last_stage(results, monkeypatch):
     assert results.build().class_images == [2] * 6
 
 
+def anchors(n_before: int, classes: list[int]) -> dict:
+    """Cosines of ``n_before`` pairs before learning and one now, that of two classes."""
+    pair = {"classes": classes, "before": 0.5, "now": 0.25}
+    return {"before": [n_before, *[0] * 39], "now": [1, *[0] * 39], "closest": [pair]}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -106,6 +113,9 @@ def test_large_run_keeps_the_classes_of_its_last_stage(results, monkeypatch):
         ({"class_accuracies": [[0.5, 1.5, None]]}, "after task 1 are not possible"),
         ({"class_images": [1] * 7}, "class_images does not count"),
         ({"class_images": [-1] * 6}, "class_images does not count"),
+        ({"anchor_cosines": anchors(1, [6, 0])}, "a class that is not learned"),
+        ({"anchor_cosines": anchors(2, [1, 0])}, "different numbers of pairs"),
+        ({"anchor_cosines": anchors(1, [-1, 0])}, "greater than or equal to 0"),
     ],
 )
 def test_accuracies_of_other_classes_are_refused(results, change, words):

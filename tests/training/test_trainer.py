@@ -165,6 +165,9 @@ def test_results_hold_what_happened(finished):
     assert all(
         -1 <= d["anchor_cosine"] <= 1 and 0 <= d["modality_gap"] <= 2 for d in (first, *later)
     )
+    assert all(abs(d["frozen_anchor_cosine"] - d["anchor_cosine"]) > 1e-4 for d in later)
+    assert all(0 < d["cosine_to_frozen"] < 1 for d in (first, *later))
+    assert sum(results["anchor_cosines"]["before"]) == 7 * 6 / 2
 
 
 def test_files_beside_the_results(finished):
