@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.errors import ConfigError
 from pipeline.paths import expand_architecture, expand_path
 from pipeline.settings_file import Section, dump_section, load_section
 from pipeline.storage import is_local
@@ -64,16 +65,35 @@ class TasksConfig(Section):
     class_order: Literal["natural", "lamda", "mammoth", "icarl"] | list[int] = "natural"
     order_seed: int = Field(1993, ge=0, lt=2**32)  # for 'lamda' and 'mammoth'
     initial_classes: int = Field(0, ge=0)  # classes of the first task; 0: classes_per_task
-    classes_per_task: int = Field(gt=0)  # the last task may have fewer
+    # The last task may have fewer. all: each index of data.index is one task.
+    classes_per_task: Annotated[int, Field(gt=0)] | Literal["all"]
     limit: int | None = Field(None, gt=0)  # learn only the first tasks, as a sweep does
     # Each further index of data.index: tasks of classes_per_task classes, or one task.
     appended: Literal["split", "one_task"] = "split"
-    # More images of earlier classes in a further index: an error, or part of its one task.
-    known_classes: Literal["refuse", "allow"] = "refuse"
+    # Names of earlier classes in a further index: an error; allow: more images of these classes,
+    # part of its one task; apart: other classes, as of two benchmarks.
+    known_classes: Literal["refuse", "allow", "apart"] = "refuse"
+
+    @property
+    def number_per_task(self) -> int:
+        """``classes_per_task``, where it must be a number.
+
+        Raises:
+            ConfigError: it is ``all``.
+        """
+        if self.classes_per_task == "all":
+            raise ConfigError("tasks.classes_per_task is 'all'; a number is wanted here")
+        return self.classes_per_task
 
     @model_validator(mode="after")
-    def _check_known_classes(self) -> TasksConfig:
-        if self.known_classes == "allow" and self.appended != "one_task":
+    def _check_together(self) -> TasksConfig:
+        is_split = self.appended != "one_task" and self.classes_per_task != "all"
+        if self.classes_per_task == "all" and self.initial_classes:
+            raise ValueError(
+                f"classes_per_task is 'all' and initial_classes is {self.initial_classes}; the "
+                "first task has all classes of its index; remove tasks.initial_classes"
+            )
+        if self.known_classes == "allow" and is_split:
             raise ValueError(
                 f"known_classes is 'allow' and appended is {self.appended!r}; an index with known "
                 "classes is one task; set tasks.appended=one_task"

@@ -250,7 +250,8 @@ def _shorten(text: str) -> str:
 
 def _path_of(error: Any) -> list[str]:
     """The keys that lead to the wrong value; pydantic adds types such as ``list[int]``."""
-    return [str(part) for part in error["loc"] if "[" not in str(part)]
+    parts = map(str, error["loc"])
+    return [part for part in parts if "[" not in part and part != "constrained-int"]
 
 
 def _fields_at(kind: type[Section], path: Sequence[str]) -> list[str]:

@@ -118,7 +118,7 @@ def split_classes(
     order: Sequence[int],
     names: Sequence[str],
     *,
-    classes_per_task: int,
+    classes_per_task: int | Literal["all"],
     initial_classes: int = 0,
     limit: int | None = None,
     group_sizes: Sequence[int] | None = None,
@@ -128,14 +128,16 @@ def split_classes(
 
     The first task has ``initial_classes`` classes (0: ``classes_per_task``); the last task has the
     rest. ``limit`` keeps the first tasks only. No task contains classes of two groups; with
-    ``appended="one_task"`` each group after the first one is one task. A group may have no class of
-    its own; it is one task.
+    ``classes_per_task="all"`` each group is one task, with ``appended="one_task"`` each after the
+    first one. A group may have no class of its own; it is one task.
 
     Raises:
         ConfigError: there are too few classes for the first task.
     """
-    first_size = initial_classes or classes_per_task
     groups = group_sizes or [len(order)]
+    is_index_per_task = classes_per_task == "all" or appended == "one_task"
+    per_task = max(1, groups[0]) if classes_per_task == "all" else classes_per_task
+    first_size = initial_classes or per_task
     if first_size > groups[0]:
         raise ConfigError(
             f"tasks: the first task needs {first_size} classes and data.index has {groups[0]}; "
@@ -145,10 +147,10 @@ def split_classes(
     group_of: list[int] = []
     begin = 0
     for group, n_classes in enumerate(groups):
-        size = classes_per_task if starts else first_size
-        if starts and appended == "one_task":
+        size = per_task if starts else first_size
+        if starts and is_index_per_task:
             size = n_classes
-        starts += [begin, *range(begin + size, begin + n_classes, classes_per_task)]
+        starts += [begin, *range(begin + size, begin + n_classes, per_task)]
         group_of += [group] * (len(starts) - len(group_of))
         begin += n_classes
     ends = [*starts[1:], len(order)]

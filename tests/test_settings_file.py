@@ -92,6 +92,7 @@ def test_dump_reads_back_to_the_same_value(file, tmp_path):
         ("engine.zero_stage=3", "engine.zero_stage: .*0 or 1, found 3"),
         ("tasks.class_order=lambda", "class_order: .*'lamda'.*list, found"),
         ("tasks.class_order=[a]", "tasks.class_order.0: .*valid integer.*, found 'a'"),
+        ("tasks.classes_per_task=0", r"tasks.classes_per_task: .*than 0, or .*'all', found 0"),
         ("seed=99999999999999999999", "seed: .*less than 9223372036854775808, found 999"),
         ("data=shards", "data: must hold `key: value` lines, found 'shards'"),
         ("optim=", "optim: must hold `key: value` lines, found None"),

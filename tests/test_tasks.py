@@ -121,6 +121,14 @@ def test_later_group_without_new_classes_is_a_task():
     assert known_names(tasks) == [[], [], ["b", "c"], ["a"]]
 
 
+def test_each_index_can_be_one_task():
+    groups = {"group_sizes": [3, 0, 2], "classes_per_task": "all"}
+    tasks = split_classes([1, 0, 2, 4, 3], "abcde", **groups)
+    assert [task.names for task in tasks] == [("b", "a", "c"), (), ("e", "d")]
+    assert split_classes([1, 0, 2, 4, 3], "abcde", limit=1, **groups) == tasks[:1]
+    assert split(7, classes_per_task="all") == [7]
+
+
 def test_first_task_larger_than_the_data_is_refused():
     with pytest.raises(
         ConfigError, match="needs 8 classes and data.index has 7; lower tasks.initial"

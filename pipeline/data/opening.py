@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
 
 from pipeline import storage
 from pipeline.data.index import ShardIndex, read_index
-from pipeline.data.joining import join_indexes
+from pipeline.data.joining import KnownClasses, join_indexes
 from pipeline.errors import ConfigError
 from pipeline.paths import expand_path
 from pipeline.settings_file import parse_list
 
 
-def open_index(
-    given: str | Sequence[str], *, known_classes: Literal["refuse", "allow"] = "refuse"
-) -> ShardIndex:
+def open_index(given: str | Sequence[str], *, known_classes: KnownClasses = "refuse") -> ShardIndex:
     """The index at a folder or URL, or those of a list joined; ``@FILE`` names a file of a list.
 
     Raises:

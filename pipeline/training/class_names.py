@@ -27,12 +27,25 @@ def check_class_names(
 ) -> None:
     """Check that each class of ``tasks`` has a prompt that no other class has.
 
+    With ``tasks.known_classes=apart`` that no other class of its index has.
+
     Raises:
         ConfigError: a name is empty or is that of two classes, or, for a method that reads names,
             two prompts have equal tokens or a prompt has more tokens than the text tower takes.
     """
+    is_apart = config.tasks.known_classes == "apart"
+    reads_names = method.build_anchors is not Method.build_anchors
+    for group in {task.group for task in tasks} if is_apart else [None]:
+        classes = [pair for task in tasks if group in (None, task.group) for pair in _classes(task)]
+        _check_names(index, classes)
+        if reads_names:
+            _check_tokens(config, [name for _, name in classes], method.context_tokens(options))
+
+
+def _check_names(index: ShardIndex, classes: Sequence[tuple[int, str]]) -> None:
+    """Check the labels and names of some classes against each other."""
     folder_of: dict[str, str] = {}
-    for label, name in (pair for task in tasks for pair in _classes(task)):
+    for label, name in classes:
         folder = index.class_folders[label]
         if not name.strip():
             raise ConfigError(
@@ -45,8 +58,6 @@ def check_class_names(
                 f"{folder!r} are both called {_short(name)}; {_REMEDY}"
             )
         folder_of[name] = folder
-    if method.build_anchors is not Method.build_anchors:
-        _check_tokens(config, list(folder_of), method.context_tokens(options))
 
 
 def _check_tokens(config: Config, names: Sequence[str], n_context: int) -> None:

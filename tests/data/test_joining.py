@@ -44,6 +44,18 @@ def test_known_class_keeps_its_number(joined):
     assert joined.count("test", group=1) == {0: 2, 1: 0, 2: 2, 3: 2}
 
 
+def test_equal_names_can_be_classes_apart(first, second):
+    """must number every class of every index, as of benchmarks that share a name"""
+    joined = join_indexes([first, second], known_classes="apart")
+    assert joined.class_names == ("ant", "bee", "cat", "dog", "cat", "ant")
+    assert joined.group_labels == ((0, 1, 2), (3, 4, 5))
+    assert joined.known_labels == ((), ())
+    assert joined.count("train") == {0: 5, 1: 5, 2: 5, 3: 4, 4: 4, 5: 4}
+    assert {key.split("-")[0] for key in joined.select("train", [4]).keys} == {"cat/2"}
+    with pytest.raises(DataError, match=r"'cat' is in more than one index; .*known_classes=apart"):
+        join_indexes([first, second])
+
+
 def test_images_are_selected_by_index(joined):
     both = joined.select("train", [2])
     one, other = (joined.select("train", [2], groups=[group]) for group in (0, 1))

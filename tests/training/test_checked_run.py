@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import dump_config
 from pipeline.data.index import format_index
 from pipeline.data.shard import Segment, Shard
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.train import main
 from pipeline.training.checked_run import Run, check_run
 from tests.tiny import build_config
@@ -176,6 +176,20 @@ def test_each_appended_index_can_be_one_task(tiny_arch, tmp_path):
     assert names_of(limited) == one_task[:3]
     big = check(tiny_arch, weeks, tasks={"appended": "one_task", "initial_classes": 3})
     assert names_of(big) == [("ant", "bee", "cow"), ("dog", "elk", "fox"), ("gnu",)]
+
+
+def test_benchmarks_may_share_a_name_where_classes_are_apart(tiny_arch, tmp_path):
+    """must still refuse two classes of one index that the text tower cannot tell apart"""
+    pair = [["ant", "bee"], ["bee", "elk"], ["fox", "Fox"]]
+    urls = [write_index(tmp_path / str(n), names) for n, names in enumerate(pair)]
+    apart = {"classes_per_task": "all", "known_classes": "apart"}
+    assert names_of(check(tiny_arch, urls[:2], tasks=apart)) == [("ant", "bee"), ("bee", "elk")]
+    with pytest.raises(DataError, match=r"'bee' is in more than one index"):
+        check(tiny_arch, urls[:2], tasks={"classes_per_task": "all"})
+    with pytest.raises(ConfigError, match="'fox' and 'Fox' give the text tower the same tokens"):
+        check(tiny_arch, urls, tasks=apart)
+    with pytest.raises(ConfigError, match=r"remove tasks\.initial_classes"):
+        check(tiny_arch, urls, tasks={"classes_per_task": "all", "initial_classes": 1})
 
 
 def test_indexes_are_listed_in_a_file_that_is_read_at_each_start(tiny_arch, tmp_path, monkeypatch):
