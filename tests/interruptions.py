@@ -1,17 +1,13 @@
-"""Runs that are stopped or die at a chosen point, and the complete outcome of a run."""
+"""Runs that are stopped or die at a chosen point."""
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from safetensors.torch import load as from_safetensors
-from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config
@@ -20,13 +16,11 @@ from pipeline.distributed.world import World, read_world
 from pipeline.errors import Preempted
 from pipeline.model.weights import load_clip
 from pipeline.output.recovery import snapshot_folder
-from pipeline.output.results import finished_results
 from pipeline.settings_file import parse_section
 from pipeline.training.checked_run import check_run
 from pipeline.training.engine import Engine
 from pipeline.training.run import execute
-
-_CLOCK_KEYS = {"images_per_second", "data_wait", "train_seconds", "test_seconds"}
+from tests.chaos.comparison import read_run
 
 
 @pytest.fixture(scope="module")
@@ -119,51 +113,14 @@ def newest_snapshot(config: Config) -> str | None:
     return max(names, default=None)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The content of a finished run, without clock readings and properties of the machine."""
-
-    results: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    learned: list[dict[str, Tensor]]
-
-    def assert_equals(self, other: Outcome) -> None:
-        """must hold bit by bit, for every figure and every tensor"""
-        assert self.results == other.results
-        assert self.metrics == other.metrics
-        assert [sorted(task) for task in self.learned] == [sorted(task) for task in other.learned]
-        for task, (mine, theirs) in enumerate(zip(self.learned, other.learned, strict=True)):
-            different = [name for name in mine if not mine[name].equal(theirs[name])]
-            assert different == [], f"task {task}"
-
-
-def outcome(output: str) -> Outcome:
-    """The outcome of the finished run in ``output``."""
-    results = finished_results(output).content()
-    lines = storage.read_text(storage.join(output, "metrics.jsonl")).splitlines()
-    files = storage.list_files(storage.join(output, "tasks"))
-    return Outcome(
-        results=_without_clock({key: value for key, value in results.items() if key != "manifest"}),
-        metrics=[_without_clock(json.loads(line)) for line in lines],
-        learned=[from_safetensors(storage.read_bytes(file)) for file in files],
-    )
-
-
 class Reference:
-    """A configuration and the outcome of its undisturbed run."""
+    """A configuration and the content of its undisturbed run."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         assert start(config)
-        self.outcome = outcome(config.output)
+        self.content = read_run(config.output)
 
     def assert_equals_run(self, config: Config) -> None:
         """must hold for every finished run with the same identity"""
-        outcome(config.output).assert_equals(self.outcome)
-
-
-def _without_clock(value: Any) -> Any:
-    """``value`` without seconds and rates, at any depth."""
-    if isinstance(value, dict):
-        return {k: _without_clock(v) for k, v in value.items() if k not in _CLOCK_KEYS}
-    return [_without_clock(each) for each in value] if isinstance(value, list) else value
+        read_run(config.output).assert_equals(self.content)

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from pipeline.config import dump_config
 from pipeline.events import VARIABLE, read_events
-from pipeline.output.results import finished_results
+from tests.chaos.comparison import RunContent, read_run
 from tests.services.nodes import PATH, Node, Nodes, wait_until
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -37,35 +34,6 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
-
-
-@dataclass(frozen=True)
-class Science:
-    """The results of a finished run, without those that depend on the clock or the machine."""
-
-    accuracy_matrix: list[list[float | None]]
-    diagnostics: list[dict[str, Any]]
-    learned: list[dict[str, Tensor]]
-
-    def assert_equals(self, other: Science) -> None:
-        """must be equal bit by bit, in every tensor of every task"""
-        assert self.accuracy_matrix == other.accuracy_matrix
-        assert self.diagnostics == other.diagnostics
-        assert [sorted(task) for task in self.learned] == [sorted(task) for task in other.learned]
-        for mine, theirs in zip(self.learned, other.learned, strict=True):
-            different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
-            assert different == []
-
-
-def science(output: Path) -> Science:
-    """The results in the output of a run."""
-    results = finished_results(str(output)).content()
-    diagnostics = [
-        {key: value for key, value in entry.items() if not key.endswith("seconds")}
-        for entry in results["diagnostics"]
-    ]
-    tasks = sorted((output / "tasks").glob("*.safetensors"))
-    return Science(results["accuracy_matrix"], diagnostics, [load_file(file) for file in tasks])
 
 
 @dataclass(frozen=True)
@@ -173,9 +141,9 @@ def tiny_run(tiny_run_config: Path, tmp_path: Path) -> TinyRun:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(nodes: Nodes, tiny_run_config: Path, tmp_path_factory) -> Science:
+def undisturbed(nodes: Nodes, tiny_run_config: Path, tmp_path_factory) -> RunContent:
     """The results of two ranks on one node under the plainest launcher."""
     run = TinyRun(tmp_path_factory.mktemp("undisturbed"), tiny_run_config)
     launcher = ("deepspeed", "--num_accelerators", "2", TRAIN)
     run.start(nodes["n1"], *launcher, *run.arguments).assert_succeeds()
-    return science(run.output)
+    return read_run(run.output)

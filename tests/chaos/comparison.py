@@ -1,10 +1,11 @@
-"""The result of a finished run without clock readings, and the differences between two runs."""
+"""The content of a finished run without clock readings, and the differences between two runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +28,19 @@ class RunContent:
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
     learned: dict[str, dict[str, Tensor]]  # by file and name
 
+    def assert_equals(self, other: RunContent) -> None:
+        """must hold bit by bit, for every figure and every tensor"""
+        assert find_differences(self, other) == []
 
-def read_run(output: str) -> RunContent:
+
+def read_run(output: str | Path) -> RunContent:
     """The content of the finished run in ``output``.
 
     Raises:
         DataError: the run has not finished, or a file is damaged.
         StorageError: a file cannot be read.
     """
+    output = str(output)
     results = finished_results(output)
     try:
         lines = storage.read_text(storage.join(output, "metrics.jsonl")).splitlines()

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 from pipeline import train, tune
 from pipeline.config import Config, load_config
 from pipeline.sweep.config import load_sweep
-from tests.launches import PORT, RANK, ROOT, TRAIN, Science, TinyRun, science
+from tests.chaos.comparison import RunContent, read_run
+from tests.launches import PORT, RANK, ROOT, TRAIN, TinyRun
 from tests.services.nodes import Nodes, wait_until
 
 CLUSTER = ROOT / "cluster"
@@ -223,7 +224,7 @@ def test_deepspeed_can_read_the_variables_for_other_nodes():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
+def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undisturbed: RunContent):
     """must stop every pod with status 75 when one must stop, and continue when all are back"""
     (container,) = documents("train")["Job"]["spec"]["template"]["spec"]["containers"]
     hook = container["lifecycle"]["preStop"]["exec"]["command"]
@@ -254,5 +255,5 @@ def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undis
     for each in again:
         each.assert_succeeds()
     assert again[0].has_resumed()
-    science(tiny_run.output).assert_equals(undisturbed)
+    read_run(tiny_run.output).assert_equals(undisturbed)
     assert wait_until(lambda: not any(node.processes(RANK) for node in nodes), timeout_s=10)

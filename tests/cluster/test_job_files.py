@@ -13,7 +13,8 @@ import pytest
 from pipeline.config import load_config
 from pipeline.events import VARIABLE, read_events
 from pipeline.sweep.trial_table import TrialRecord
-from tests.launches import RANK, ROOT, SECONDS, Science, TinyRun, environment, event_file, science
+from tests.chaos.comparison import RunContent, read_run
+from tests.launches import RANK, ROOT, SECONDS, TinyRun, environment, event_file
 from tests.services.nodes import wait_until
 from tests.services.slurm import ENDED, Slurm
 
@@ -105,7 +106,7 @@ def has_got(pid: int, number: signal.Signals) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_interrupted_job_finishes_as_if_undisturbed(
-    free_slurm: Slurm, tiny_run: TinyRun, undisturbed: Science
+    free_slurm: Slurm, tiny_run: TinyRun, undisturbed: RunContent
 ):
     """must survive TERM to its batch script, ``scontrol requeue`` and its time limit, in turn"""
     job = Job(free_slurm, tiny_run.folder, FILE, tiny_run.config)
@@ -130,7 +131,7 @@ def test_interrupted_job_finishes_as_if_undisturbed(
     assert job.log_text().count("goes back to the queue") == 2  # the other time SLURM did it
     steps = [(event["task"], event["step"]) for event in job.events("step")]
     assert steps == sorted(set(steps))  # no step is repeated
-    science(job.output).assert_equals(undisturbed)
+    read_run(job.output).assert_equals(undisturbed)
 
 
 def test_cancelled_job_is_not_requeued(free_slurm: Slurm, tiny_run: TinyRun):

@@ -26,7 +26,8 @@ from pipeline.distributed.preemption import STOP_SIGNALS, StopRequest, stop_sign
 from pipeline.distributed.world import World
 from pipeline.errors import Preempted
 from pipeline.events import VARIABLE, read_events
-from tests.interruptions import Outcome, changed, newest_snapshot, outcome, start
+from tests.chaos.comparison import RunContent, read_run
+from tests.interruptions import changed, newest_snapshot, start
 from tests.processes import command, left_after, marked
 from tests.ranks import run_ranks
 from tests.services.nodes import wait_until
@@ -158,16 +159,16 @@ def undisturbed(world: World, config: Config) -> bool:
     return start(config, world=world)
 
 
-def outcome_of(config: Config, world_size: int, folder: Path) -> Outcome:
+def outcome_of(config: Config, world_size: int, folder: Path) -> RunContent:
     """The outcome of an undisturbed run on ``world_size`` ranks."""
     alone = changed(config, output=str(folder / "undisturbed"), data={"workers": 0})
     ranks = run_ranks(undisturbed, world_size, alone, collective_s=None, timeout_s=START_S)
     assert all(ranks)
-    return outcome(alone.output)
+    return read_run(alone.output)
 
 
 @pytest.fixture(scope="module")
-def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> RunContent:
     """The outcome of an undisturbed run on two ranks."""
     return outcome_of(config, 2, tmp_path_factory.mktemp("expected"))
 
@@ -231,7 +232,7 @@ def test_stopped_in_every_way_one_after_another(run, expected):
     run.begin()
     assert run.status() == 0, run.log_text[-4000:]
     assert run.resumed_at() == before
-    outcome(run.config.output).assert_equals(expected)
+    read_run(run.config.output).assert_equals(expected)
     run.assert_leaves_nothing()
 
 
@@ -258,7 +259,7 @@ def test_one_process_without_a_launcher(run, tmp_path):
     assert run.events("step") == [] and newest_snapshot(run.config) == before
     run.begin()
     assert run.status() == 0, run.log_text[-4000:]
-    outcome(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
+    read_run(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
     run.assert_leaves_nothing()
 
 
@@ -280,7 +281,7 @@ def test_ctrl_c_stops_in_order_and_the_same_command_continues(run, tmp_path):
     run.assert_leaves_nothing()
     run.begin()
     assert run.status() == 0, run.log_text[-4000:]
-    outcome(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
+    read_run(run.config.output).assert_equals(outcome_of(run.config, 1, tmp_path))
 
 
 def test_second_ctrl_c_ends_at_once(run, monkeypatch):
@@ -333,7 +334,7 @@ def test_lost_rank_ends_the_job_and_costs_few_steps(run, expected):
         run.assert_leaves_nothing()
     run.begin()
     assert run.status() == 0, run.log_text[-4000:]
-    outcome(run.config.output).assert_equals(expected)
+    read_run(run.config.output).assert_equals(expected)
 
 
 STREAM = """

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launches import PORT, SECONDS, TRAIN, Science, TinyRun, environment, science
+from tests.chaos.comparison import RunContent, read_run
+from tests.launches import PORT, SECONDS, TRAIN, TinyRun, environment
 from tests.services.nodes import Nodes
 from tests.services.slurm import Slurm
 
 
 @pytest.mark.slow
-def test_hostfile_over_ssh(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
+def test_hostfile_over_ssh(nodes: Nodes, tiny_run: TinyRun, undisturbed: RunContent):
     """must also pass on the settings of ``.deepspeed_env``, since pdsh forwards few variables"""
     hostfile = tiny_run.folder / "hostfile"
     hostfile.write_text("n1 slots=1\nn2 slots=1\n")
     (tiny_run.folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
     launcher = ("deepspeed", "--hostfile", str(hostfile), TRAIN)
     tiny_run.start(nodes["n1"], *launcher, *tiny_run.arguments).assert_succeeds()
-    science(tiny_run.output).assert_equals(undisturbed)
+    read_run(tiny_run.output).assert_equals(undisturbed)
 
 
 @pytest.mark.slow
-def test_torchrun_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undisturbed: Science):
+def test_torchrun_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undisturbed: RunContent):
     place = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "n1", "--master-port", PORT)
     started = [
         tiny_run.start(
@@ -34,11 +35,11 @@ def test_torchrun_started_on_each_node(nodes: Nodes, tiny_run: TinyRun, undistur
     ]
     for each in started:
         each.assert_succeeds()
-    science(tiny_run.output).assert_equals(undisturbed)
+    read_run(tiny_run.output).assert_equals(undisturbed)
 
 
 @pytest.mark.slow
-def test_srun(slurm: Slurm, tiny_run: TinyRun, undisturbed: Science):
+def test_srun(slurm: Slurm, tiny_run: TinyRun, undisturbed: RunContent):
     """must take rank, world size and address from the variables that SLURM sets"""
     tasks = ("srun", "--nodes=2", "--ntasks-per-node=1")
     done = slurm.run(
@@ -46,4 +47,4 @@ def test_srun(slurm: Slurm, tiny_run: TinyRun, undisturbed: Science):
         folder=tiny_run.folder, environment=environment(), timeout_s=2 * SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
-    science(tiny_run.output).assert_equals(undisturbed)
+    read_run(tiny_run.output).assert_equals(undisturbed)

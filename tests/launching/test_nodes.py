@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.launches import RANK, Science, Started, TinyRun, science
+from tests.chaos.comparison import RunContent, read_run
+from tests.launches import RANK, Started, TinyRun
 from tests.services.nodes import Nodes, wait_until
 
 # Ranks report a lost rank soon, and a run has a snapshot to resume from.
@@ -36,7 +37,7 @@ def assert_fails(started: Started) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_node_and_cut_network_change_nothing(
-    repaired_nodes: Nodes, tiny_run: TinyRun, undisturbed: Science
+    repaired_nodes: Nodes, tiny_run: TinyRun, undisturbed: RunContent
 ):
     """must report the lost rank on each side that is left, and resume when started again"""
     survivor, lost = tiny_run.start_on_each(repaired_nodes, *HASTY)
@@ -61,4 +62,4 @@ def test_killed_node_and_cut_network_change_nothing(
         each.assert_succeeds()
     for resumed in (both[0], again[0]):
         assert resumed.has_resumed()
-    science(tiny_run.output).assert_equals(undisturbed)
+    read_run(tiny_run.output).assert_equals(undisturbed)

@@ -19,8 +19,9 @@ from pipeline.loggers import background
 from pipeline.loggers.points import Point, point_of
 from pipeline.loggers.wandb_file import read_history
 from pipeline.output.results import read_results
+from tests.chaos.comparison import read_run
 from tests.conftest import skip_or_fail
-from tests.interruptions import changed, dying_before_step, outcome, start
+from tests.interruptions import changed, dying_before_step, start
 from tests.tiny import build_config
 
 try:
@@ -164,7 +165,7 @@ def test_mlflow_has_each_step_once_in_one_run(logged, points):
 def test_loggers_change_no_result_and_write_no_secret(logged, tmp_path):
     plain = changed(logged, output=str(tmp_path), loggers=[])
     assert start(plain)
-    outcome(logged.output).assert_equals(outcome(plain.output))
+    read_run(logged.output).assert_equals(read_run(plain.output))
     manifests = [read_results(config.output).manifest for config in (logged, plain)]
     assert len({manifest.config_sha256 for manifest in manifests}) == 1
     assert not (tmp_path / "loggers.json").exists()

@@ -19,7 +19,7 @@ from pipeline.model.backbone import FrozenClip
 from pipeline.training.activations import ActivationStore
 from pipeline.training.checked_run import check_run
 from pipeline.training.run import execute
-from tests.interruptions import Outcome, outcome
+from tests.chaos.comparison import RunContent, read_run
 from tests.ranks import run_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import TEST_IMAGES, TRAIN_IMAGES, build_config, draw_images
@@ -41,10 +41,10 @@ def configure(arch: str, index: str, output: Path, **data: Any) -> Config:
     )
 
 
-def learn(config: Config) -> Outcome:
+def learn(config: Config) -> RunContent:
     """The outcome of a run in this process."""
     execute(check_run(config, 1), read_world({}))
-    return outcome(config.output)
+    return read_run(config.output)
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_ranks_share_the_work_and_the_bits(tiny_arch, tiny_shards, tmp_path):
     two = configure(tiny_arch, tiny_shards, tmp_path / "2", feature_cache=str(tmp_path / "cache"))
     for world_size, config in ((1, one), (2, two)):
         run_ranks(learn_on_ranks, world_size, config, collective_s=None)
-    outcome(two.output).assert_equals(outcome(one.output))
+    read_run(two.output).assert_equals(read_run(one.output))
 
 
 def test_other_runs_make_room_the_longest_unused_first(tiny_arch, tiny_shards, tmp_path):

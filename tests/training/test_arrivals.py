@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.output.recovery import snapshot_folder
 from pipeline.output.results import read_results
 from pipeline.train import main
-from tests.interruptions import StopAt, changed, dying_before_step, outcome, start
+from tests.chaos.comparison import read_run
+from tests.interruptions import StopAt, changed, dying_before_step, start
 from tests.shards import CLASSES, draw_samples, overwrite_byte, store
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -83,7 +84,7 @@ def test_classes_that_arrive_later_are_learned_as_if_known_from_the_start(extens
     assert {name for names in results["tasks"][3:] for name in names} == {*CLASSES}
     at_once = changed(extension.extended, output=f"{extension.extended.output}-at-once")
     assert start(at_once)
-    outcome(extension.extended.output).assert_equals(outcome(at_once.output))
+    read_run(extension.extended.output).assert_equals(read_run(at_once.output))
 
 
 def test_prompts_shared_by_all_tasks_continue_from_their_last_values(
@@ -100,7 +101,7 @@ def test_prompts_shared_by_all_tasks_continue_from_their_last_values(
     assert start(extended)
     at_once = changed(extended, output=str(tmp_path / "at-once"))
     assert start(at_once)
-    outcome(extended.output).assert_equals(outcome(at_once.output))
+    read_run(extended.output).assert_equals(read_run(at_once.output))
 
 
 def test_added_tasks_can_be_interrupted_too(extension):
@@ -112,7 +113,7 @@ def test_added_tasks_can_be_interrupted_too(extension):
     assert {name: extension.task_files()[name] for name in before} == before
     at_once = changed(extension.extended, output=f"{extension.extended.output}-at-once")
     assert start(at_once)
-    outcome(extension.extended.output).assert_equals(outcome(at_once.output))
+    read_run(extension.extended.output).assert_equals(read_run(at_once.output))
 
 
 def test_week_that_a_file_lists_becomes_one_task(extension, tiny_shards, late_shards, tmp_path):
@@ -130,7 +131,7 @@ def test_week_that_a_file_lists_becomes_one_task(extension, tiny_shards, late_sh
     assert [len(names) for names in results["tasks"]] == [3, 3, 1, 5]
     at_once = changed(config, output=f"{config.output}-at-once")
     assert start(at_once)
-    outcome(config.output).assert_equals(outcome(at_once.output))
+    read_run(config.output).assert_equals(read_run(at_once.output))
     file.write_text(f"- {tiny_shards}\n")
     with pytest.raises(ConfigError, match="it has started 4 tasks, and these settings give 3"):
         start(config)
@@ -144,7 +145,7 @@ def test_higher_limit_of_tasks_continues_too(tiny_arch, tiny_shards, tmp_path):
         config = changed(unlimited, output=str(tmp_path / "run"), tasks={"limit": limit})
         assert start(config)
         assert len(read_results(config.output).content()["accuracy_matrix"]) == (limit or 3)
-    outcome(config.output).assert_equals(outcome(unlimited.output))
+    read_run(config.output).assert_equals(read_run(unlimited.output))
 
 
 def test_command_continues_and_then_reports_that_the_run_is_finished(extension, capsys, tmp_path):

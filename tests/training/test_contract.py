@@ -21,7 +21,7 @@ from pipeline.output.results import finished_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
 from pipeline.training.run import execute
-from tests.interruptions import outcome
+from tests.chaos.comparison import read_run
 from tests.ranks import run_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import TEST_IMAGES, TRAIN_IMAGES, build_config, tiny_tasks
@@ -118,7 +118,7 @@ def test_fits_have_the_same_bits_on_any_number_of_ranks(label, tiny_arch, tiny_s
             data={"index": tiny_shards, "global_batch": 8, "eval_batch": 5, "workers": 0},
         )  # fmt: skip
         run_ranks(run_rank, world_size, config, collective_s=None)
-        outcomes.append(outcome(output))
+        outcomes.append(read_run(output))
     for other in outcomes[1:]:
         other.assert_equals(outcomes[0])
 

@@ -92,7 +92,7 @@ def test_skipped_steps_are_counted_within_their_budget(fragile):
     hard = hard_steps(fragile)
     assert len(hard) >= 2, "the test needs two such steps"
     reference = Reference(tolerant(fragile, len(hard), output=f"{fragile.output}-undisturbed"))
-    assert reference.outcome.results["skipped_steps"] == [
+    assert reference.content.results["skipped_steps"] == [
         {"task": 1, "step": step, "loss": "nan", "samples": keys} for step, keys in hard
     ]
     config = tolerant(fragile, len(hard))

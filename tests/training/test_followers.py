@@ -8,7 +8,8 @@ from threading import Event
 
 from pipeline.output.results import read_results
 from pipeline.training.followers import PageWriter
-from tests.interruptions import changed, outcome, start
+from tests.chaos.comparison import read_run
+from tests.interruptions import changed, start
 from tests.tiny import build_config
 
 
@@ -20,7 +21,7 @@ def test_finished_run_has_its_page(tiny_arch, tiny_shards, tmp_path):
     assert page.lower().startswith("<!doctype html>") and "</html>" in page
     plain = changed(config, output=str(tmp_path / "plain"), report=False)
     assert start(plain) and not (tmp_path / "plain" / "report.html").exists()
-    outcome(config.output).assert_equals(outcome(plain.output))
+    read_run(config.output).assert_equals(read_run(plain.output))
     hashes = {read_results(each.output).manifest.config_sha256 for each in (config, plain)}
     assert len(hashes) == 1
 

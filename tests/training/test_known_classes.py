@@ -25,7 +25,8 @@ from pipeline.output.results import RunResults, read_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
 from tests import stages
-from tests.interruptions import StopAt, changed, dying_before_step, outcome, start
+from tests.chaos.comparison import read_run
+from tests.interruptions import StopAt, changed, dying_before_step, start
 from tests.shards import draw_arrival, store
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -153,7 +154,7 @@ def test_arrivals_that_come_later_are_learned_as_if_known_from_the_start(stream,
         assert {name: after[name] for name in before} == before and len(after) > len(before)
     at_once = changed(config, output=str(tmp_path / "at-once"))
     assert start(at_once)
-    outcome(config.output).assert_equals(outcome(at_once.output))
+    read_run(config.output).assert_equals(read_run(at_once.output))
 
 
 @pytest.mark.parametrize("step", [7, 9])
@@ -168,7 +169,7 @@ def test_arrival_can_be_interrupted(stream, tmp_path, step):
     assert start(config)
     undisturbed = changed(config, output=str(tmp_path / "undisturbed"))
     assert start(undisturbed)
-    outcome(config.output).assert_equals(outcome(undisturbed.output))
+    read_run(config.output).assert_equals(read_run(undisturbed.output))
 
 
 def test_new_classes_alone_give_a_class_incremental_run(stream, tmp_path):
@@ -179,7 +180,7 @@ def test_new_classes_alone_give_a_class_incremental_run(stream, tmp_path):
         runs.append(changed(config, data={"index": [stream.urls[0], stream.urls[3]]}))
         assert start(runs[-1])
     one, other = (read_results(config.output) for config in runs)
-    outcome(runs[0].output).assert_equals(outcome(runs[1].output))
+    read_run(runs[0].output).assert_equals(read_run(runs[1].output))
     assert one.manifest.identity == other.manifest.identity and one.known_classes == []
     assert one.protocol == other.protocol
     assert "known_classes" not in one.protocol.settings

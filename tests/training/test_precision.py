@@ -17,7 +17,8 @@ from pipeline.output.learned import load_method
 from pipeline.output.results import finished_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.run import execute
-from tests.interruptions import StopAt, changed, outcome, start
+from tests.chaos.comparison import read_run
+from tests.interruptions import StopAt, changed, start
 from tests.tiny import build_config
 
 CLIP = f"local-dir:{Path(__file__).parents[2] / 'pipeline/demo/clip'}"
@@ -69,7 +70,7 @@ def test_stopped_run_in_bf16_continues_with_the_same_bits(config, tmp_path):
     with pytest.raises(Exception, match="model.precision='bf16' instead of 'fp32'"):
         start(changed(stopped, model={"precision": "fp32"}))
     assert start(stopped)
-    outcome(stopped.output).assert_equals(outcome(whole.output))
+    read_run(stopped.output).assert_equals(read_run(whole.output))
 
 
 @pytest.mark.parametrize(

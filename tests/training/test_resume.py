@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.distributed.world import World
+from tests.chaos.comparison import read_run
 from tests.interruptions import (
     Reference,
     StopAt,
@@ -20,7 +21,6 @@ from tests.interruptions import (
     dying_before_change,
     dying_before_step,
     newest_snapshot,
-    outcome,
     start,
 )
 from tests.ranks import run_ranks
@@ -207,7 +207,7 @@ def test_skipped_samples_are_remembered(tiny_arch, tmp_path):
     reference = Reference(
         build(tiny_arch, str(tmp_path / "shards"), tmp_path, VT, data=data, tasks=tasks)
     )
-    assert len(reference.outcome.results["skipped_samples"]) == 3
+    assert len(reference.content.results["skipped_samples"]) == 3
     config = changed(reference.config, output=str(tmp_path / "run"))
     for count in (12, 15, 11):
         assert not start(config, StopAt(count))
@@ -241,7 +241,7 @@ def test_two_ranks_resume_as_if_undisturbed(reference, tmp_path, zero_stage):
     assert newest_snapshot(config) == "task-000-step-000004"
     assert not start_ranks(2, config, 18)
     assert start_ranks(2, config)
-    outcome(config.output).assert_equals(outcome(undisturbed.output))
+    read_run(config.output).assert_equals(read_run(undisturbed.output))
 
 
 @pytest.fixture(scope="module")
@@ -268,4 +268,4 @@ def test_another_number_of_ranks(in_parts, tmp_path, ranks, zero_stage):
     assert not start_ranks(ranks[0], config, 20)
     assert newest_snapshot(config) > "task-001-step-000000"
     assert start_ranks(ranks[1], config)
-    outcome(config.output).assert_equals(outcome(in_parts.output))
+    read_run(config.output).assert_equals(read_run(in_parts.output))
