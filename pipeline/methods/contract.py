@@ -102,11 +102,16 @@ class _Bench:
 
     def losses(self, method: Method, task: Task, seed: int) -> Losses:
         """The losses of one batch in one graph."""
+        (image_BCHW, features), label_B = self.inputs(method, task, seed)
+        return method(image_BCHW, label_B, features)
+
+    def inputs(
+        self, method: Method, task: Task, seed: int
+    ) -> tuple[tuple[Tensor | None, ImageFeatures | None], Tensor]:
+        """The arguments of ``embed`` for one batch in a step, and the class numbers."""
         image_BCHW, label_B, frozen = self.batch(task, seed)
-        inputs = method.inputs
-        return method(
-            image_BCHW if inputs.images else None, label_B, frozen if inputs.features else None
-        )
+        wanted = method.inputs
+        return (image_BCHW if wanted.images else None, frozen if wanted.features else None), label_B
 
     @torch.no_grad()
     def batch(self, task: Task, seed: int) -> tuple[Tensor, Tensor, ImageFeatures]:
@@ -168,15 +173,13 @@ def _losses_read_their_arguments_alone(bench: _Bench) -> str | None:
     method.begin_task(_TASKS[0])
     if not trainable(method):
         return None
-    inputs, totals = method.inputs, []
-    for others in (0, 1):
-        image_BCHW, label_B, frozen = bench.batch(_TASKS[0], 0)
-        embedded = method.embed(
-            image_BCHW if inputs.images else None, frozen if inputs.features else None
-        )
-        if others:  # another rank's part, or the second pass of engine.recompute
-            image_BCHW, _, frozen = bench.batch(_TASKS[0], 1)
-            method.embed(image_BCHW if inputs.images else None, frozen if inputs.features else None)
+    inputs, label_B = bench.inputs(method, _TASKS[0], 0)
+    others, _ = bench.inputs(method, _TASKS[0], 1)
+    totals = []
+    for is_followed in (False, True):
+        embedded = method.embed(*inputs)
+        if is_followed:  # by another rank's part, or the second pass of engine.recompute
+            method.embed(*others)
         totals.append(method.losses(embedded, label_B).total.detach())
     if torch.equal(*totals):
         return None
