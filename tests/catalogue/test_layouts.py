@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -269,20 +270,22 @@ def test_cifar_gets_the_names_of_the_catalogue(tmp_path):
     assert index.membership.split == "official, other counts"
 
 
-def mnist(root: Path) -> np.ndarray:
+def mnist(root: Path, form: str = "-{}-ubyte") -> np.ndarray:
     """MNIST as torchvision leaves it, with two images in each split; the pixels of one split."""
+    pack = gzip.compress if form.endswith(".gz") else bytes
     pixel_NHW = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
     (root / "MNIST/raw").mkdir(parents=True)
     for name in ("train", "t10k"):
         images = struct.pack(">4I", 2051, *pixel_NHW.shape) + pixel_NHW.tobytes()
-        (root / f"MNIST/raw/{name}-images-idx3-ubyte").write_bytes(images)
+        (root / f"MNIST/raw/{name}-images{form.format('idx3')}").write_bytes(pack(images))
         labels = struct.pack(">2I", 2049, 2) + bytes([7, 0])
-        (root / f"MNIST/raw/{name}-labels-idx1-ubyte").write_bytes(labels)
+        (root / f"MNIST/raw/{name}-labels{form.format('idx1')}").write_bytes(pack(labels))
     return pixel_NHW
 
 
-def test_mnist_keeps_its_pixels_and_gets_words_for_digits(tmp_path):
-    pixel_NHW = mnist(tmp_path / "in")
+@pytest.mark.parametrize("form", ["-{}-ubyte", ".{}-ubyte", "-{}-ubyte.gz"])
+def test_mnist_keeps_its_pixels_and_gets_words_for_digits(tmp_path, form):
+    pixel_NHW = mnist(tmp_path / "in", form)
     options = ["--benchmark", "mnist", "--allow-other-counts"]
     assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
     assert read_index(str(tmp_path / "out")).class_names == ("zero", "seven")
@@ -309,6 +312,15 @@ def test_damaged_file_of_mnist_is_refused(tmp_path, capsys, spoil):
     file.write_bytes(spoil(file.read_bytes()))
     assert shard(tmp_path / "in", tmp_path / "out") == 2
     assert "is not a complete file of MNIST" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-9], lambda data: data[5:]])
+def test_damaged_gzip_file_of_mnist_is_refused(tmp_path, capsys, spoil):
+    mnist(tmp_path / "in", "-{}-ubyte.gz")
+    file = tmp_path / "in/MNIST/raw/train-images-idx3-ubyte.gz"
+    file.write_bytes(spoil(file.read_bytes()))
+    assert shard(tmp_path / "in", tmp_path / "out") == 2
+    assert "download it again" in capsys.readouterr().err
 
 
 def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):
