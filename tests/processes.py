@@ -18,12 +18,17 @@ def marked(name: str, value: str) -> list[psutil.Process]:
     return [process for *_, process in sorted(found, key=lambda entry: entry[:2])]
 
 
-def left_after(name: str, value: str, *, seconds: float) -> list[str]:
-    """The commands of the marked processes that still run after at most ``seconds``."""
+def running_after(name: str, value: str, *, seconds: float) -> list[psutil.Process]:
+    """The marked processes that still run after at most ``seconds``."""
     give_up = time.monotonic() + seconds
     while (left := marked(name, value)) and time.monotonic() < give_up:
         time.sleep(0.2)
-    return [command(process) for process in left]
+    return left
+
+
+def left_after(name: str, value: str, *, seconds: float) -> list[str]:
+    """The commands of these processes."""
+    return list(map(command, running_after(name, value, seconds=seconds)))
 
 
 def command(process: psutil.Process) -> str:

@@ -24,7 +24,7 @@ from tests.chaos.faults import KINDS, STORAGE, draw_faults
 from tests.chaos.outcome import Outcome
 from tests.chaos.rounds import Round, run_undisturbed
 from tests.chaos.setup import Setup
-from tests.chaos.tcp_relay import TcpRelay
+from tests.services.fault_proxy import FaultProxy
 
 _DEFAULTS = ("snapshot.every_steps=3", "log_every=1", "engine.timeout_s=30")
 
@@ -42,13 +42,13 @@ def run_all(options: argparse.Namespace) -> int:
         output = storage.redact(options.output)
         raise ConfigError(f"--output: {output} is not empty; choose another, or remove it")
     console = Console(stderr=True)
-    with _relay(config, options.output) as relay:
-        kinds = _kinds(options.fault, relay)
-        if relay is None and not options.fault:
+    with _proxy(config, options.output) as proxy:
+        kinds = _kinds(options.fault, proxy)
+        if proxy is None and not options.fault:
             console.print(f"left out: {STORAGE!r}, since no data or output is at s3:// by http")
         logs = _log_folder(options.output)
         console.print(f"logs in {logs}")
-        setup = Setup(options.config, overrides, config, options.output, logs, options.ranks, relay)
+        setup = Setup(options.config, overrides, config, options.output, logs, options.ranks, proxy)
         numbers = options.round or range(1, options.rounds + 1)
         outcomes = _run_rounds(setup, numbers, options.seed, kinds, console)
     # A file has no width, and the default of 80 columns would break every heading.
@@ -87,25 +87,25 @@ def _run_rounds(
     return outcomes
 
 
-def _kinds(wanted: Sequence[str], relay: TcpRelay | None) -> list[str]:
-    if relay is None and STORAGE in wanted:
+def _kinds(wanted: Sequence[str], proxy: FaultProxy | None) -> list[str]:
+    if proxy is None and STORAGE in wanted:
         raise ConfigError(
             f"--fault {STORAGE!r}: needs data or output at s3:// and AWS_ENDPOINT_URL with http://"
         )
-    return list(wanted or [kind for kind in KINDS if relay or kind != STORAGE])
+    return list(wanted or [kind for kind in KINDS if proxy or kind != STORAGE])
 
 
 @contextmanager
-def _relay(config: Config, output: str) -> Iterator[TcpRelay | None]:
-    """A relay in front of the object store, if the runs use one by http."""
+def _proxy(config: Config, output: str) -> Iterator[FaultProxy | None]:
+    """A proxy in front of the object store, if the runs use one by http."""
     index = config.data.index
     urls = [output, *([index] if isinstance(index, str) else index)]
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if endpoint.scheme != "http" or not any(url.startswith("s3://") for url in urls):
         yield None
         return
-    with TcpRelay(endpoint.hostname or "", endpoint.port or 80) as relay:
-        yield relay
+    with FaultProxy(endpoint.port or 80, host=endpoint.hostname or "") as proxy:
+        yield proxy
 
 
 def _log_folder(output: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Literal
 Victim = Literal["rank", "ranks", "launcher", "inner launcher", "everything", "storage"]
 Moment = Literal["start", "step", "snapshot", "evaluation", "boundary"]
 
-STORAGE = "storage refuses"  # this kind needs an object store behind our relay
+STORAGE = "storage refuses"  # this kind needs an object store behind our proxy
 
 _FAULTS_PER_ROUND = (1, 1, 1, 1, 1, 2, 2, 3)  # each entry is equally likely
 _SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR2")

@@ -35,7 +35,7 @@ class Injector:
         injection.position, injection.n_steps = follower.position, follower.n_steps
         injection.on_time = self._is_on_time(fault, injection.position)
         if fault.victim == "storage":
-            self._setup.relay.refuse(fault.outage_s)
+            self._setup.proxy.refuse(fault.outage_s)
             return True
         send_signal(victims, signal.Signals[fault.signal])
         return bool(victims)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from pipeline import events
+from tests.processes import command, marked, running_after
 
 MARK = "TPPT_CHAOS_START"
 
@@ -74,7 +75,7 @@ class Start:
 
     def inner_launcher(self) -> list[Process]:
         """The process between the launcher and the ranks; empty if it does not run."""
-        return [child for child in _children(self._front) if _INNER in _command_line(child)]
+        return [child for child in _children(self._front) if _INNER in command(child)]
 
     def ranks(self) -> list[Process]:
         """The running ranks, in order."""
@@ -88,20 +89,11 @@ class Start:
 
     def remaining(self) -> list[Process]:
         """Every running process of this start; zombies are not included."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(*_GONE):
-                mine = process.environ().get(MARK) == self._mark
-                if mine and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked(MARK, self._mark)
 
     def wait_for_all(self, limit_s: float) -> list[Process]:
         """Wait for the end of every process; returns those that run after ``limit_s`` seconds."""
-        until = time.monotonic() + limit_s
-        while (remaining := self.remaining()) and time.monotonic() < until:
-            time.sleep(4 * _POLL_S)
-        return remaining
+        return running_after(MARK, self._mark, seconds=limit_s)
 
     def kill(self) -> None:
         """Send SIGKILL to every process of this start, until no new one appears."""
@@ -130,16 +122,10 @@ def freeze(process: Process) -> bool:
 
 def format_process(process: Process) -> str:
     """The process number and the command of a process, for the report."""
-    return f"{process.pid} {' '.join(_command_line(process))[:200]}"
+    return f"{process.pid} {command(process)[:200]}"
 
 
 def _children(process: Process) -> list[Process]:
     with contextlib.suppress(*_GONE):
         return process.children()
-    return []
-
-
-def _command_line(process: Process) -> list[str]:
-    with contextlib.suppress(*_GONE):
-        return process.cmdline()
     return []

@@ -21,7 +21,7 @@ from pipeline.launching.command import (
 from pipeline.launching.ports import reserved_port
 from pipeline.output.recovery import snapshot_folder
 from tests.chaos.processes import Start
-from tests.chaos.tcp_relay import TcpRelay
+from tests.services.fault_proxy import FaultProxy
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Setup:
     output: str  # folder or URL of all rounds
     logs: Path
     ranks: int
-    relay: TcpRelay | None = None  # in front of the object store
+    proxy: FaultProxy | None = None  # in front of the object store
 
     @contextmanager
     def start(self, name: str, number: int) -> Iterator[Start]:
@@ -81,6 +81,6 @@ class Setup:
     def _environment(self, place: Place) -> dict[str, str]:
         # Another number of threads would round sums in another order.
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        if self.relay:
-            environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{self.relay.port}"
+        if self.proxy:
+            environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{self.proxy.port}"
         return launch_environment(environment, place.devices)

@@ -90,13 +90,14 @@ def in_turn(*faults: Fault | None, method: str = "", path: str = "") -> Schedule
 
 
 class FaultProxy:
-    """Listens on a separate port and forwards to the server; use as a context manager.
+    """Listens on a separate port and forwards to a server at ``host``; use as a context manager.
 
     ``schedule`` may be replaced at any time. ``pause_s`` is the duration of LATENCY, STALL and
     REFUSED. ``injected`` counts the injected faults, ``exchanges`` the requests.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, *, host: str = HOST) -> None:
+        self.host = host
         self.server_port = server_port
         self.port = free_ports(1)[0]
         self.forget()
@@ -168,7 +169,7 @@ class FaultProxy:
         server = None
         # If one side ends, or the server is down, the other side must see it too.
         with contextlib.suppress(OSError, EOFError):
-            server = Peer(socket.create_connection((HOST, self.server_port)))
+            server = Peer(socket.create_connection((self.host, self.server_port)))
             while self._exchange(client, server):
                 pass
         with self._lock:
