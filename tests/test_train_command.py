@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -24,16 +23,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def quiet_again() -> Iterator[None]:
-    """Restores log and signals: the command configures its process, here the test process."""
-    package = logging.getLogger("pipeline")
-    before = package.handlers[:], package.propagate, package.level
+def signals_as_before() -> Iterator[None]:
+    """Restores the signals: the command configures its process, here the test process."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    package.handlers[:], package.propagate = before[:2]
-    package.setLevel(before[2])
 
 
 @pytest.fixture

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import dump_config
-from pipeline.distributed.preemption import STOP_SIGNALS
-from pipeline.train import main
+from tests.interruptions import start
 from tests.serving.service import Service, serving
 from tests.tiny import build_config
 
@@ -29,18 +25,7 @@ def learn(folder: Path, arch: str, index: str, n_tasks: int | None) -> Path:
         tasks={"limit": n_tasks},
         method={"name": "tppt_vt"},
     )
-    file = folder / f"{n_tasks}.yaml"
-    file.write_text(dump_config(config))
-    package = logging.getLogger("pipeline")
-    before = package.handlers[:], package.propagate, package.level
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        assert main(["--config", str(file)]) == 0
-    finally:  # the command configures its process, here the test process
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        package.handlers[:], package.propagate = before[:2]
-        package.setLevel(before[2])
+    assert start(config)
     return Path(config.output)
 
 

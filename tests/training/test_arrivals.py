@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +21,6 @@ from tests.variants import VARIANTS
 pytestmark = pytest.mark.usefixtures("one_clip")
 
 VT = VARIANTS["anchors kept as learned"].model_dump()
-
-
-@pytest.fixture(autouse=True)
-def quiet_again() -> Iterator[None]:
-    """Restores the log: the command configures that of its process, here the test process."""
-    package = logging.getLogger("pipeline")
-    before = package.handlers[:], package.propagate, package.level
-    yield
-    package.handlers[:], package.propagate = before[:2]
-    package.setLevel(before[2])
 
 
 @dataclass(frozen=True)
