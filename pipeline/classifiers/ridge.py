@@ -1,6 +1,7 @@
 """Ridge regression of the class labels, accumulated task by task; exact, as if all were one task.
 
-Axes: B images · C classes seen so far · F width of the vectors · M random features.
+Axes: B images, held out for λ · S images kept · X the fewer of S and M · C classes seen so far ·
+F width of the vectors · M random features.
 
 Source: RanPAC, arXiv 2307.02251: random projection, ReLU, Gram matrix, ridge regression.
 """
@@ -137,19 +138,29 @@ class Ridge(ClosedForm):
 
     def _choose_strength(self, images: EmbeddedImages) -> float:
         kept, held = split_off(images)
-        gram_MM, sum_CM = self._statistics(kept)
-        expanded_BM = torch.cat([self.read(embedded) for embedded, _ in held])
-        target_BC = self.one_hot(torch.cat([label_B for _, label_B in held]))
+        expanded_BM, target_BC = self._together(held)
+        if sum(len(label_B) for _, label_B in kept) < len(self.gram_MM):
+            # (ΦᵀΦ + λ I)⁻¹ Φᵀ = Φᵀ (ΦΦᵀ + λ I)⁻¹: the smaller matrix gives the same predictions.
+            kept_SM, sum_XC = self._together(kept)
+            gram_XX, input_BX = kept_SM @ kept_SM.T, expanded_BM @ kept_SM.T
+        else:
+            gram_XX, sum_CM = self._statistics(kept)
+            sum_XC, input_BX = sum_CM.T, expanded_BM
 
         # In the basis of eigenvectors each candidate costs one product instead of a solution.
-        value_M, vector_MM = torch.linalg.eigh(gram_MM)
-        rotated_BM, sum_MC = expanded_BM @ vector_MM, vector_MM.T @ sum_CM.T
+        value_X, vector_XX = torch.linalg.eigh(gram_XX)
+        rotated_BX, sum_XC = input_BX @ vector_XX, vector_XX.T @ sum_XC
 
         def error(strength: float) -> float:
-            predicted_BC = rotated_BM @ (sum_MC / (value_M + strength)[:, None])
+            predicted_BC = rotated_BX @ (sum_XC / (value_X + strength)[:, None])
             return float((predicted_BC - target_BC).square().mean())
 
         return min(_STRENGTHS, key=error)
+
+    def _together(self, images: EmbeddedImages) -> tuple[Tensor, Tensor]:
+        """``φ(x)`` of some images of the task as ``expanded_SM``, and their ``one_hot_SC``."""
+        expanded_SM = torch.cat([self.read(embedded) for embedded, _ in images])
+        return expanded_SM, self.one_hot(torch.cat([label_B for _, label_B in images]))
 
 
 def _solve(gram_MM: Tensor, targets_MC: Tensor, strength: float) -> Tensor:

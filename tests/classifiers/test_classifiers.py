@@ -131,13 +131,14 @@ def test_ridge_is_the_solution_of_all_images_at_once(tiny_clip, projection):
     torch.testing.assert_close(classifier.logits(TEST), expand(TEST.embedding_BE) @ weight_MC)
 
 
-def test_strength_is_chosen_on_held_out_images_of_the_first_task(tiny_clip):
+@pytest.mark.parametrize("projection", [0, 41])  # fewer columns than images, and more
+def test_strength_is_chosen_on_held_out_images_of_the_first_task(tiny_clip, projection: int):
     """must be the candidate with the smallest squared error of every fifth image"""
-    chosen = learn(build(tiny_clip, "ridge"), 2)
+    chosen = learn(build(tiny_clip, "ridge", projection=projection), 2)
     kept, held = split_off(task_images(0))
     errors = {}
     for strength in (10 ** (half / 2) for half in range(-8, 13)):
-        trial = build(tiny_clip, "ridge", strength=strength)
+        trial = build(tiny_clip, "ridge", strength=strength, projection=projection)
         trial.begin_task(TASKS[0])
         trial.fit("end", kept)
         trial.end_task(TASKS[0])
