@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.errors import ConfigError
 from pipeline.paths import expand_architecture, expand_path
 from pipeline.settings_file import Section, dump_section, load_section
 from pipeline.storage import is_local
@@ -73,17 +72,6 @@ class TasksConfig(Section):
     # Names of earlier classes in a further index: an error; allow: more images of these classes,
     # part of its one task; apart: other classes, as of two benchmarks.
     known_classes: Literal["refuse", "allow", "apart"] = "refuse"
-
-    @property
-    def number_per_task(self) -> int:
-        """``classes_per_task``, where it must be a number.
-
-        Raises:
-            ConfigError: it is ``all``.
-        """
-        if self.classes_per_task == "all":
-            raise ConfigError("tasks.classes_per_task is 'all'; a number is wanted here")
-        return self.classes_per_task
 
     @model_validator(mode="after")
     def _check_together(self) -> TasksConfig:

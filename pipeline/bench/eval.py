@@ -17,7 +17,7 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     prompts give other embeddings; and once more, while embeddings stay.
     """
     sizes = config.bench
-    tests = -(-sizes.images // config.tasks.number_per_task)  # of each class of the task
+    tests = -(-sizes.images // config.task_classes)  # of each class of the task
     with open_stage(config, world, seen=sizes.seen, tests=tests) as stage:
         stage.method.eval()
         stage.method.end_task(stage.task)

@@ -30,7 +30,7 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     """Each head on the features of one task, of ``bench.features`` images."""
     clip = load_backbone(config, world)
     context = MethodContext.of(config, clip)
-    classes = config.tasks.number_per_task
+    classes = config.task_classes
     (task,) = split_classes(range(classes), class_names(classes), classes_per_task=classes)
     images = _draw(config.bench.features, task, clip.joint_width, world.device)
     for label, (name, options) in _HEADS.items():

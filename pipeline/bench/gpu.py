@@ -40,7 +40,7 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
         raise NotMeasured("no GPU")
     yield from step.measure(config, world)
     yield from evaluation.measure(config, world)
-    current = config.tasks.number_per_task
+    current = config.task_classes
     images = -(-_STEPS * config.data.global_batch // current)
     with open_stage(config, world, seen=config.bench.seen, images=images) as stage:
         yield from moving_against_fixed(stage, config)

@@ -51,7 +51,7 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
         raise NotMeasured("it starts the ranks itself")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         if config.data.index == DRAWN:
-            counts = [_IMAGES] * config.tasks.number_per_task
+            counts = [_IMAGES] * config.task_classes
             with process_group(world, timeout_s=config.engine.timeout_s):
                 size = load_backbone(config, world).image_size
                 config = with_drawn(config, f"{folder}/images", counts, counts, size)

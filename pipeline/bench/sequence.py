@@ -84,7 +84,7 @@ def _with_images(config: BenchConfig, folder: str, image_size: int, world: World
     config = config.model_copy(update={"data": data})
     if config.data.index != DRAWN:
         return config
-    classes = 2 * config.tasks.number_per_task
+    classes = 2 * config.task_classes
     per_class = [-(-config.bench.images // classes)] * classes
     with process_group(world, timeout_s=config.engine.timeout_s):
         return with_drawn(config, f"{folder}/images", per_class, per_class, image_size)

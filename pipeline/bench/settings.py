@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.settings_file import Section, load_section
 
 DRAWN = "drawn"  # as data.index: images that the benchmark draws and writes as shards itself
@@ -42,6 +43,17 @@ class BenchConfig(Config):
     """A run whose parts are measured; ``bench.KEY=VALUE`` changes a size."""
 
     bench: BenchSizes = BenchSizes()
+
+    @property
+    def task_classes(self) -> int:
+        """Classes of the task that is measured.
+
+        Raises:
+            ConfigError: ``tasks.classes_per_task`` is no number.
+        """
+        if self.tasks.classes_per_task == "all":
+            raise ConfigError("tasks.classes_per_task is 'all'; a benchmark needs a number")
+        return self.tasks.classes_per_task
 
 
 def load_bench_config(name: str, path: str | None, overrides: Sequence[str]) -> BenchConfig:

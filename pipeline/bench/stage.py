@@ -102,7 +102,7 @@ def open_stage(
     with process_group(world, timeout_s=config.engine.timeout_s), _folder() as folder:
         clip = load_backbone(config, world)
         if config.data.index == DRAWN:
-            last = config.tasks.number_per_task
+            last = config.task_classes
             config = with_drawn(
                 config,
                 folder,

@@ -39,7 +39,7 @@ _TARGETS = {8: "≥ 6", 32: "≥ 2.3"}
 def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
     """Images per second, use of the device, memory and parts of a step, for each size of batch."""
     sizes = config.bench
-    current = config.tasks.number_per_task
+    current = config.task_classes
     images = -(-max(sizes.batches) * world.world_size // current)  # of each current class
     with open_stage(config, world, seen=sizes.seen, images=images) as stage:
         if not any(parameter.requires_grad for parameter in stage.method.parameters()):

@@ -15,6 +15,7 @@ from pipeline.bench.__main__ import BENCHMARKS, main, parse_arguments
 from pipeline.bench.settings import load_bench_config
 from pipeline.bench.stage import open_stage
 from pipeline.distributed.world import read_world
+from pipeline.errors import ConfigError
 from tests.tiny import JOINT_WIDTH
 
 TINY = [
@@ -118,6 +119,12 @@ def test_start_is_measured_from_the_command_on(tiny_arch, tmp_path):
     for launcher, parts in launch.PARTS_OF.items():
         spent = sum(found[f"{launcher}: {part}"]["value"] for part in parts)
         assert spent == pytest.approx(found[f"{launcher}: command to first step"]["value"])
+
+
+def test_benchmark_needs_a_number_of_classes():
+    config = load_bench_config("step", None, ["tasks.classes_per_task=all"])
+    with pytest.raises(ConfigError, match="'all'; a benchmark needs a number"):
+        config.task_classes
 
 
 def test_benchmarks_and_settings_come_in_any_order():
