@@ -96,7 +96,7 @@ def busy(stage: Stage) -> Iterator[Figure]:
 def loss_difference(stage: Stage) -> Figure:
     """The loss of a few images, here and on the CPU in fp32."""
     run, cpu = stage.run, torch.device("cpu")
-    model, batch, losses = run.config.model, next(iter(stage.batches.train(stage.task, 0))), []
+    model, batch, losses = run.config.model, stage.first_pixels(), []
     label_B = stage.batches.classes(batch.label_B)[:_COMPARED]
     for clip in (
         stage.method.clip,

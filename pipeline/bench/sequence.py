@@ -19,8 +19,9 @@ from pipeline.data.index import Selection
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World, process_group
 from pipeline.methods import find_method, parse_options
+from pipeline.training.activations import FILE_IMAGES
 from pipeline.training.checked_run import Run, check_run
-from pipeline.training.features import pixels_of
+from pipeline.training.features import in_equal_parts, part_images, pixels_of
 from pipeline.training.run import open_trainer
 
 _ONCE = BenchSizes(repeats=1, warmup=0)
@@ -67,10 +68,11 @@ def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
 
 @torch.no_grad()
 def encode_once(stage: Stage) -> None:
-    """Read, decode and encode each image of the run once."""
+    """Read, decode and encode each image of the run once, in batches and parts as a run does."""
+    clip, transform = stage.method.clip, stage.batches.eval_transform
     for selection in _selections(stage.run):
-        for batch in stage.batches.all_of(selection, stage.batches.eval_transform):
-            stage.method.clip.encode_image(pixels_of(batch))
+        for batch in stage.batches.all_of(selection, transform, batch_size=FILE_IMAGES):
+            in_equal_parts(pixels_of(batch), clip.encode_image, part_images(clip.device))
 
 
 def _selections(run: Run) -> list[Selection]:

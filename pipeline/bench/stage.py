@@ -17,6 +17,7 @@ from pipeline.bench.drawn import write_drawn
 from pipeline.bench.settings import DRAWN, BenchConfig
 from pipeline.bench.timing import NotMeasured, time_once
 from pipeline.config import Config
+from pipeline.data.batch import Batch
 from pipeline.data.stream import ShardSource
 from pipeline.distributed.collectives import on_main
 from pipeline.distributed.preemption import StopRequest
@@ -33,7 +34,7 @@ from pipeline.training.encoder import Encoder
 from pipeline.training.features import FrozenStore
 from pipeline.training.inputs import StepInputs
 from pipeline.training.micro_batch import CPU_MICRO_BATCH
-from pipeline.training.run import open_source
+from pipeline.training.run import open_batches, open_source
 from pipeline.training.task_data import TaskData
 
 _DRAWN_SIDE = 8 / 7  # of a drawn image, in sides of the tower's input: 256 pixels for 224
@@ -85,6 +86,12 @@ class Stage:
         plan = TaskData(config, self.run.index, self.run.tasks, training_images=shown)
         run = replace(self.run, config=config, data=plan)
         return replace(self, run=run, batches=_batches(run, self.world, self.source, self.method))
+
+    def first_pixels(self) -> Batch:
+        """The first batch of the task as pixels, also if the method starts from tokens."""
+        run, size, stop = self.run, self.method.clip.image_size, StopRequest()
+        batches = TaskBatches(run, self.world, self.source, image_size=size, stop=stop)
+        return next(iter(batches.train(self.task, 0)))
 
 
 @contextmanager
@@ -157,8 +164,7 @@ def opened(run: Run, clip: FrozenClip, world: World) -> Iterator[Stage]:
 
 
 def _batches(run: Run, world: World, source: ShardSource, method: Method) -> TaskBatches:
-    size = method.clip.image_size
-    return TaskBatches(run, world, source, image_size=size, stop=StopRequest())
+    return open_batches(run, world, source, method, StopRequest())
 
 
 def begin_tasks(method: Method, tasks: Sequence[Task], *, seed: int, seen: int) -> float:

@@ -1,7 +1,8 @@
 """A training step of the configured method, beside the straightforward one.
 
-The batch of both is the same and lies in memory. The parts of a step are measured in a pass of
-their own, on the stream of the run, with the device synchronised around each part.
+The images of both are the same and lie in memory: on our side as the tokens in front of the first
+prompted block, which a run keeps, on the other side as pixels. The parts of a step are measured in
+a pass of their own, on the stream of the run, with the device synchronised around each part.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, product: MatrixProduct) -> I
         if isinstance(stage.method, Finetune) and world.world_size == 1:
             optim, queries = config.optim, sizes.reference_queries
             reference = ReferenceStep(stage.method, stage.tasks, optim, encodes_queries=queries)
-            pixels = pixels_of(next(iter(stage.batches.train(stage.task, 0))))
+            pixels = pixels_of(stage.first_pixels())
             works["reference"] = lambda: reference.step(pixels, *arguments[1:])
         timings = time_alternately(works, sizes, world.device)
         ours = timings["ours"]

@@ -42,7 +42,8 @@ def figures(content: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def test_step_is_measured_beside_the_straightforward_one(tiny_arch, tmp_path, capsys):
-    content = bench(tiny_arch, tmp_path, "step")
+    option = "method.options.tppt_vt.visual_prompts.first_layer=1"  # the other side needs pixels
+    content = bench(tiny_arch, tmp_path, "step", option)
     assert content["schema"] == 1
     assert content["benchmarks"]["step"]["settings"]["bench"]["seen"] == 6
     machine = content["machine"]
