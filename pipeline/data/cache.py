@@ -19,7 +19,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -79,25 +79,37 @@ class SegmentCache:
             os.close(file)
 
     def fetch(self, shard: RemoteShard, segments: Sequence[Segment], *, wait: bool = True) -> int:
-        """Bring ``segments`` into the cache and mark them as used; the bytes downloaded here.
+        """Bring ``segments`` of one shard into the cache, as :meth:`fetch_all`."""
+        return self.fetch_all({shard: segments}, wait=wait)
 
-        If another process is downloading a segment, wait for it, unless ``wait`` is false.
+    def fetch_all(
+        self, wanted: Mapping[RemoteShard, Sequence[Segment]], *, wait: bool = True
+    ) -> int:
+        """Bring segments into the cache and mark them as used; the bytes downloaded here.
+
+        Requests run in parallel. If another process is downloading a segment, wait for it, unless
+        ``wait`` is false.
 
         Raises:
             StorageError: a segment cannot be fetched, or the cache has no space for it.
             DataError: the bytes at the URL do not match the index.
         """
-        missing = [s for s in segments if not self.folder.touch(_name(shard, s))]
-        if not missing:
-            return 0
+        missing = {
+            shard: [s for s in segments if not self.folder.touch(_name(shard, s))]
+            for shard, segments in wanted.items()
+        }
         # Every thread gets a part, and one request must not fill a small cache.
-        span_bytes = max(_SMALL_SPAN_BYTES, _bytes(missing) // _THREADS)
+        span_bytes = max(_SMALL_SPAN_BYTES, sum(map(_bytes, missing.values())) // _THREADS)
         span_bytes = min(SPAN_BYTES, span_bytes, self.folder.limit_bytes // 4)
-        spans = plan_spans(shard.segments, missing, span_bytes=span_bytes)
-        if len(spans) == 1:
-            return self._fetch_span(shard, spans[0], missing, wait)
+        calls = [
+            (shard, span, segments, wait)
+            for shard, segments in missing.items()
+            for span in plan_spans(shard.segments, segments, span_bytes=span_bytes)
+        ]
+        if len(calls) <= 1:
+            return sum(self._fetch_span(*call) for call in calls)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch") as threads:
-            jobs = [threads.submit(self._fetch_span, shard, s, missing, wait) for s in spans]
+            jobs = [threads.submit(self._fetch_span, *call) for call in calls]
             return sum(job.result() for job in jobs)
 
     def holds(self, shard: RemoteShard, segment: Segment) -> bool:

@@ -6,7 +6,9 @@ The mechanics below ``pipeline.data.cache``; this module knows nothing about the
   when complete. A ``.part`` whose lock is free was left by a killed writer, and counts as unused.
 - A file in use has a shared lock. Only files whose exclusive lock is free, and that were not used
   in the last ``idle_s`` seconds, are evicted, the longest unused first.
-- The folder is scanned before each reservation, since a crash could leave any stored total wrong.
+- The total of all files is stored in the file of the lock, and raised before a file is created: a
+  crash leaves it too high, never too low. The folder is scanned if the total reaches the limit or
+  is a minute old, so that a reservation costs the same in a cache of many files.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +27,9 @@ from pipeline.errors import StorageError
 POLL_S = 0.05
 _LOCK_POLL_S = 0.002
 _SHORTEST_LOCK_WAIT_S = 10.0
+_SCAN_S = 60.0  # the longest time between two scans
+_SPARE = 64  # a full folder evicts this part of its limit in addition, so that it scans rarely
+_TOTAL = struct.Struct("<qd")  # in the file of the lock: bytes of all files, time of the last scan
 
 _SUFFIX = ".segment"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -79,7 +85,7 @@ class BoundedFolder:
 
     def used_bytes(self) -> int:
         """Bytes of all files, including those being written."""
-        return sum(size for _, size, _ in self._entries())
+        return _total(self._entries())
 
     def holds(self, name: str) -> bool:
         """Whether a complete file of that name exists now."""
@@ -152,12 +158,10 @@ class BoundedFolder:
     def _try_to_reserve(
         self, sizes: Sequence[tuple[str, int]], needed: int
     ) -> tuple[ExitStack, list[int]] | None:
-        with ExitStack() as stack, self._alone():
-            entries = self._entries()
-            excess = sum(size for _, size, _ in entries) + needed - self.limit_bytes
-            if self._evict(entries, excess) < excess:
-                return None
+        with ExitStack() as stack, self._alone() as lock:
             try:
+                if not self._make_room(lock, needed):
+                    return None
                 files = [self._create(stack, name, size) for name, size in sizes]
             except OSError as error:
                 # others may have filled the disk: evict files of the cache, then try again
@@ -166,9 +170,25 @@ class BoundedFolder:
                 raise self._disk_error(f"{needed:,} more bytes", error) from error
             return stack.pop_all(), files
 
+    def _make_room(self, lock: int, needed: int) -> bool:
+        """Add ``needed`` to the total in the file ``lock``, if it stays within the limit."""
+        used, scanned = _read_total(lock)
+        if used + needed > self.limit_bytes or not 0 <= time.time() - scanned < _SCAN_S:
+            entries, scanned = self._entries(), time.time()
+            used = _total(entries)
+            if used + needed > self.limit_bytes:
+                spare = self.limit_bytes // _SPARE
+                used -= self._evict(entries, used + needed - self.limit_bytes + spare)
+        if used + needed > self.limit_bytes:
+            return False
+        os.pwrite(lock, _TOTAL.pack(used + needed, scanned), 0)
+        return True
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Iterator[int]:
         """Keep other processes from reserving; each holds it for moments only.
+
+        The value is a descriptor of the file of the lock.
 
         Raises:
             StorageError: another process holds it for longer than the limit of a wait.
@@ -180,7 +200,7 @@ class BoundedFolder:
             raise self._disk_error("1 more file", error) from error
         try:
             self._wait_for_lock(file)
-            yield
+            yield file
         finally:
             os.close(file)
 
@@ -203,7 +223,7 @@ class BoundedFolder:
                 )
             time.sleep(_LOCK_POLL_S)
 
-    def _evict(self, entries: Sequence[tuple[Path, int, float]], wanted: int) -> int:
+    def _evict(self, entries: Sequence[tuple[str, int, float]], wanted: int) -> int:
         """Remove unused files, longest unused first, until ``wanted`` bytes are free; bytes freed.
 
         A ``.part`` that nobody locks is unused at once.
@@ -212,8 +232,8 @@ class BoundedFolder:
         for path, size, last_use in sorted(entries, key=lambda entry: entry[2]):
             if freed >= wanted:
                 break
-            is_idle = not self._idle_s or last_use < latest or path.suffix == ".part"
-            if is_idle and _remove_unused(path):
+            is_idle = not self._idle_s or last_use < latest or path.endswith(".part")
+            if is_idle and _remove_unused(Path(path)):
                 freed += size
         return freed
 
@@ -234,7 +254,7 @@ class BoundedFolder:
         os.posix_fallocate(file, 0, size)
         return file
 
-    def _entries(self) -> list[tuple[Path, int, float]]:
+    def _entries(self) -> list[tuple[str, int, float]]:
         """(path, bytes, last use) of every file, including those being written."""
         found = []
         with os.scandir(self.path) as files:
@@ -245,12 +265,22 @@ class BoundedFolder:
                     status = file.stat()
                 except FileNotFoundError:  # evicted since the scan
                     continue
-                found.append((Path(file.path), status.st_size, status.st_mtime))
+                found.append((file.path, status.st_size, status.st_mtime))
         return found
 
     def file(self, name: str) -> Path:
         """The path of the file of that name."""
         return self.path / (name + _SUFFIX)
+
+
+def _total(entries: Sequence[tuple[str, int, float]]) -> int:
+    return sum(size for _, size, _ in entries)
+
+
+def _read_total(lock: int) -> tuple[int, float]:
+    """Bytes of all files and time of the last scan, as written by ``_make_room``; 0 without."""
+    data = os.pread(lock, _TOTAL.size, 0)
+    return _TOTAL.unpack(data) if len(data) == _TOTAL.size else (0, 0.0)
 
 
 def _remove_unused(path: Path) -> bool:

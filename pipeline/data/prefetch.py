@@ -1,8 +1,9 @@
-"""Fetches segments ahead of the loader, in the order of the plan, in one background thread.
+"""Fetches segments ahead of the loader, in the order of the plan, in background threads.
 
-The thread fills at most half of the cache ahead of the consumer, so it never evicts a segment that
-is about to be read. The ranks of a node follow nearly the same plan: each fetches the segments that
-no other rank is fetching.
+There are two, so that one receives bytes while the other checks and writes its own. They fill at
+most half of the cache ahead of the consumer, so they never evict a segment that is about to be
+read. The ranks of a node follow nearly the same plan: each fetches the segments that no other rank
+is fetching.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
 
+_THREADS = 2
 GROUP_BYTES = 64 << 20  # fetched together, so that neighbours in a shard share one request
 
 
@@ -38,41 +40,43 @@ class Prefetcher:
         self._ahead_bytes = cache.folder.limit_bytes // 2
         self._news = threading.Condition()
         self._needs: Sequence[Need] = ()
-        self._plan = 0  # number of the plan, so that the thread notices a new one within a group
+        self._plan = 0  # number of the plan, so that a thread notices a new one within a group
         self._next = 0  # the first need that was not fetched yet
         self._batch = 0  # the batch that the consumer has reached
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def follow(self, needs: Sequence[Need]) -> None:
         """Start to fetch ``needs``, which are in the order of their batches."""
         with self._news:
             self._needs, self._next, self._batch = needs, 0, 0
             self._plan += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-                self._thread.start()
-            self._news.notify()
+            while len(self._threads) < _THREADS:
+                thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            self._news.notify_all()
 
     def advance(self, batch: int) -> None:
         """Note that the consumer has reached ``batch``."""
         with self._news:
             self._batch = batch
-            self._news.notify()
+            self._news.notify_all()
 
     def close(self) -> None:
-        """End the thread after its present download."""
+        """End the threads after their present downloads."""
         with self._news:
             self._closed = True
-            self._news.notify()
+            self._news.notify_all()
 
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
             plan, needs = group
+            wanted: dict[RemoteShard, list[Segment]] = {}
+            for need in needs:
+                wanted.setdefault(need.shard, []).append(need.segment)
             try:
-                for shard in dict.fromkeys(need.shard for need in needs):
-                    segments = [need.segment for need in needs if need.shard == shard]
-                    self._cache.fetch(shard, segments, wait=False)
+                self._cache.fetch_all(wanted, wait=False)
             except PipelineError as error:
                 # The loader will get the same error when it needs the segment, and report it.
                 log.warning("fetching ahead stopped: %s", error)

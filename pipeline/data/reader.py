@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -64,8 +64,12 @@ class ShardReader:
             StorageError: a shard cannot be read.
         """
         records: list[bytes] = [b""] * len(samples)
-        for number, rows in _grouped(samples.shard_S):
+        by_shard = [*_grouped(samples.shard_S)]
+        for number, _ in by_shard:
             self.refuse_closed(number)
+        if self._cache is not None:
+            self._cache.fetch_all(self._remote_segments(samples, by_shard))
+        for number, rows in by_shard:
             for row, record in self._read_shard(self.shards[number], samples, rows):
                 if zlib.crc32(record) != samples.crc32_S[row]:
                     raise DataError(
@@ -99,6 +103,19 @@ class ShardReader:
         """The place of shard number ``shard``, for a message."""
         return storage.redact(self.shards[shard].url)
 
+    def _remote_segments(
+        self, samples: Samples, by_shard: Sequence[tuple[int, np.ndarray]]
+    ) -> dict[RemoteShard, list[Segment]]:
+        """The segments of samples in remote shards; ``by_shard`` are their rows in each shard."""
+        return {
+            self.shards[number]: [
+                self.shards[number].segments[segment]
+                for segment in np.unique(samples.segment_S[rows]).tolist()
+            ]
+            for number, rows in by_shard
+            if not storage.is_local(self.shards[number].url)
+        }
+
     def _read_shard(
         self, shard: RemoteShard, samples: Samples, rows: np.ndarray
     ) -> Iterator[tuple[int, bytes]]:
@@ -109,13 +126,9 @@ class ShardReader:
                 start = int(samples.offset_S[row])
                 yield row, storage.read_range(shard.url, start, start + int(samples.size_S[row]))
         else:
-            by_segment = [
-                (shard.segments[number], rows[members])
-                for number, members in _grouped(samples.segment_S[rows])
-            ]
-            self._cache.fetch(shard, [segment for segment, _ in by_segment])
-            for segment, members in by_segment:
-                records = _read_cached(self._cache, (shard, segment), samples, members)
+            for number, places in _grouped(samples.segment_S[rows]):
+                segment_of, members = (shard, shard.segments[number]), rows[places]
+                records = _read_cached(self._cache, segment_of, samples, members)
                 yield from zip(members, records, strict=True)
 
 

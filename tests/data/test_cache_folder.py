@@ -150,3 +150,39 @@ def test_lock_that_another_process_never_releases_is_named(tmp_path, monkeypatch
         with pytest.raises(StorageError, match=r"room\.lock: another process .*data\.cache\.dead"):
             add(folder, ("a", 10))
     add(folder, ("a", 10))
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(16), b"\xff" * 16, b"y" * 99])
+def test_damaged_total_does_not_break_the_limit(tmp_path, content):
+    folder = build(tmp_path)
+    add(folder, ("a", 600), ("b", 300))
+    age(folder, ["a", "b"])
+    (tmp_path / "room.lock").write_bytes(content)
+    add(folder, ("c", 200))
+    assert [folder.holds(name) for name in "abc"] == [False, True, True]
+
+
+def test_room_of_files_that_are_gone_is_used_again(tmp_path):
+    """must not refuse, and must evict no file, though the stored total is too high"""
+    folder = build(tmp_path)
+    with pytest.raises(ZeroDivisionError), folder.reserved([("a", 700)]):
+        raise ZeroDivisionError
+    add(folder, ("b", 600))
+    folder.remove("b")
+    add(folder, ("c", 300), ("d", 700))
+    assert folder.holds("c") and folder.holds("d")
+
+
+def test_folder_is_not_scanned_for_each_reservation(tmp_path, monkeypatch):
+    scans = []
+    scan = BoundedFolder._entries
+    monkeypatch.setattr(
+        BoundedFolder, "_entries", lambda self: scans.append(self.path) or scan(self)
+    )
+    folders = [build(tmp_path), build(tmp_path)]
+    scans.clear()
+    for number in range(9):
+        add(folders[number % 2], (str(number), 100))
+    assert len(scans) == 1
+    add(folders[0], ("9", 200))
+    assert len(scans) == 2 and folders[1].used_bytes() <= 1000
