@@ -152,8 +152,9 @@ class EvaluationConfig(Section):
     split: Literal["test", "validation"] = "test"  # validation: of data.validation_fraction
     exclude_tasks: int = Field(0, ge=0)  # first tasks, used for tuning: in no summary figure
     predictions: bool = True  # write predictions.jsonl: each image's best classes, after each task
-    # The possible answers: all classes seen so far, or those of the image's own task.
-    label_space: Literal["seen", "task"] = "seen"
+    # The possible answers: all classes seen so far; task: those of the image's own task; all: those
+    # of all tasks, also of tasks that are not learned yet.
+    label_space: Literal["seen", "task", "all"] = "seen"
     # Also test the tasks that are not learned yet, by the names of their classes.
     future_tasks: bool = False
     # Folders or URLs of data sets that are never learned: zero-shot accuracy on their test images
@@ -162,10 +163,10 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> EvaluationConfig:
-        if self.future_tasks and self.label_space != "task":
+        if self.future_tasks and self.label_space == "seen":
             raise ValueError(
                 "future_tasks is true and label_space is 'seen'; classes of future tasks are not "
-                "seen; set evaluation.label_space=task"
+                "seen; set evaluation.label_space=task or all"
             )
         if len({*self.held_out}) < len(self.held_out):
             raise ValueError(f"held_out names one data set twice, found {self.held_out}")

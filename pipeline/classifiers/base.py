@@ -76,6 +76,8 @@ class Classifier(nn.Module):
     Options: ClassVar[type[Section]] = Section
     # Whether a task may have further images of known classes, see ``task.known``.
     takes_known_classes: ClassVar[bool] = False
+    # Whether ``logits`` are the cosines with ``anchor_CE`` times the scale of CLIP.
+    logits_are_cosines: ClassVar[bool] = False
     # Factor of the scores in the softmax of ``probabilities``; 1 for scores that are logits.
     probability_scale: float = 1.0
 

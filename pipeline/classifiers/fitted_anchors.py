@@ -43,6 +43,7 @@ class FittedAnchors(Classifier):
 
     Options = FittedAnchorsOptions
     takes_known_classes = True
+    logits_are_cosines = True
 
     def __init__(self, context: ClassifierContext, options: FittedAnchorsOptions) -> None:
         super().__init__(context, options)

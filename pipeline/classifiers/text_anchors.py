@@ -24,6 +24,7 @@ class TextAnchors(Classifier):
 
     Options = TextAnchorsOptions
     takes_known_classes = True
+    logits_are_cosines = True
 
     def __init__(self, context: ClassifierContext, options: TextAnchorsOptions) -> None:
         super().__init__(context, options)

@@ -85,8 +85,9 @@ class Retention(_Record):
     index: str  # folder or URL
     sha256: str  # of its index.json
     classes: int
-    images: int  # in its test split
+    images: int  # that were tested
     accuracy: list[float | None]  # before the first task, then after each; None: not tested
+    skipped_samples: list[SkippedSample] = []  # of this set
 
 
 class TransferFigures(_Record):

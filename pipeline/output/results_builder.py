@@ -109,17 +109,28 @@ class ResultsBuilder:
         self.future = dict(state.get("future", ()))
 
     def add_retention(
-        self, *, index: str, sha256: str, classes: int, images: int, n_learned: int, accuracy: float
+        self,
+        *,
+        index: str,
+        sha256: str,
+        classes: int,
+        images: int,
+        n_learned: int,
+        accuracy: float,
+        skipped: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Add the accuracy on a held-out set after ``n_learned`` tasks.
 
-        Stages that were not tested have None: the run was started without this set.
+        Stages that were not tested have None: the run was started without this set. ``skipped``
+        are the samples of the set that could not be used.
         """
         named = {"index": index, "sha256": sha256, "classes": classes, "images": images}
         entry = next((each for each in self.retention if each["sha256"] == sha256), None)
         if entry is None:
             entry = {**named, "accuracy": []}
             self.retention.append(entry)
+        known = entry.get("skipped_samples", [])
+        entry["skipped_samples"] = [*known, *(dict(each) for each in skipped if each not in known)]
         untested = [None] * (n_learned - len(entry["accuracy"]))
         entry["accuracy"] = [*entry["accuracy"][:n_learned], *untested, accuracy]
 

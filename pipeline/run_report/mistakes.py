@@ -67,8 +67,11 @@ def task_confusion(
 ) -> list[list[float | None]]:
     """``[k][j]``: the fraction of images of task k's classes that is classified as one of task j.
 
-    None where a task has no image. Its diagonal is the accuracy of recognising the task alone.
+    None where a task has no image. Its diagonal is the accuracy of recognising the task alone. With
+    ``label_space=all`` the class may be of a task after the first ``n_tasks``, which is then added.
     """
+    predicted = (task_of_class[each.top[0][0]] for each in predictions)
+    n_tasks = max(n_tasks, 1 + max(predicted, default=0))
     counts = [[0] * n_tasks for _ in range(n_tasks)]
     for each in predictions:
         counts[task_of_class[each.label]][task_of_class[each.top[0][0]]] += 1

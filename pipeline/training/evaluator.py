@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from pipeline.output.results_builder import Stage
 from pipeline.tasks import Task
 from pipeline.training.anchor_cosines import AnchorChange, compare_anchors, frozen_anchors
 from pipeline.training.encoder import Encoder
+from pipeline.training.label_space import SeenClasses
 from pipeline.training.predictions import TopClasses
 from pipeline.training.scoring import (
     TaskScore,
@@ -83,7 +83,7 @@ class Evaluator:
     """Tests tasks, each image once over all ranks, and remembers where class means were.
 
     With ``keeps_predictions`` a test also gives the prediction of each image. ``label_space`` are
-    the possible answers: all classes seen so far, or those of the task of the image.
+    the possible answers, by default all classes seen so far.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Evaluator:
         encoder: Encoder,
         *,
         keeps_predictions: bool = False,
-        label_space: Literal["seen", "task"] = "seen",
+        label_space: SeenClasses | None = None,
     ) -> None:
         self._method = method
         self._keeps_predictions = keeps_predictions
-        self._label_space = label_space
+        self._label_space = label_space or SeenClasses(method)
         self._data = data
         self._encoder = encoder
         # Mean embedding of each class when its task was learned: per task, C×E.
@@ -123,19 +123,14 @@ class Evaluator:
     def _top_classes(self, task: Task, n_classes: int) -> TopClasses | None:
         if not self._keeps_predictions:
             return None
-        possible = self._possible(task)
-        n_possible = n_classes if possible is None else len(possible)
+        n_possible = self._label_space.size(task, n_classes)
         return TopClasses(self._data.test(task), n_possible, self._method.clip.device)
-
-    def _possible(self, task: Task) -> Sequence[int] | None:
-        """The classes that an image of ``task`` may get; None: all seen so far."""
-        return task.classes if self._label_space == "task" else None
 
     def score(self, task: Task, top: TopClasses | None = None) -> TaskScore:
         """How the images of ``task`` are classified; every rank asks."""
         selection = self._data.test(task)
-        images, possible = self._encoder.share(selection), self._possible(task)
-        score = score_task(self._method, images, classes=task.classes, possible=possible, top=top)
+        images, space = self._encoder.share(selection), self._label_space
+        score = score_task(self._method, images, task=task, label_space=space, top=top)
         expected = len(selection) - self._encoder.n_unusable(selection)
         assert score.images == expected, (
             f"task {task.index + 1}: {score.images} images were tested instead of {expected}"

@@ -5,6 +5,9 @@ them. An image is embedded by the method as it is now, and gets the class whose 
 nearest. The anchors are those of the frozen text tower, of the templates of the run: a learned text
 context belongs to the classes that it was learned with. Before the first task the image tower is
 frozen too, so that this stage is plain CLIP.
+
+With ``evaluation.label_space=all`` an image of a future task also competes with the learned
+classes, see :class:`pipeline.training.label_space.AllClasses`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.config import MethodConfig
+from pipeline.data.stream import SkippedSample
 from pipeline.distributed.world import World
 from pipeline.methods import build_method
 from pipeline.methods.base import Method, MethodContext
@@ -23,13 +27,14 @@ from pipeline.training.checked_run import Run
 from pipeline.training.encoder import Encoder
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.features import FrozenStore
+from pipeline.training.label_space import SeenClasses, TaskClasses
 from pipeline.training.scoring import TaskScore
 
 
 class ZeroShotTest:
     """Tests tasks of ``run`` by the names of their classes alone, with the images of ``method``.
 
-    An image gets one of the classes of its own task.
+    An image gets one of the classes of ``run``; with ``label_space=task``, of its own task.
     """
 
     def __init__(self, run: Run, world: World, method: Method, batches: TaskBatches) -> None:
@@ -37,10 +42,12 @@ class ZeroShotTest:
         self._world = world
         self._batches = batches
         self._first_layer = method.inputs.first_layer
+        is_by_task = run.config.evaluation.label_space == "task"
         context = MethodContext.of(run.config, method.clip)
         self._zero_shot = build_method(MethodConfig(name="zeroshot"), context).eval()
         for task in run.tasks:
             self._zero_shot.restore_task(task, {})
+        self._label_space = (TaskClasses if is_by_task else SeenClasses)(self._zero_shot)
         self._adapted = self._evaluator(method)
 
     def scores(self, tasks: Sequence[Task], *, is_adapted: bool) -> list[TaskScore]:
@@ -55,7 +62,12 @@ class ZeroShotTest:
         data, clip = self.run.config.data, embedding.clip
         store = FrozenStore(clip, self._world, data.feature_cache, first_layer=self._first_layer)
         encoder = Encoder(embedding, self._world, self._batches, store, batch=data.eval_batch)
-        return encoder, Evaluator(self._zero_shot, self.run.data, encoder, label_space="task")
+        space = self._label_space
+        return encoder, Evaluator(self._zero_shot, self.run.data, encoder, label_space=space)
+
+    def skipped_samples(self) -> list[SkippedSample]:
+        """The images that could not be used so far, over all ranks; every rank asks."""
+        return list(self._batches.skipped_samples().values())
 
 
 class Retention:
@@ -67,8 +79,11 @@ class Retention:
         self._held_out = held_out
         self._future = future
 
-    def test(self, results: ResultsBuilder, *, n_learned: int) -> None:
-        """Add the accuracies after so many tasks to ``results``; every rank asks."""
+    def test(self, results: ResultsBuilder, learned: Evaluator, *, n_learned: int) -> None:
+        """Add the accuracies after so many tasks to ``results``; every rank asks.
+
+        ``learned`` tests by the method as it is now.
+        """
         is_adapted = n_learned > 0
         for test in self._held_out:
             (task,), index = test.run.tasks, test.run.index
@@ -80,8 +95,13 @@ class Retention:
                 images=score.images,
                 n_learned=n_learned,
                 accuracy=score.accuracy,
+                skipped=[vars(sample) for sample in test.skipped_samples()],
             )
         if self._future:
-            future = self._future.run.tasks[n_learned:]
-            scores = self._future.scores(future, is_adapted=is_adapted)
+            run = self._future.run
+            future = run.tasks[n_learned:]
+            if is_adapted and run.config.evaluation.label_space == "all":
+                scores = list(map(learned.score, future))
+            else:
+                scores = self._future.scores(future, is_adapted=is_adapted)
             results.add_future(n_learned, [score.accuracy for score in scores])

@@ -5,7 +5,7 @@ Axes: B images · C classes seen so far · E joint width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from pipeline.distributed.collectives import raise_on_all_ranks, sum_over_ranks
 from pipeline.methods.base import Method
 from pipeline.model.class_rows import positions
+from pipeline.tasks import Task
 from pipeline.training.encoder import EncodedBatch
+from pipeline.training.label_space import SeenClasses
 from pipeline.training.predictions import TopClasses
 
 
@@ -48,27 +50,28 @@ def score_task(
     method: Method,
     encoded: Iterable[EncodedBatch],
     *,
-    classes: Sequence[int],
-    possible: Sequence[int] | None = None,
+    task: Task,
+    label_space: SeenClasses | None = None,
     top: TopClasses | None = None,
 ) -> TaskScore:
-    """The score of one task from this rank's encoded images; ``top`` gets their best classes.
+    """The score of ``task`` from this rank's encoded images; ``top`` gets their best classes.
 
-    The highest logit over the ``possible`` classes wins, by default over all seen so far; labels
-    are class numbers. The task has images of ``classes``, which ascend.
+    The highest logit over the classes of ``label_space`` wins, by default over all seen so far;
+    labels are class numbers.
     """
+    space, classes = label_space or SeenClasses(method), task.classes
     width, device = method.embedding_width, method.clip.device
     # Per class of the task: correct images, images, sum of the embeddings.
     total_CX = torch.zeros(len(classes), 2 + width, dtype=torch.float64, device=device)
     with raise_on_all_ranks():
         for embedded, label_B, sample_B in encoded:
-            logits_BC = _among(possible, method.logits(embedded))
-            right_B = logits_BC.argmax(dim=1) == label_B
+            scores = space.scores(embedded, task)
+            right_B = scores.logits_BX.argmax(dim=1) == label_B
             columns = right_B[:, None], torch.ones_like(right_B)[:, None], embedded.embedding_BE
             value_BX = torch.cat([column.double() for column in columns], dim=1)
             total_CX.index_add_(0, positions(classes, label_B), value_BX)
             if top is not None:
-                top.add(sample_B, logits_BC, method.classifier.probabilities(logits_BC))
+                top.add(sample_B, *scores)
     total_CX = sum_over_ranks(total_CX)
     if top is not None:
         top.gather()
@@ -80,15 +83,6 @@ def score_task(
         embedding_sum_E=sum_CE.sum(dim=0).float(),
         class_mean_CE=(sum_CE / count_C.clamp(min=1)[:, None]).float(),
     )
-
-
-def _among(possible: Sequence[int] | None, logits_BC: Tensor) -> Tensor:
-    """The logits, at minus infinity for classes that are not possible."""
-    if possible is None:
-        return logits_BC
-    is_out_C = torch.ones(logits_BC.shape[1], dtype=torch.bool, device=logits_BC.device)
-    is_out_C[list(possible)] = False
-    return logits_BC.masked_fill(is_out_C, -torch.inf)
 
 
 def anchor_cosine(anchor_CE: Tensor) -> float:

@@ -35,6 +35,7 @@ from pipeline.training.evaluator import Evaluator
 from pipeline.training.features import FrozenStore
 from pipeline.training.followers import Followers
 from pipeline.training.inputs import StepInputs
+from pipeline.training.label_space import open_label_space
 from pipeline.training.progress import Display, StepClock, StepReport
 from pipeline.training.retention import Retention
 from pipeline.training.task_progress import InterruptedTask, TaskProgress
@@ -88,7 +89,7 @@ class Trainer:
             run.data,
             self._encoder,
             keeps_predictions=config.evaluation.predictions,
-            label_space=config.evaluation.label_space,
+            label_space=open_label_space(run, method),
         )
         self._followers = Followers(config, world)
         self._loss_guard = LossGuard(config.optim, results)
@@ -132,7 +133,7 @@ class Trainer:
     def _restore(self) -> tuple[TaskProgress, InterruptedTask]:
         """Continue where the snapshot was taken, if there is one."""
         if self._recovered is None:
-            self._retention.test(self._results, n_learned=0)
+            self._retention.test(self._results, self._evaluator, n_learned=0)
             return TaskProgress(), InterruptedTask()
         snapshot, state = self._recovered.snapshot, self._recovered.snapshot.state
         restore_method(self._method, self._tasks, self._recovered.learned, seed=self._config.seed)
@@ -244,7 +245,7 @@ class Trainer:
         train_seconds, started = progress.seconds, time.perf_counter()
         tested = self._evaluator.test(self._tasks[: task.index + 1])
         test_seconds = time.perf_counter() - started
-        self._retention.test(self._results, n_learned=task.index + 1)
+        self._retention.test(self._results, self._evaluator, n_learned=task.index + 1)
         self._results.add(
             tested.stage(
                 n_trainable=changes.n_trainable,

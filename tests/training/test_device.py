@@ -92,7 +92,7 @@ def test_test_of_a_task_has_its_operands_on_the_gpu(fake_clip: FakeClip, reading
     encoded = [
         EncodedBatch(method.encode(image_BCHW, features), label_B, torch.arange(len(label_B)))
     ]
-    score = score_task(method, encoded, classes=range(FIRST.first, FIRST.last))
+    score = score_task(method, encoded, task=FIRST)
     assert score.class_mean_CE.device == score.embedding_sum_E.device == GPU
 
 

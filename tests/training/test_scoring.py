@@ -53,7 +53,7 @@ def score_rows(clip: FrozenClip, sizes: list[int], first_row: int) -> TaskScore:
         EncodedBatch(Embedded(image_BE), label_B, sample_B)
         for image_BE, label_B, sample_B in zip(*(c.split(sizes) for c in columns), strict=True)
     ]
-    return score_task(after_two_tasks(clip), batches, classes=range(SECOND.first, SECOND.last))
+    return score_task(after_two_tasks(clip), batches, task=SECOND)
 
 
 def test_score_is_the_count_by_hand(alone, tiny_clip):
