@@ -12,9 +12,10 @@ The same files give the same bytes. Every figure is one of ``results.json``, ``m
 ``comparison``   the page of several runs, whose rows the command has grouped
 ``run``          the files of a run as values
 ``mistakes``     confusions, confident mistakes and calibration from predictions
-``test_images``  small images of tested samples from the shards
+``thumbnails``   small images of tested samples from the shards
 ``heat_map``     a matrix as a table with shades, and as an overview if it is large
-``curves``       the charts of a run
+``curves``       the charts of a run; ``bars`` those with bars
+``anchors``      charts and tables of anchors and features
 ``templates/``   the two pages
 ===============  ====================================================================
 """

@@ -25,7 +25,6 @@ from pipeline.run_report.run import LoggedStep, ReportedRun
 N_SHADES = 5  # CSS classes shade0 to shade4 of tasks, the latest is shade4
 N_KINDS = 8  # CSS classes line0 to line7 of lines without an order
 _BESIDE = (420.0, 290.0)  # pixels inside the axes of a chart beside a table
-_SMALL = (290.0, 170.0)  # pixels inside the axes of charts that stand side by side
 _WIDE = (920.0, 250.0)
 _BARS = (560.0, 170.0)
 _MOST_POINTS = 1200  # of a line over steps; more logged steps are averaged
@@ -42,11 +41,11 @@ def stage_curves(run: ReportedRun) -> Drawing:
         lines = {"accuracy": stages.micro, "forgetting": run.forgetting}
     series = [
         Series(Item(f"stage-{name}", f"{name} after each task", f"line{number}", name=name), [
-            _points(values, 100)
+            stage_points(values, 100)
         ])
         for number, (name, values) in enumerate(lines.items())
     ]  # fmt: skip
-    return _over_tasks(
+    return over_tasks(
         series,
         run.results.n_learned,
         "per cent",
@@ -65,29 +64,8 @@ def task_curves(run: ReportedRun) -> Drawing:
         label = f"task {task + 1}: {_percent(values[task])} % when learned, {_percent(last)} % now"
         name = f"task {task + 1}" if n_learned <= _MOST_NAMED else ""
         item = Item(f"task-{task + 1}", label, f"shade{shade}", name=name)
-        series.append(Series(item, [_points(values, 100)]))
-    return _over_tasks(series, n_learned, "accuracy (%)", title="Accuracy on each task")
-
-
-def diagnostic_curves(run: ReportedRun) -> list[Drawing]:
-    """Anchors and features after each task: a chart for each measurement that the run has."""
-    stages = run.results.diagnostics
-    measured = {
-        "mean cosine between anchors": [stage.anchor_cosine for stage in stages],
-        "modality gap": [stage.modality_gap for stage in stages],
-        "drift of old classes": [stage.feature_drift for stage in stages],
-    }
-    return [
-        _over_tasks(
-            [Series(Item(f"diagnostic-{number}", name, f"line{number}"), [_points(values)])],
-            len(stages),
-            name,
-            title=f"{name[0].upper()}{name[1:]} after each task",
-            size=_SMALL,
-        )
-        for number, (name, values) in enumerate(measured.items())
-        if any(value is not None for value in values)
-    ]
+        series.append(Series(item, [stage_points(values, 100)]))
+    return over_tasks(series, n_learned, "accuracy (%)", title="Accuracy on each task")
 
 
 def loss_curves(run: ReportedRun) -> Drawing | None:
@@ -187,7 +165,7 @@ def certainty_chart(bins: Sequence[CertaintyBin]) -> Drawing:
     )
 
 
-def _over_tasks(
+def over_tasks(
     series: Sequence[Series],
     n_tasks: int,
     y_title: str,
@@ -195,6 +173,7 @@ def _over_tasks(
     title: str,
     size: tuple[float, float] = _BESIDE,
 ) -> Drawing:
+    """Lines over the tasks; a table of the page has the same values."""
     values = [y for each in series for line in each.lines for _, y in line]
     return line_chart(
         series,
@@ -206,7 +185,8 @@ def _over_tasks(
     )
 
 
-def _points(values: Sequence[float | None], factor: float = 1.0) -> list[tuple[int, float]]:
+def stage_points(values: Sequence[float | None], factor: float = 1.0) -> list[tuple[int, float]]:
+    """The number of learned tasks and the value, times ``factor``, of each stage that has one."""
     return [
         (stage, factor * value) for stage, value in enumerate(values, start=1) if value is not None
     ]

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.errors import DataError
 from pipeline.output.predictions import Prediction
 from pipeline.pages.page import render_page
-from pipeline.run_report import curves, mistakes, parts
+from pipeline.run_report import anchors, curves, mistakes, parts
 from pipeline.run_report.comparison import ComparedTable, render_comparison
 from pipeline.run_report.heat_map import build_heat_map
 from pipeline.run_report.run import ReportedRun, read_run
@@ -77,8 +77,10 @@ def render_run(run: ReportedRun) -> str:
         most_classes=MOST_CLASSES,
         predictions=_shown_predictions(run),
         no_predictions=run.no_predictions,
-        diagnostics=parts.diagnostic_table(run),
-        diagnostic_charts=curves.diagnostic_curves(run),
+        anchors=anchors.anchor_table(run),
+        anchor_charts=[*anchors.anchor_curves(run), anchors.cosine_histogram(run)],
+        closest_anchors=anchors.closest_anchors(run),
+        missing_anchors=anchors.missing_anchors(run),
         loss_chart=curves.loss_curves(run),
         time_chart=curves.time_chart(run),
         times=parts.time_table(run),

@@ -130,20 +130,6 @@ def class_table(run: ReportedRun) -> Table | None:
     return [cells for _, _, cells in sorted(rows)]
 
 
-def diagnostic_table(run: ReportedRun) -> Table:
-    """A row per learned task: cosine between anchors, modality gap, drift."""
-    return [
-        [
-            str(stage.task + 1),
-            *(
-                NOT_KNOWN if value is None else f"{value:.3f}"
-                for value in (stage.anchor_cosine, stage.modality_gap, stage.feature_drift)
-            ),
-        ]
-        for stage in run.results.diagnostics
-    ]
-
-
 def time_table(run: ReportedRun) -> Table:
     """A row per learned task: seconds of training and test, images per second, waiting, size."""
     table = []

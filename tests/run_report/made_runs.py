@@ -76,9 +76,14 @@ def build_results(
                 {
                     "task": t, "anchor_cosine": 0.2 + t / 99, "modality_gap": 0.5,
                     "feature_drift": 0.1 if t else None, "train_seconds": 3.5, "test_seconds": 1.25,
+                    "frozen_anchor_cosine": 0.7 - t / 999, "cosine_to_frozen": 0.9 - t / 999,
                 }
                 for t in range(n_tasks)
             ],
+            "anchor_cosines": {
+                "before": [0] * 34 + [2, 6, 2, 0, 0, 0], "now": [0] * 20 + [3, 7, *[0] * 18],
+                "closest": [{"classes": [0, n_classes - 1], "before": 0.75, "now": 0.125}],
+            },
             "trainable_parameters": [37248] * n_tasks,
             "images_per_second": 812.5,
             "manifest": {

@@ -81,6 +81,23 @@ def test_what_is_not_learned_is_shown_beside_what_is(run):
     assert "transfer 44.4 % forward transfer -3.3 %" in words
 
 
+def test_anchors_are_shown_before_learning_and_now(run):
+    content = json.loads((Path(run) / "results.json").read_text())
+    page = render(run)
+    rows = rows_of(page, "Anchors and features after each task")
+    first, *_, last = content["diagnostics"]
+    assert rows[-1][1:4] == [
+        f"{last[name]:.3f}"
+        for name in ("anchor_cosine", "frozen_anchor_cosine", "cosine_to_frozen")
+    ]
+    [closest] = rows_of(
+        page, "The closest pairs of anchors, now and before: those of which the cosine is highest"
+    )
+    names = [name for task in content["tasks"] for name in task]
+    assert closest == [f"{names[0]} – {names[-1]}", "0.750", "0.125", "-0.625"]
+    assert "The shares of 10 pairs in steps of 0.05, from -0.05 to 0.90" in page
+
+
 def test_classes_are_sorted_by_accuracy_with_that_of_the_stage_that_learned_them(run):
     results = json.loads((Path(run) / "results.json").read_text())
     shown = rows_of(render(run), "Accuracy of each class, the lowest first")
@@ -122,8 +139,14 @@ def test_every_table_has_a_caption_and_headings_of_rows_and_columns(run):
 def test_run_of_an_older_version_says_what_it_lacks(run):
     (Path(run) / "predictions.jsonl").unlink()
     (Path(run) / "metrics.jsonl").unlink()
-    change_results(run, class_accuracies=None, class_images=None)
+    content = change_results(run, class_accuracies=None, class_images=None, anchor_cosines=None)
+    kept = [
+        {key: value for key, value in stage.items() if "frozen" not in key}
+        for stage in content["diagnostics"]
+    ]
+    change_results(run, diagnostics=kept)
     words = ParsedPage(render(run)).words
+    assert "which kept no figure of the anchors before learning" in words
     assert "an older version of the program, which kept no accuracy of single classes" in words
     assert words.count("The run kept no predictions of single images") == 2
     assert "No optimizer step was logged" in words
