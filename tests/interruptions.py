@@ -21,6 +21,7 @@ from pipeline.training.checked_run import check_run
 from pipeline.training.engine import Engine
 from pipeline.training.run import execute
 from tests.chaos.comparison import read_run
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,25 @@ def start(config: Config, stop: StopRequest | None = None, world: World | None =
     except (Preempted, Died):
         return False
     return True
+
+
+def start_on_ranks(
+    world_size: int, config: Config, stop_at: int = -1, *, timeout_s: float = 120.0
+) -> bool:
+    """Start or resume on ranks of this machine; returns whether the run has finished.
+
+    The last rank is asked to stop at its ``stop_at``-th check.
+    """
+    ranks = run_ranks(
+        _start_rank, world_size, config, stop_at, collective_s=None, timeout_s=timeout_s
+    )
+    (has_finished,) = {*ranks}
+    return has_finished
+
+
+def _start_rank(world: World, config: Config, stop_at: int) -> bool:
+    is_last = world.rank == world.world_size - 1
+    return start(config, StopAt(stop_at) if is_last else None, world)
 
 
 def changed(config: Config, **sections: Any) -> Config:

@@ -23,13 +23,11 @@ import pytest
 
 from pipeline.config import Config, dump_config
 from pipeline.distributed.preemption import STOP_SIGNALS, StopRequest, stop_signals_blocked
-from pipeline.distributed.world import World
 from pipeline.errors import Preempted
 from pipeline.events import VARIABLE, read_events
 from tests.chaos.comparison import RunContent, read_run
-from tests.interruptions import changed, newest_snapshot, start
+from tests.interruptions import changed, newest_snapshot, start_on_ranks
 from tests.processes import command, left_after, marked
-from tests.ranks import run_ranks
 from tests.services.nodes import wait_until
 from tests.services.object_store import free_ports
 from tests.tiny import build_config
@@ -155,15 +153,10 @@ def run(config: Config, tmp_path: Path) -> Iterator[Command]:
         command.process.wait(30)
 
 
-def undisturbed(world: World, config: Config) -> bool:
-    return start(config, world=world)
-
-
 def outcome_of(config: Config, world_size: int, folder: Path) -> RunContent:
     """The outcome of an undisturbed run on ``world_size`` ranks."""
     alone = changed(config, output=str(folder / "undisturbed"), data={"workers": 0})
-    ranks = run_ranks(undisturbed, world_size, alone, collective_s=None, timeout_s=START_S)
-    assert all(ranks)
+    assert start_on_ranks(world_size, alone, timeout_s=START_S)
     return read_run(alone.output)
 
 

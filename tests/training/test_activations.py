@@ -14,13 +14,13 @@ import torch
 import pipeline.data.batch as batch_module
 from pipeline.config import Config
 from pipeline.data.index import Selection
-from pipeline.distributed.world import World, read_world
+from pipeline.distributed.world import read_world
 from pipeline.model.backbone import FrozenClip
 from pipeline.training.activations import ActivationStore
 from pipeline.training.checked_run import check_run
 from pipeline.training.run import execute
 from tests.chaos.comparison import RunContent, read_run
-from tests.ranks import run_ranks
+from tests.interruptions import start_on_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import TEST_IMAGES, TRAIN_IMAGES, build_config, draw_images
 
@@ -143,16 +143,11 @@ def tasks_of(config: Config, sections: dict[str, Any]) -> dict[str, Any]:
     return {"tasks": config.tasks.model_copy(update=sections["tasks"])}
 
 
-def learn_on_ranks(world: World, config: Config) -> None:
-    torch.set_num_threads(1)
-    execute(check_run(config, world.world_size), world)
-
-
 def test_ranks_share_the_work_and_the_bits(tiny_arch, tiny_shards, tmp_path):
     one = configure(tiny_arch, tiny_shards, tmp_path / "1")
     two = configure(tiny_arch, tiny_shards, tmp_path / "2", feature_cache=str(tmp_path / "cache"))
     for world_size, config in ((1, one), (2, two)):
-        run_ranks(learn_on_ranks, world_size, config, collective_s=None)
+        assert start_on_ranks(world_size, config)
     read_run(two.output).assert_equals(read_run(one.output))
 
 

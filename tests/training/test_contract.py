@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data import batch as batch_module
-from pipeline.distributed.world import World, read_world
+from pipeline.distributed.world import read_world
 from pipeline.errors import ConfigError, DataError
 from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompts import unit
@@ -22,7 +22,7 @@ from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
 from pipeline.training.run import execute
 from tests.chaos.comparison import read_run
-from tests.ranks import run_ranks
+from tests.interruptions import start_on_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import TEST_IMAGES, TRAIN_IMAGES, build_config, tiny_tasks
 from tests.training.test_trainer import curve_of, lower_triangle, read_images, run
@@ -101,11 +101,6 @@ def test_method_of_features_decodes_and_encodes_each_image_once(
     assert len(decoded) == N_IMAGES and sum(encoded) == N_IMAGES
 
 
-def run_rank(world: World, config: Config) -> None:
-    torch.set_num_threads(1)
-    execute(check_run(config, world.world_size), world)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["ridge", "ridge on tuned prompts", "linear layer"])
 def test_fits_have_the_same_bits_on_any_number_of_ranks(label, tiny_arch, tiny_shards, tmp_path):
@@ -117,7 +112,7 @@ def test_fits_have_the_same_bits_on_any_number_of_ranks(label, tiny_arch, tiny_s
             optim={"gradient_clipping": 0.0}, engine={"micro_batch": 2},
             data={"index": tiny_shards, "global_batch": 8, "eval_batch": 5, "workers": 0},
         )  # fmt: skip
-        run_ranks(run_rank, world_size, config, collective_s=None)
+        assert start_on_ranks(world_size, config)
         outcomes.append(read_run(output))
     for other in outcomes[1:]:
         other.assert_equals(outcomes[0])

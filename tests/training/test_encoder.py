@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.methods.finetune import Finetune
 from pipeline.training.encoder import Encoder
+from tests.chaos.comparison import RunContent, read_run
+from tests.interruptions import start
 from tests.tiny import build_config
-from tests.training.test_trainer import run, science
 
 FIRST_TASK = {"visual_prompts": {"growth": "first_task", "components": 3, "length": 2}}
 RIDGE = {"classifier": {"name": "ridge", "options": {"vectors": ["pooled", "frozen_pooled"]}}}
@@ -40,12 +41,13 @@ def test_kept_embeddings_change_no_result(
     options["visual_prompts"]["growth"] = growth
     method = {"name": "finetune", "options": {"finetune": options}}
 
-    def build(name: str) -> Any:
-        return build_config(tiny_arch, tiny_shards, output=str(tmp_path / name), method=method)
+    def learn(name: str) -> RunContent:
+        output = str(tmp_path / name)
+        assert start(build_config(tiny_arch, tiny_shards, output=output, method=method))
+        return read_run(output)
 
-    kept = run(build("kept"))
+    kept = learn("kept")
     with_kept, n_embedded["images"] = n_embedded["images"], 0
     monkeypatch.setattr(Encoder, "begin_test", lambda self: None)
-    anew = run(build("anew"))
-    assert science(kept) == science(anew)
+    kept.assert_equals(learn("anew"))
     assert (with_kept < n_embedded["images"]) == is_kept

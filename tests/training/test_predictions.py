@@ -11,12 +11,10 @@ import torch
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.index import read_index
-from pipeline.distributed.world import World
 from pipeline.output.predictions import NAME, read_predictions
 from pipeline.output.results import read_results
 from pipeline.training.predictions import TopClasses
-from tests.interruptions import changed, start
-from tests.ranks import run_ranks
+from tests.interruptions import changed, start, start_on_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import build_config, tiny_tasks
 
@@ -102,14 +100,9 @@ def test_hash_is_in_the_results_and_the_file_can_be_left_out(finished, tmp_path)
     assert without.manifest.protocol == results.manifest.protocol
 
 
-def start_rank(world: World, config: Config) -> bool:
-    torch.set_num_threads(1)
-    return start(config, world=world)
-
-
 def test_two_ranks_write_the_same_bytes(finished, tmp_path):
     config = changed(finished, output=str(tmp_path))
-    assert run_ranks(start_rank, 2, config, collective_s=None) == [True, True]
+    assert start_on_ranks(2, config)
     one, two = read_results(finished.output), read_results(config.output)
     assert one.predictions_sha256 == two.predictions_sha256
     assert (one.class_accuracies, one.class_images) == (two.class_accuracies, two.class_images)

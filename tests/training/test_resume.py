@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.config import Config
-from pipeline.distributed.world import World
 from tests.chaos.comparison import read_run
 from tests.interruptions import (
     Reference,
@@ -22,8 +20,8 @@ from tests.interruptions import (
     dying_before_step,
     newest_snapshot,
     start,
+    start_on_ranks,
 )
-from tests.ranks import run_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -218,29 +216,18 @@ def test_skipped_samples_are_remembered(tiny_arch, tmp_path):
 # The number of ranks.
 
 
-def start_rank(world: World, config: Config, count: int) -> bool:
-    torch.set_num_threads(1)
-    return start(config, StopAt(count) if world.rank == world.world_size - 1 else None, world)
-
-
-def start_ranks(world_size: int, config: Config, count: int = -1) -> bool:
-    """Start or resume on all ranks and stop the last one; returns whether the run has finished."""
-    (finished,) = {*run_ranks(start_rank, world_size, config, count, collective_s=None)}
-    return finished
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_two_ranks_resume_as_if_undisturbed(reference, tmp_path, zero_stage):
     """must hold although only one rank is asked to stop, and that rank does not write"""
     engine = {"zero_stage": zero_stage}
     undisturbed = changed(reference.config, output=str(tmp_path / "undisturbed"), engine=engine)
-    assert start_ranks(2, undisturbed)
+    assert start_on_ranks(2, undisturbed)
     config = changed(undisturbed, output=str(tmp_path / "run"))
-    assert not start_ranks(2, config, 5)
+    assert not start_on_ranks(2, config, 5)
     assert newest_snapshot(config) == "task-000-step-000004"
-    assert not start_ranks(2, config, 18)
-    assert start_ranks(2, config)
+    assert not start_on_ranks(2, config, 18)
+    assert start_on_ranks(2, config)
     read_run(config.output).assert_equals(read_run(undisturbed.output))
 
 
@@ -254,7 +241,7 @@ def in_parts(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> 
         # ZeRO sums the gradient norm in an order that depends on the number of ranks.
         optim={"gradient_clipping": 0.0},
     )
-    assert start_ranks(1, config)
+    assert start_on_ranks(1, config)
     return config
 
 
@@ -265,7 +252,7 @@ def test_another_number_of_ranks(in_parts, tmp_path, ranks, zero_stage):
     """must learn the same bits from the same parts, with Adam's usual epsilon"""
     engine = {"zero_stage": zero_stage}
     config = changed(in_parts, output=str(tmp_path / "run"), engine=engine)
-    assert not start_ranks(ranks[0], config, 20)
+    assert not start_on_ranks(ranks[0], config, 20)
     assert newest_snapshot(config) > "task-001-step-000000"
-    assert start_ranks(ranks[1], config)
+    assert start_on_ranks(ranks[1], config)
     read_run(config.output).assert_equals(read_run(in_parts.output))

@@ -12,15 +12,13 @@ from PIL import Image
 from pipeline import load_classifier
 from pipeline.config import Config
 from pipeline.data.index import read_index
-from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, DataError
 from pipeline.model.prompts import unit
 from pipeline.output.learned import load_run
 from pipeline.output.results import RunResults, read_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
-from tests.interruptions import StopAt, changed, start
-from tests.ranks import run_ranks
+from tests.interruptions import StopAt, changed, start, start_on_ranks
 from tests.shards import draw_samples, store
 from tests.tiny import CLASSES, TEST_IMAGES, build_config
 
@@ -112,14 +110,9 @@ def test_run_that_was_stopped_keeps_its_stages(finished, tmp_path):
         assert entry.accuracy == [*[None] * n_untested, *expected.accuracy[n_untested:]]
 
 
-def start_rank(world: World, config: Config) -> bool:
-    torch.set_num_threads(1)
-    return start(config, world=world)
-
-
 def test_two_ranks_give_the_same_figures(finished, tmp_path):
     config = changed(finished, output=str(tmp_path))
-    assert run_ranks(start_rank, 2, config, collective_s=None) == [True, True]
+    assert start_on_ranks(2, config)
     assert results_of(config).retention == results_of(finished).retention
 
 
