@@ -92,6 +92,17 @@ def add_deadline(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def number_from(least: int, most: int) -> Callable[[str], int]:
+    """The ``type`` of an option that is a whole number from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
 def run_command(
     work: Callable[[], int],
     *,

@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
 from pipeline.log import setup_logging
-from pipeline.text import format_bytes
+from pipeline.text import format_bytes, format_percent
 from pipeline.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -145,16 +145,13 @@ def _verify(export: Export, given: Sequence[str]) -> None:
     with ProgressLine(console=Console(stderr=True), transient=True) as progress:
         line = progress.add_task("classifying", total=export.n_test_images)
         checks = export.check_images(index, lambda images: progress.advance(line, images))
-    sys.stdout.write(f"{export.n_test_images:,} test images; the run had {_percent(export)} %\n")
+    accuracy = format_percent([export.accuracy], digits=2)
+    sys.stdout.write(f"{export.n_test_images:,} test images; the run had {accuracy} %\n")
     for check in checks:
         sys.stdout.write(
             f"  {check.form:<24}{100 * check.accuracy:.2f} %  {check.correct:,} correct, "
             f"{check.different:,} predicted otherwise than by the run\n"
         )
-
-
-def _percent(export: Export) -> str:
-    return f"{100 * export.accuracy:.2f}"
 
 
 if __name__ == "__main__":

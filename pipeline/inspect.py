@@ -16,16 +16,11 @@ if __name__ == "inspect":  # pipeline/ is on sys.path and hides Python's own mod
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import print_wide, printable
-
-if TYPE_CHECKING:
-    from pipeline.inspection.findings import Progress
 
 _EXAMPLES = """\
 Examples:
@@ -95,8 +90,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _inspect(url: str, options: argparse.Namespace) -> int:
     from pipeline.inspection.kinds import inspect_url
+    from pipeline.progress_bar import progress_of
 
-    with _progress_display("files") as progress:
+    with progress_of("files") as progress:
         findings = inspect_url(url, full=options.full, progress=progress)
     if options.json:
         sys.stdout.write(json.dumps(findings.content(), indent=2, ensure_ascii=False) + "\n")
@@ -114,6 +110,7 @@ def _inspect(url: str, options: argparse.Namespace) -> int:
 
 def _draw(url: str, options: argparse.Namespace) -> int:
     from pipeline.inspection.grid import GridOptions, draw_grid
+    from pipeline.progress_bar import progress_of
 
     chosen = GridOptions(
         split=options.split or "train",
@@ -123,7 +120,7 @@ def _draw(url: str, options: argparse.Namespace) -> int:
         transform=options.transform,
         image_size=options.image_size,
     )
-    with _progress_display("classes") as progress:
+    with progress_of("classes") as progress:
         for line in draw_grid(url, options.grid, chosen, progress):
             print(line)
     return 0
@@ -134,18 +131,6 @@ def _watch(url: str, options: argparse.Namespace) -> int:
 
     watch_run(url, stalled_s=60 * options.stalled_after)
     return 0
-
-
-@contextmanager
-def _progress_display(what: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-
-    from pipeline.progress_bar import ProgressLine
-
-    with ProgressLine(console=Console(stderr=True), transient=True) as display:
-        bar = display.add_task(what, total=None)
-        yield lambda done, total: display.update(bar, completed=done, total=total)
 
 
 if __name__ == "__main__":

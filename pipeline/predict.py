@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline import storage
-from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
+from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import first_few, format_percent
 from pipeline.threads import spin_briefly
@@ -49,28 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = build_parser("python -m pipeline.predict", __doc__ or "", _EXAMPLE)
-    add = parser.add_argument
+    add, count = parser.add_argument, number_from(1, 1 << 16)
     add("paths", nargs="*", metavar="PATH", help="images; default: those of the --labels CSV")
     add("--run", required=True, metavar="RUN", help="folder or URL of a run or of an export")
     add("--stage", type=int, metavar="T", help="after T tasks (default: all)")
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
-    add("--top", type=_count, default=5, metavar="K", help="best classes of an image (default: 5)")
+    add("--top", type=count, default=5, metavar="K", help="best classes of an image (default: 5)")
     add("--format", choices=["csv", "jsonl"], default="csv", help="default: csv")
     add("--out", metavar="FILE", help="file or URL for the rows, written at the end")
     add("--labels", metavar="folders|CSV", help="true classes, for the accuracy: the folder of "
         "each image, or a CSV with the columns path and class")  # fmt: skip
     add("--per-class", action="store_true", help="with --labels: the accuracy of each class")
     add("--strict", action="store_true", help="exit status 2 if an image cannot be classified")
-    add("--batch", type=_count, default=64, metavar="N", help="images at once (default: 64)")
+    add("--batch", type=count, default=64, metavar="N", help="images at once (default: 64)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add_deadline(parser)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {1 << 16}")
-    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -20,8 +20,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
@@ -251,17 +251,12 @@ def _print_lines(lines: Sequence[str]) -> None:
         print(f"  … and {len(lines) - _MOST_SHOWN} more")
 
 
-@contextmanager
-def _progress_display(what: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
+def _progress_display(what: str) -> AbstractContextManager[Progress]:
     from rich.progress import TimeElapsedColumn
 
-    from pipeline.progress_bar import ProgressLine
+    from pipeline.progress_bar import progress_of
 
-    with ProgressLine(TimeElapsedColumn(), console=Console(stderr=True)) as display:
-        bar = display.add_task(what, total=None)
-        yield lambda done, total: display.update(bar, completed=done, total=total)
+    return progress_of(what, TimeElapsedColumn(), transient=False)
 
 
 def _parse_size(text: str) -> int:

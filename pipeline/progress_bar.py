@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -22,6 +23,16 @@ from pipeline.text import shows_live_display
 _N_KEPT = 3  # first columns, which never vanish: description, bar, time left
 _BAR_WIDTHS = (6, 40)  # smallest and largest
 _YIELDED = 20  # of its largest width, what the bar gives up before a column vanishes
+
+
+@contextmanager
+def progress_of(
+    things: str, *figures: ProgressColumn, transient: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A line on stderr about ``things``; gives a function of their number so far and in all."""
+    with ProgressLine(*figures, console=Console(stderr=True), transient=transient) as line:
+        task = line.add_task(things, total=None)
+        yield lambda done, total: line.update(task, completed=done, total=total)
 
 
 class ProgressLine(Progress):

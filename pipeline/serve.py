@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
+from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
 from pipeline.log import setup_logging
 from pipeline.threads import spin_briefly
@@ -51,7 +51,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--run", required=True, metavar="RUN", help="folder or URL of a run or of an export")
     add(
         "--stage",
-        type=_whole(1, 10**6),
+        type=number_from(1, 10**6),
         metavar="T",
         help="after T tasks (default: all)",
     )
@@ -59,7 +59,9 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
     add("--device", default="cpu", help="torch device, such as cuda:0 (default: cpu)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
-    add("--port", type=_whole(0, 65535), default=8080, help="default: 8080; 0 for any free one")
+    add(
+        "--port", type=number_from(0, 65535), default=8080, help="default: 8080; 0 for any free one"
+    )
     add(
         "--follow",
         type=_positive,
@@ -77,7 +79,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     limits = parser.add_argument_group("limits", "each is the most that is allowed")
     add = limits.add_argument
-    add("--batch", type=_whole(1, 4096), default=32, help="images of a batch (default: 32)")
+    add("--batch", type=number_from(1, 4096), default=32, help="images of a batch (default: 32)")
     add(
         "--batch-wait",
         type=_positive,
@@ -85,7 +87,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="MS",
         help="milliseconds that a batch waits for images that arrive (default: 5)",
     )
-    add("--queue", type=_whole(1, 10**6), default=128, help="images in work (default: 128)")
+    add("--queue", type=number_from(1, 10**6), default=128, help="images in work (default: 128)")
     add("--max-upload-mb", type=_positive, default=16.0, metavar="MB", help="default: 16")
     add("--max-megapixels", type=_positive, default=50.0, metavar="MP", help="default: 50")
     add("--upload-timeout", type=_positive, default=30.0, metavar="SECONDS", help="default: 30")
@@ -185,17 +187,6 @@ def _announce(service: Service, url: str) -> None:
         f"classes, at {url}",
         flush=True,
     )
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    """A type of options: a whole number in a range."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
-        return int(text)
-
-    return parse
 
 
 def _positive(text: str) -> float:

@@ -105,7 +105,6 @@ def _rows(
 ) -> list[TableRow]:
     """A row for each trial, best first, with a cell for each of ``_headings``."""
     sweep, winner = plan.sweep, best(records, plan.sweep.metric)
-    n_tasks = plan.n_tasks * len(sweep.repetitions)
     rows = []
     for place, record in enumerate(rank(records, sweep.metric), start=1):
         drawn = record.parameters
@@ -115,7 +114,7 @@ def _rows(
             f"{SYMBOLS[record.status]} {record.status}",
             _metric(record, sweep),
             *(_figure(record, name) for name in _other_figures(sweep)),
-            f"{record.tasks_done}/{n_tasks}",
+            f"{record.tasks_done}/{plan.n_reports}",
             f"{record.device_hours:.3f}",
             *(format_value(drawn[key]) if key in drawn else NOT_KNOWN for key in labels),
             record.reason or "",

@@ -41,13 +41,8 @@ class ResourceSettings(Section):
 
     @property
     def ranks(self) -> int:
-        """Ranks of a run, over all its nodes."""
+        """Ranks of a run, over all its nodes; device-hours count one device for each."""
         return self.nodes * (self.gpus or self.cpus)
-
-    @property
-    def devices(self) -> int:
-        """Devices that device-hours count: GPUs, or cores if there are none."""
-        return self.ranks
 
 
 class SweepConfig(Section):

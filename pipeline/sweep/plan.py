@@ -84,7 +84,8 @@ class SweepPlan:
             decided["tasks.limit"] = sweep.n_first_tasks
         if not sweep.is_oracle:
             decided["data.validation_fraction"] = sweep.validation_fraction
-        return _parse(with_settings(self.space.apply(parameters), decided), sweep, parameters)
+        tree = with_settings(with_settings(self.space.settings, parameters), decided)
+        return _parse(tree, sweep, parameters)
 
     def trial_spec(self, number: int, parameters: Parameters) -> dict[str, Any]:
         """The ``config`` of a :class:`TrialActor`: the runs of the trial, or why it has none."""

@@ -99,7 +99,7 @@ class TrialRecorder(tune.Callback):
         number = trial.config["number"]
         self._restarted.discard(number)
         hours = self._hours_before[number]
-        hours += result["held_s"] / 3600 * self._sweep.resources.devices
+        hours += result["held_s"] / 3600 * self._sweep.resources.ranks
         if "failure" in result:
             self._end(number, "failed", reason=result["failure"], device_hours=hours)
         elif "preempted" in result:

@@ -123,10 +123,6 @@ class Space:
             )
         return drawn
 
-    def apply(self, parameters: Parameters) -> dict[str, Any]:
-        """The settings of the run with ``parameters`` in their places."""
-        return with_settings(self.settings, parameters)
-
     def _conditions(self, when: Mapping[str, Any]) -> Parameters:
         """Values with which ``when`` holds, conditions of conditions included."""
         wanted = dict(when)

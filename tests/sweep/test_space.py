@@ -59,7 +59,7 @@ def test_corners_reach_both_ends_of_every_setting(space):
 
 
 def test_parameters_replace_their_settings_and_no_others(space):
-    applied = space.apply({"optim.epochs": 3, WEIGHT: 0.5})
+    applied = with_settings(space.settings, {"optim.epochs": 3, WEIGHT: 0.5})
     assert applied["optim"] == {"learning_rate": 1e-3, "epochs": 3}
     assert applied["method"]["options"] == {"tppt_vt": {"text_to_image": {"weight": 0.5}}}
     assert SETTINGS["optim"]["epochs"] == 2 and SETTINGS["method"]["options"] == {}
