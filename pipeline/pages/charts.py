@@ -20,6 +20,7 @@ _LINE_HEIGHT = 14.0  # of a 12 px font: names beside lines are so far apart at l
 _TITLE_DROP = 22.0  # from the title of an axis to the upper end of the axis
 _CROWD = 60  # items; from here on lines are translucent, and those below shine through
 _END_RADIUS, _DOT_RADIUS = 4.5, 2.5  # of the disc at the end of a line, of those on its points
+_DOT_ROOM = 7.0  # along a line for each of its points; with less it has no dots
 _MARGIN = 14.0  # at the right of a chart without names
 _NAME_WIDTH = 84.0  # of the column of names at the right of a chart, such as "trial 123"
 _SPREAD = 0.6  # part of a category's band over which its items are spread
@@ -133,6 +134,8 @@ def line_chart(
         marks += labels_below(part, ticks)
     below = ((frame.left + frame.right) / 2, frame.bottom + _TITLE_DEPTH)
     marks.append(svg.text(below, x.title, "tick middle", x.full_title))
+    longest = max((len(line) for each in series for line in each.lines), default=0)
+    has_dots = len(series) <= _CROWD and _DOT_ROOM * longest <= width / n_panels
     ends = {}
     for each in series:
         lines = [
@@ -141,7 +144,7 @@ def line_chart(
             if line
         ]
         if lines:
-            marks.append(item_line(each.item, lines, has_dots=len(series) <= _CROWD))
+            marks.append(item_line(each.item, lines, has_dots=has_dots))
             ends[each.item] = lines[-1][-1][1]
     marks += names_beside(ends, frame.right + TEXT_GAP)
     whole = (frame.right + name_width(ends), below[1] + _LINE_HEIGHT)

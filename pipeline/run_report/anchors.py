@@ -30,7 +30,7 @@ def anchor_curves(run: ReportedRun) -> list[Drawing]:
         known = {name: values for name, values in lines.items() if {*values} - {None}}
         series = [
             Series(
-                Item(f"{title}-{name}", f"{title} {name}".strip(), f"line{kind}", name=name),
+                Item(f"{title}-{name}", f"{title} {name}".strip(), f"line{kind}"),
                 [stage_points(values)],
             )
             for kind, (name, values) in enumerate(known.items())
@@ -55,7 +55,7 @@ def cosine_histogram(run: ReportedRun) -> Drawing | None:
     points = {name: [share * counts[n] for n in shown] for name, counts in lines.items()}
     series = [
         Series(
-            Item(f"cosines-{name}", f"pairs of classes {name}", f"line{kind}", name=name),
+            Item(f"cosines-{name}", f"pairs of classes {name}", f"line{kind}"),
             [list(zip(middles, values, strict=True))],
         )
         for kind, (name, values) in enumerate(points.items())

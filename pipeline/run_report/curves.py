@@ -215,8 +215,9 @@ def _task_edges(frame: Frame, edges: Sequence[float], numbers: Sequence[int]) ->
             marks.append(svg.rule((left, frame.top), (left, frame.bottom), "edge"))
         if place % every == 0:
             middle = frame.x((edges[place] + edges[place + 1]) / 2)
-            label = str(number) if place else f"task {number}"
-            marks.append(svg.text((middle, frame.top - 10), label, "tick middle"))
+            label, kind = (str(number), "tick middle") if place else (f"task {number}", "tick")
+            left = middle if place else frame.left
+            marks.append(svg.text((left, frame.top - 10), label, kind))
     return marks
 
 
