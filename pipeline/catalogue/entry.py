@@ -39,19 +39,26 @@ class Protocol(Section):
 class Lists(Section):
     """Text files of the owner that name the images of each split, one a line.
 
-    A line pattern has the groups ``path`` and ``label``; or the group ``id``, which the file
-    ``ids`` maps to both. An entry of ``train`` that ends with a slash is a folder of class folders.
+    A line pattern has the groups ``path`` and ``label``; or ``id``, which the file ``ids`` maps to
+    them. ``train_path`` and ``test_path`` make the path from the groups and the number of the line,
+    such as ``image_{id:0>5}`` and ``{line}``. The file ``names`` maps a ``label`` to a class. An
+    entry of ``train`` that ends with a slash is a folder of class folders. A MATLAB file counts as
+    the lines of :func:`pipeline.data.prepare.matlab_file.matlab_text`.
     """
 
     train: list[str] = Field(min_length=1)
     test: list[str] = Field(min_length=1)
     train_line: str
     test_line: str | None = None  # None: as train_line
+    train_path: str | None = None
+    test_path: str | None = None
     ids: str | None = None
     ids_line: str | None = None
+    names: str | None = None
+    names_line: str | None = None
     images: str | None = None  # the folder that has the images, if others are beside it
 
-    @field_validator("train_line", "test_line", "ids_line")
+    @field_validator("train_line", "test_line", "ids_line", "names_line")
     @classmethod
     def _check_pattern(cls, pattern: str | None) -> str | None:
         if pattern is not None:
@@ -63,6 +70,11 @@ class Lists(Section):
         """The pattern of a line of each split."""
         test_line = self.test_line or self.train_line
         return {"train": re.compile(self.train_line), "test": re.compile(test_line)}
+
+    @property
+    def path_formats(self) -> dict[str, str]:
+        """The format of the path of each split."""
+        return {"train": self.train_path or "{path}", "test": self.test_path or "{path}"}
 
     @property
     def files(self) -> dict[str, list[str]]:

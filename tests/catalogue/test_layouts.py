@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from pipeline.catalogue.entry import benchmark_names, read_benchmark
 from pipeline.data.index import ShardIndex, read_index
@@ -126,6 +127,44 @@ def domainnet(root: Path) -> None:
         write(root, f"{domain}_test.txt", f"{paths[1]} 67")
 
 
+def write_annotations(file: Path, *rows: tuple[int, str]) -> None:
+    """Labels of cars, as their authors write them: a struct array."""
+    fields = [(name, object) for name in ("bbox_x1", "bbox_x2", "class", "fname")]
+    values = np.zeros((1, len(rows)), fields)
+    values[0] = [(np.uint16(3), np.uint16(9), np.uint8(label), name) for label, name in rows]
+    file.parent.mkdir(exist_ok=True)
+    savemat(file, {"annotations": values}, do_compression=True)
+
+
+def cars(root: Path) -> None:
+    paths = [f"cars_{split}/0000{n}.jpg" for split in ("train", "test") for n in (1, 2)]
+    draw(root, *paths)
+    write_annotations(root / "devkit/cars_train_annos.mat", (2, "00001.jpg"), (1, "00002.jpg"))
+    write_annotations(root / "cars_test_annos_withlabels.mat", (1, "00001.jpg"), (2, "00002.jpg"))
+    names = np.array([["Ram C/V Cargo Van Minivan 2012", "Audi A5 Coupe 2012"]], object)
+    savemat(root / "devkit/cars_meta.mat", {"class_names": names})
+
+
+def flowers102(root: Path) -> None:
+    draw(root, *(f"jpg/image_{n:05d}.jpg" for n in (1, 2, 3, 4, 5)))
+    savemat(root / "imagelabels.mat", {"labels": np.array([[102, 9, 9, 9, 102]], np.uint8)})
+    ids = {"trnid": [[1]], "valid": [[3]], "tstid": [[5, 2, 4]]}
+    savemat(root / "setid.mat", {name: np.array(each, np.uint16) for name, each in ids.items()})
+
+
+def imagenet1k(root: Path) -> None:
+    folders = ["n01440764", "n01443537"]
+    draw(root, *(f"train/{w}/{w}_1.JPEG" for w in folders))
+    draw(root, *(f"ILSVRC2012_img_val/ILSVRC2012_val_0000000{n}.JPEG" for n in (1, 2)))
+    fields = [(f, object) for f in ("ILSVRC2012_ID", "WNID", "words", "children")]
+    synsets = np.zeros((3, 1), fields)
+    rows = [(1, folders[1], 0), (2, folders[0], 0), (3, "n1", 2)]  # the third is no class
+    synsets[:, 0] = [(n, folder, "a, b", np.arange(children)) for n, folder, children in rows]
+    (root / "devkit/data").mkdir(parents=True)
+    savemat(root / "devkit/data/meta.mat", {"synsets": synsets}, do_compression=True)
+    write(root, "devkit/data/ILSVRC2012_validation_ground_truth.txt", "1", "2")
+
+
 LAYOUTS = {
     food101: ["apple pie", "waffles"],
     cub200: ["Laysan Albatross", "Arctic Tern"],
@@ -136,9 +175,12 @@ LAYOUTS = {
     sun397: ["abbey", "apse indoor"],
     ucf101: ["Hand Stand Pushups", "Tai Chi"],
     domainnet: ["cell phone"],
+    cars: ["Audi A5 Coupe 2012", "Ram C/V Cargo Van Minivan 2012"],
+    flowers102: ["monkshood", "blackberry lily"],
+    imagenet1k: ["tench", "goldfish"],
 }
 TRAIN = {dtd: ["banded", "banded", "zigzagged"], ucf101: ["Hand Stand Pushups"]}
-TRAIN |= {domainnet: ["cell phone"] * 6}
+TRAIN |= {flowers102: ["monkshood", "blackberry lily"], domainnet: ["cell phone"] * 6}
 
 
 @pytest.mark.parametrize("draw_layout", LAYOUTS, ids=lambda layout: layout.__name__)

@@ -14,6 +14,7 @@ from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.cifar_source import refuse_archived_cifar
 from pipeline.data.prepare.file_tree import IMAGE_SUFFIXES, keep_images
 from pipeline.data.prepare.folder_source import FolderSource, list_tree
+from pipeline.data.prepare.matlab_file import SUFFIX, matlab_text
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, printable
 from pipeline.data.prepare.table_source import decode_text
 from pipeline.errors import DataError
@@ -46,7 +47,8 @@ class Tree:
         """The text in one of its files."""
         path, location = file
         data = self.source.read(SourceImage("", "", path, location))
-        return decode_text(data, f"{self.place}: {path}")
+        place = f"{self.place}: {path}"
+        return matlab_text(data, place) if path.endswith(SUFFIX) else decode_text(data, place)
 
 
 def open_tree(source: TreeSource) -> Tree:
@@ -68,7 +70,7 @@ def read_lists(lists: Lists, tree: Tree) -> Listing | None:
         DataError: some of the files are missing, or a line has another form or names no image.
     """
     named = [name for names in lists.files.values() for name in names if not name.endswith("/")]
-    named += [lists.ids] if lists.ids else []
+    named += [name for name in (lists.ids, lists.names) if name]
     found = {name: tree.find(name) for name in named}
     absent = [name for name, file in found.items() if file is None]
     if len(absent) == len(found):
@@ -135,10 +137,8 @@ def _entries(
     lists: Lists, texts: dict[str, str], pool: _Pool, place: str
 ) -> Iterator[tuple[str, str, str, str]]:
     """Split, path, label and file of each entry."""
-    by_id = {}
-    if lists.ids and lists.ids_line:
-        pattern = re.compile(lists.ids_line)
-        by_id = {m["id"]: m for m in _matches(texts[lists.ids], pattern, f"{place}: {lists.ids}")}
+    by_id = _table(texts, lists.ids, lists.ids_line, "id", place)
+    by_label = _table(texts, lists.names, lists.names_line, "label", place)
     for split, names in lists.files.items():
         pattern = lists.lines[split]
         other = lists.lines["test" if split == "train" else "train"]
@@ -146,22 +146,35 @@ def _entries(
             if name.endswith("/"):
                 yield from _in_folder(split, name, pool)
                 continue
-            for match in _matches(texts[name], pattern, f"{place}: {name}", other):
-                found = by_id.get(match["id"]) if by_id else match
-                if found is None:
-                    raise DataError(f"{place}: {name} has an unknown id {match['id']}; {_AGAIN}")
-                yield split, found["path"], found["label"], name
+            for number, groups in _matches(texts[name], pattern, f"{place}: {name}", other):
+                for key, table in (("id", by_id), ("label", by_label)):
+                    if table and groups[key] not in table:
+                        unknown = f"an unknown {key} {groups[key]}"
+                        raise DataError(f"{place}: {name}, line {number}: has {unknown}; {_AGAIN}")
+                    groups |= table[groups[key]] if table else {}
+                path = lists.path_formats[split].format(line=number, **groups)
+                yield split, path, groups.get("name", groups["label"]), name
+
+
+def _table(
+    texts: dict[str, str], name: str | None, line: str | None, key: str, place: str
+) -> dict[str, dict[str, str]]:
+    """The groups of each line of the file ``name``, by the group ``key``."""
+    if name is None or line is None:
+        return {}
+    lines = _matches(texts[name], re.compile(line), f"{place}: {name}")
+    return {groups[key]: groups for _, groups in lines}
 
 
 def _matches(
     text: str, pattern: re.Pattern[str], place: str, other: re.Pattern[str] | None = None
-) -> Iterator[re.Match[str]]:
-    """The lines as ``pattern`` reads them; lines of the ``other`` pattern are passed over."""
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Number and groups of the lines of ``pattern``; lines of ``other`` are passed over."""
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         is_short = len(line) <= _LONGEST_LINE
         if is_short and (found := pattern.fullmatch(line)):
-            yield found
+            yield number, found.groupdict()
         elif line and not (is_short and other and other.fullmatch(line)):
             raise DataError(f"{place}, line {number}: {printable(line)[:80]!r} has another form")
 
