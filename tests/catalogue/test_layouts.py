@@ -232,6 +232,13 @@ def test_damaged_layout_is_explained(tmp_path, capsys, spoil, message):
     assert message in capsys.readouterr().err
 
 
+def test_label_without_a_name_is_explained(tmp_path, capsys):
+    cars(tmp_path / "in")
+    write_annotations(tmp_path / "in/devkit/cars_train_annos.mat", (1, "00001.jpg"), (9, "2.jpg"))
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "cars") == 2
+    assert "cars_train_annos.mat, line 2: has an unknown label 9" in capsys.readouterr().err
+
+
 PATHS = [f"{w}/{n}.jpg" for w in ("n01443537", "n01484850") for n in (0, 1, 2)]
 
 
