@@ -110,7 +110,7 @@ def _start(config: BenchConfig, pipe: Connection) -> None:
     pipe.recv()
     run = check_run(config, 1)
     identify(config, run.index, run.tasks, "")
-    sum(map(run.data.n_steps, run.tasks))
+    sum(map(run.data.expected_steps, run.tasks))
     plan = run.data.epoch(run.tasks[0], 0)
     plan.selection.take(plan.shares(ONE_PROCESS)[0])
     pipe.send("started")

@@ -10,6 +10,7 @@ S samples.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import mmap
 import os
@@ -23,7 +24,6 @@ import numpy as np
 from pipeline.data.cache_folder import BoundedFolder
 from pipeline.data.samples import SampleTable
 from pipeline.errors import StorageError
-from pipeline.rng import derive_seed
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,13 @@ class AddressTable:
         start = self._key_end_S.item(row - 1) if row else 0
         return self._data[self._keys + start : self._keys + self._key_end_S.item(row)].decode()
 
+    @property
+    def keys(self) -> list[str]:
+        """The key of each sample."""
+        end_S = self._key_end_S.tolist()
+        text = bytes(self._data[self._keys : self._keys + max(end_S, default=0)])
+        return [text[start:end].decode() for start, end in zip([0, *end_S], end_S, strict=False)]
+
 
 def pack_table(table: SampleTable) -> bytes:
     """The columns of a table as :class:`AddressTable` reads them."""
@@ -56,8 +63,13 @@ def pack_table(table: SampleTable) -> bytes:
 
 
 def pack_draws(keys: Sequence[str]) -> bytes:
-    """A number in [0, 2⁶³) per key, int64, which decides whether validation holds a sample out."""
-    return np.array([derive_seed("validation", key) for key in keys], dtype=np.int64).tobytes()
+    """A number in [0, 2⁶³) per key, int64, which decides whether validation holds a sample out.
+
+    It is ``derive_seed("validation", key)``, in less than half of the time.
+    """
+    names = (f"('validation', {key!r})".encode() for key in keys)
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    return (np.frombuffer(digests, dtype="<u8") >> 1).astype(np.int64).tobytes()
 
 
 class NodeFiles:

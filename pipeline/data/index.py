@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from pipeline.text import first_few
 
 SCHEMA = 1
 INDEX_NAME = "index.json"
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _MANY_SAMPLES = 100_000  # from which on the tables of shards are shared by the node
 
 
@@ -91,8 +93,12 @@ class ShardIndex:
 
     def with_node_files(self, files: NodeFiles) -> ShardIndex:
         """The same index; if it is large, the processes of this node share its tables."""
-        is_large = sum(shard.samples for shard in self.shards) >= _MANY_SAMPLES
-        return replace(self, files=files, _addresses={}) if is_large else self
+        return replace(self, files=files, _addresses={}) if self.is_large else self
+
+    @property
+    def is_large(self) -> bool:
+        """Whether reading a row per sample takes so long that no start should do it."""
+        return sum(shard.samples for shard in self.shards) >= _MANY_SAMPLES
 
     def select(
         self,
@@ -140,8 +146,14 @@ class ShardIndex:
             DataError: the table does not match the index, or its split is closed.
         """
         if shard_number not in self._addresses:
-            data = self._node_file(shard_number, "", pack_table)
-            self._addresses[shard_number] = AddressTable(data, self.shards[shard_number].samples)
+            shard = self.shards[shard_number]
+            refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
+
+            def make() -> bytes:
+                return pack_table(read_table(shard.table_url, shard.samples, shard.table_sha256))
+
+            data = self._node_file(shard, "", make)
+            self._addresses[shard_number] = AddressTable(data, shard.samples)
         return self._addresses[shard_number]
 
     def table(self, shard_number: int) -> SampleTable:
@@ -215,24 +227,23 @@ class ShardIndex:
         row_S += segments.first_row_G[place_S]
         shard_S = segments.shard_G[place_S]
         draw_S = np.empty(len(selection), dtype=np.int64)
-        for number in selection.shard_numbers:
+        numbers = selection.shard_numbers
+        # Each process starts at another shard, so that those of a node share the work.
+        first = int(os.getpid() * _GOLDEN_RATIO % 1 * len(numbers))
+        for number in numbers[first:] + numbers[:first]:
             of_shard = slice(*np.searchsorted(shard_S, [number, number + 1]))
-            data = self._node_file(number, "-validation", lambda table: pack_draws(table.keys))
-            draw_S[of_shard] = np.frombuffer(data, dtype=np.int64, count=len(data) // 8)[
-                row_S[of_shard]
-            ]
+            draw_S[of_shard] = self._draws_of_shard(number)[row_S[of_shard]]
         return draw_S
 
-    def _node_file(
-        self, shard_number: int, suffix: str, pack: Callable[[SampleTable], bytes]
-    ) -> bytes | mmap:
-        """What ``pack`` makes of the table of a shard, from the files of the node if it has any."""
-        shard = self.shards[shard_number]
-        refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
+    def _draws_of_shard(self, number: int) -> np.ndarray:
+        shard = self.shards[number]
+        data = self._node_file(
+            shard, "-validation", lambda: pack_draws(self.addresses(number).keys)
+        )
+        return np.frombuffer(data, dtype=np.int64, count=shard.samples)
 
-        def make() -> bytes:
-            return pack(read_table(shard.table_url, shard.samples, shard.table_sha256))
-
+    def _node_file(self, shard: Shard, suffix: str, make: Callable[[], bytes]) -> bytes | mmap:
+        """What ``make`` makes of the table of a shard, from the files of the node if it has any."""
         name = f"{shard.table_sha256}-{shard.samples}{suffix}"
         return self.files.get(name, make) if self.files else make()
 

@@ -113,11 +113,11 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
 
 def _parse_table(data: bytes) -> SampleTable:
     content = json.loads(data)
-    digests = b"".join(bytes.fromhex(digest) for digest in content["image_sha256"])
+    digests = b"".join(map(bytes.fromhex, content["image_sha256"]))
     keys, columns = tuple(content["key"]), [content[name] for name in ("offset", "size", "crc32")]
-    if not all(isinstance(key, str) for key in keys):
+    if not {*map(type, keys)} <= {str}:
         raise ValueError("a key is not text")
-    if not all(type(value) is int and value >= 0 for column in columns for value in column):
+    if not all({*map(type, column)} <= {int} and min(column, default=0) >= 0 for column in columns):
         raise ValueError("an address is not a count")
     offset_S, size_S, crc32_S = (np.array(column, dtype=np.int64) for column in columns)
     digest_S32 = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)

@@ -7,7 +7,7 @@ and read by the dry run, the trainer, the evaluator and a sweep's estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from pipeline.config import Config
 from pipeline.data.index import Selection, ShardIndex, Split
 from pipeline.data.plan import EpochKey, EpochPlan, steps_per_epoch
 from pipeline.tasks import Task, labels_with_images
+
+# Where so many images are expected to be drawn, there is one: none has the probability 1e-13.
+_SURELY = 30
 
 
 class TaskData:
@@ -35,7 +38,7 @@ class TaskData:
     ) -> None:
         self._config = config
         self._index = index
-        self._tasks = tasks
+        self.tasks = tasks
         self._labels = labels_with_images(tasks)
         self._training_images = training_images
         self._selections: dict[tuple[Split, range], Selection] = {}
@@ -47,8 +50,7 @@ class TaskData:
             DataError: there are none.
         """
         split: Split = "fit" if self._config.data.validation_fraction else "train"
-        first = 0 if self._training_images == "seen" else task.index
-        return self._select(split, range(first, task.index + 1))
+        return self._select(split, self._shown(task))
 
     def test(self, task: Task) -> Selection:
         """The images that ``task`` is tested on.
@@ -67,22 +69,52 @@ class TaskData:
         """Optimizer steps of all epochs."""
         return self.steps_per_epoch(task) * self._config.optim.epochs
 
+    def expected_steps(self, task: Task) -> int:
+        """:meth:`n_steps`, or a close estimate while it would take long.
+
+        With ``data.validation_fraction`` the exact number needs the key of each image. In a large
+        data set it is not asked for before the task starts, except in a task so small that it
+        could be left without an image.
+        """
+        data, tasks = self._config.data, self._shown(task)
+        held_out = data.validation_fraction
+        if not held_out or not self._index.is_large or ("fit", tasks) in self._selections:
+            return self.n_steps(task)
+        n_images = len(self._select("train", tasks))
+        if n_images * min(held_out, 1 - held_out) < _SURELY:
+            self.test(task)
+            return self.n_steps(task)
+        n_images = round(n_images * (1 - held_out))
+        return steps_per_epoch(n_images, data.global_batch, data.tail) * self._config.optim.epochs
+
+    @property
+    def task_steps(self) -> Sequence[int]:
+        """The optimizer steps of each task, counted when they are asked for."""
+        return _TaskSteps(self)
+
     def epoch(self, task: Task, epoch: int) -> EpochPlan:
         """The global batches of one epoch of ``task``, counted from 0."""
         data, key = self._config.data, EpochKey(self._config.seed, task.index, epoch)
         return EpochPlan(self.train(task), key, data.global_batch, data.tail)
 
     def following(self, task: Task) -> list[Selection]:
-        """The selections that are read after the training of ``task``: its test, the next task."""
-        after = self._tasks[task.index + 1 : task.index + 2]
-        return [self.test(task), *(self.train(each) for each in after)]
+        """The selections that are read after the training of ``task``: its test, the next task.
+
+        Of the next task they are all training images, also those held out for validation.
+        """
+        after = self.tasks[task.index + 1 : task.index + 2]
+        return [self.test(task), *(self._select("train", self._shown(each)) for each in after)]
 
     def class_of_label(self) -> Tensor:
         """The class number, in class order, of each index label; -1 for a label of no task."""
         class_of_label = torch.full((len(self._index.class_names),), -1)
-        for task in self._tasks:
+        for task in self.tasks:
             class_of_label[list(task.labels)] = torch.arange(task.first, task.last)
         return class_of_label
+
+    def _shown(self, task: Task) -> range:
+        """The numbers of the tasks whose training images ``task`` shows."""
+        return range(0 if self._training_images == "seen" else task.index, task.index + 1)
 
     def _select(self, split: Split, tasks: range) -> Selection:
         """The images of the tasks with these numbers."""
@@ -92,6 +124,27 @@ class TaskData:
                 split,
                 [label for number in tasks for label in self._labels[number]],
                 validation_fraction=self._config.data.validation_fraction,
-                groups={self._tasks[number].group for number in tasks},
+                groups={self.tasks[number].group for number in tasks},
             )
         return self._selections[key]
+
+
+class _TaskSteps(Sequence[int]):
+    """The number of optimizer steps of each task; see :attr:`TaskData.task_steps`."""
+
+    def __init__(self, data: TaskData) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data.tasks)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
+        if isinstance(place, slice):
+            return tuple(map(self._data.n_steps, self._data.tasks[place]))
+        return self._data.n_steps(self._data.tasks[place])

@@ -11,10 +11,11 @@ import pytest
 
 from pipeline import storage
 from pipeline.data import index as index_module
-from pipeline.data.addresses import AddressTable, NodeFiles, pack_table
+from pipeline.data.addresses import AddressTable, NodeFiles, pack_draws, pack_table
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.samples import SampleTable
 from pipeline.errors import DataError
+from pipeline.rng import derive_seed
 from tests.shards import draw_samples, store
 
 
@@ -49,9 +50,17 @@ def test_columns_are_those_of_the_table():
     numbers = np.array([0, 1 << 40, 5, 7]), np.array([1, 2, 3, 4]), np.array([9, 2**32 - 1, 0, 5])
     packed = pack_table(SampleTable(keys, *numbers, np.zeros((4, 32), dtype=np.uint8)))
     table = AddressTable(packed, 4)
-    assert tuple(map(table.key, range(4))) == keys
+    assert tuple(map(table.key, range(4))) == keys == tuple(table.keys)
     for found, expected in zip((table.offset_S, table.size_S, table.crc32_S), numbers, strict=True):
         assert found.tolist() == expected.tolist()
+
+
+def test_held_out_samples_never_change():
+    keys = ["ant/0", "", "über", "it's", 'a "b"', 'it\'s "c"', "new\nline", "\\", "a" * 300]
+    draws = np.frombuffer(pack_draws(keys), dtype=np.int64)
+    assert draws.tolist() == [derive_seed("validation", key) for key in keys]
+    assert derive_seed("validation", "ant/0") == 2374747177114507135
+    assert AddressTable(pack_table(SampleTable((), *[np.empty(0, int)] * 4)), 0).keys == []
 
 
 def test_every_sample_has_the_address_in_its_table(url):
