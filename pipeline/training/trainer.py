@@ -115,9 +115,8 @@ class Trainer:
         try:
             with self._display:
                 progress, left = self._restore()
-                task_steps = [self._data.n_steps(task) for task in self._tasks]
-                self._display.expect(sum(task_steps))
-                self._followers.start(self._writer.metrics.lines, task_steps)
+                self._display.expect(sum(map(self._data.expected_steps, self._tasks)))
+                self._followers.start(self._writer.metrics.lines, self._data.task_steps)
                 for task in self._tasks[len(self._results.learned_sha256) :]:
                     changes = self._begin(task, left)
                     self._train(task, progress, changes, left)
