@@ -294,7 +294,7 @@ class Trainer:
         speed, wait = clock.read()
         loss = float(losses.total)
         report = StepReport(task.index, epoch, step, loss, learning_rate, speed, wait)
-        before = sum(map(self._data.n_steps, self._tasks[: task.index]))
+        before = sum(map(self._data.expected_steps, self._tasks[: task.index]))
         self._display.step(report, done=before + step + 1, task_steps=n_steps)
         terms = {name: float(term.detach()) for name, term in losses.terms.items()}
         self._add_line(kind="step", **vars(report), terms=terms)
