@@ -53,6 +53,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("paths", nargs="*", metavar="PATH", help="images; default: those of the --labels CSV")
     add("--run", required=True, metavar="RUN", help="folder or URL of a run or of an export")
     add("--stage", type=int, metavar="T", help="after T tasks (default: all)")
+    add("--task", type=count, metavar="N", help="only the classes of task N (default: all)")
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
     add("--top", type=count, default=5, metavar="K", help="best classes of an image (default: 5)")
     add("--format", choices=["csv", "jsonl"], default="csv", help="default: csv")
@@ -90,6 +91,8 @@ def _predict(options: argparse.Namespace) -> int:
         raise DataError("no image was found; give files, folders, archives or patterns of images")
     device = choose_device(options.device)
     classifier = load_classifier(options.run, options.stage, device=device, weights=options.weights)
+    if options.task:
+        classifier = classifier.of_task(options.task)
     score = Score(classifier.classes)
     with _rows_to(options.out) as file:
         n_failed = _classify_all(options, classifier, found, labels, score, file)

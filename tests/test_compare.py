@@ -105,6 +105,8 @@ PROTOCOLS = {
     "architecture": {"settings": {"model": {"arch": "ViT-B-16", "weights": "openai"}}},
     "data": {"data": "sketches", "settings": {"data": {"index": "elsewhere"}}},
     "excluded tasks": {"evaluation": EvaluationConfig(exclude_tasks=2)},
+    "task label space": {"evaluation": EvaluationConfig(label_space="task")},
+    "united label space": {"evaluation": EvaluationConfig(label_space="all")},
 }
 ORDER = "tasks.class_order is [4, 0, 6, 2, 5, 1, 3] in {} and "
 WORDS = {
@@ -126,6 +128,8 @@ WORDS = {
     "architecture": "model.arch is local-dir:clip in {} and ViT-B-16 in {}",
     "data": "data.index is shards (sha256 HASH…) in {} and elsewhere (sha256 HASH…) in {}",
     "excluded tasks": "evaluation.exclude_tasks is 0 in {} and 2 in {}",
+    "task label space": "evaluation.label_space is seen in {} and task in {}",
+    "united label space": "evaluation.label_space is seen in {} and all in {}",
 }
 
 
@@ -471,6 +475,66 @@ def test_skipped_samples_and_steps_are_reported(capsys):
     output = write_run("memory://skipped/a", "finetune", *STAGES, skipped_samples=[sample])
     assert main([output]) == 0
     assert f"{output} skipped 1 sample(s) and 0 step(s)" in capsys.readouterr().out
+
+
+def write_transferring(name: str, last: float, seed: int = 1, **fields: Any) -> str:
+    """A run that also tested future tasks and a held-out set, in the label space of all tasks."""
+    retention = [
+        {"index": "s3://data/pets/", "sha256": "a" * 64, "classes": 37, "images": 9}
+        | {"accuracy": [0.9, 0.8, 0.7, last]}
+    ]
+    return write_run(
+        f"memory://transfer/{name}", "finetune", *STAGES, seed=seed, retention=retention,
+        evaluation=EvaluationConfig(label_space="all", future_tasks=True),
+        future={0: [0.1, 0.2, 0.3], 1: [0.4, 0.5], 2: [0.7]}, **fields,
+    )  # fmt: skip
+
+
+def test_transfer_and_held_out_sets_are_figures_where_runs_have_them(capsys, tmp_path):
+    """must show a dash for a run that did not test them, and write them to every file"""
+    outputs = [write_transferring("a", 0.6), write_transferring("b", 0.7, seed=2)]
+    plain = write_run(
+        "memory://transfer/plain", "zeroshot", *STAGES,
+        evaluation=EvaluationConfig(label_space="all"),
+    )  # fmt: skip
+    assert main([*outputs, plain]) == 0
+    text = capsys.readouterr().out
+    assert "classes seen so far, each image among those of all tasks (%)" in text
+    table = cells(text)
+    assert table["transfer"] == ["50.0 ± 0.0", "–"], "mean of 0.4 and (0.5 + 0.7) / 2"
+    rows = (0.8 + 0.4 + 0.5) + (0.6 + 0.8 + 0.7) + (0.5 + 0.7 + 0.9)
+    assert table["average over matrix"] == [f"{100 * rows / 9:.1f} ± 0.0", "–"]
+    assert table["last over tasks"] == ["70.0 ± 0.0", "–"]
+    assert table["held-out pets"] == ["65.0 ± 7.1", "–"]
+    summary = table_of(capsys, *outputs, plain, "--summary")
+    found = dict(zip(summary["run"], summary["finetune"], strict=True))
+    assert (found["transfer"], found["held-out pets"]) == ("50.0 ± 0.0", "65.0 ± 7.1")
+    assert main([*outputs, plain, "--csv"]) == 0
+    finetune, zeroshot = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (finetune["transfer_mean"], zeroshot["transfer_mean"]) == ("0.5", "")
+    assert float(finetune["held_out_aaaaaaaa_mean"]) == pytest.approx(0.65)
+    assert main([*outputs, "--latex"]) == 0
+    assert "& transfer & average over matrix & last over tasks & held-out pets &" in (
+        capsys.readouterr().out
+    )
+    assert "transfer" not in table_of(capsys, plain)
+
+
+def test_label_spaces_share_no_mean(capsys):
+    one = write_transferring("one", 0.6)
+    other = write_run("memory://transfer/other", "finetune", *STAGES, seed=2)
+    refusal = refusal_of(capsys, one, other)
+    assert f"evaluation.label_space is all in {one} and seen in {other}" in refusal
+
+
+def test_samples_of_held_out_sets_that_were_skipped_are_reported(capsys):
+    sample = {"shard": "test-0.tar", "key": "7", "reason": "damaged"}
+    retention = [{"index": "pets", "sha256": "b", "classes": 37, "images": 9, "accuracy": [0.5]}]
+    retention[0]["skipped_samples"] = [sample]
+    output = write_run("memory://skipped/b", "finetune", *STAGES, retention=retention)
+    assert main([output]) == 0
+    text = capsys.readouterr().out
+    assert f"{output} skipped 0 sample(s) and 0 step(s), and 1 sample(s) of held-out sets" in text
 
 
 def test_stages_that_chose_the_settings_are_dashes_and_the_title_explains_it(capsys):

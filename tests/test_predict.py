@@ -86,6 +86,17 @@ def test_stage_decides_the_classes(predict, folder):
     assert names == {*NAMES[:3]} and "class_4" not in out
 
 
+def test_task_leaves_its_classes_alone(predict, folder, learned_run):
+    """must choose among the classes of the task, and name labels of others as unknown"""
+    status, out, err = predict("--task", 2, "--top", 9, "--labels", "folders", "kite")
+    rows, names = rows_of(out), {*tiny_tasks()[1].names}
+    assert status == 0 and all({row[f"class_{n}"] for n in (1, 2, 3)} == names for row in rows)
+    assert sum(float(rows[0][f"probability_{n}"]) for n in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert "class_4" not in out and {row["task_1"] for row in rows} == {"2"}
+    assert "3 images are not in the accuracy: at stage 3 the run does not know kite" in err
+    assert "task 9 is not learned; choose one from 1 to 3" in predict("--task", 9, "kite")[2]
+
+
 def test_rows_go_to_a_file_or_url(predict, folder):
     _, expected, _ = predict("kite")
     for place in ("rows.csv", "memory://predict/rows.csv"):

@@ -30,17 +30,25 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, method: Method, tasks: tuple[Task, ...], *, name: str, transform: Transform
+        self,
+        method: Method,
+        tasks: tuple[Task, ...],
+        *,
+        name: str,
+        transform: Transform,
+        only: Task | None = None,
     ) -> None:
         super().__init__()
         self.method = method
         self.name = name
         self.stage = len(tasks)
-        self.classes: tuple[str, ...] = tuple(name for task in tasks for name in task.names)
-        self.task_of_class: tuple[int, ...] = tuple(
-            task.index + 1 for task in tasks for _ in task.names
-        )
+        taught = [(name, task.index + 1) for task in tasks for name in task.names]
+        numbers = range(len(taught)) if only is None else only.classes
+        self.classes: tuple[str, ...] = tuple(taught[number][0] for number in numbers)
+        self.task_of_class: tuple[int, ...] = tuple(taught[number][1] for number in numbers)
         self.transform = transform
+        self._tasks = tasks
+        self._columns = None if only is None else list(numbers)  # of the logits; None: all
         self.eval()
 
     @classmethod
@@ -48,6 +56,24 @@ class Classifier(nn.Module):
         """The classifier of a run that is loaded."""
         transform = build_transform(run.config.data.eval_transform, run.method.clip.image_size)
         return cls(run.method, run.tasks, name=run.config.name, transform=transform)
+
+    def of_task(self, number: int) -> Classifier:
+        """The same classifier over the classes of one task alone, which is counted from 1.
+
+        An image then gets one of these classes, as in a test with ``evaluation.label_space=task``.
+
+        Raises:
+            ConfigError: no such task was learned.
+        """
+        if not 1 <= number <= self.stage:
+            raise ConfigError(f"task {number} is not learned; choose one from 1 to {self.stage}")
+        return Classifier(
+            self.method,
+            self._tasks,
+            name=self.name,
+            transform=self.transform,
+            only=self._tasks[number - 1],
+        )
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +104,8 @@ class Classifier(nn.Module):
             )
         method = self.method
         features = method.clip.encode_image(image_BCHW) if method.needs_features else None
-        return method.logits(method.encode(image_BCHW, features))
+        logits_BC = method.logits(method.encode(image_BCHW, features))
+        return logits_BC if self._columns is None else logits_BC[:, self._columns]
 
     def probabilities(self, image_BCHW: Tensor) -> Tensor:
         """``probability_BC``, float32; each row sums to 1 and ranks the classes as the logits do.

@@ -75,12 +75,26 @@ class Score:
     n_unlabelled: int = 0
 
     def __post_init__(self) -> None:
-        spaced = {_spaced(name): number for number, name in enumerate(self.classes)}
-        self._number_of = spaced | {name: number for number, name in enumerate(self.classes)}
+        self._numbers_of: dict[str, list[int]] = {}
+        for spelled in (str, _spaced):
+            found: dict[str, list[int]] = {}
+            for number, name in enumerate(self.classes):
+                found.setdefault(spelled(name), []).append(number)
+            self._numbers_of = found | self._numbers_of
 
     def number_of(self, name: str) -> int | None:
-        """The class of a name, in which an underscore may stand for a space; None if unknown."""
-        return self._number_of.get(name, self._number_of.get(_spaced(name)))
+        """The class of a name, in which an underscore may stand for a space; None if unknown.
+
+        Raises:
+            DataError: several classes have the name.
+        """
+        numbers = self._numbers_of.get(name) or self._numbers_of.get(_spaced(name), [])
+        if len(numbers) > 1:
+            raise DataError(
+                f"--labels: {len(numbers)} classes of the run are called {name!r}; choose the "
+                "classes of one task with --task"
+            )
+        return numbers[0] if numbers else None
 
     def add(self, label: str | None, predicted: int) -> None:
         """Count one image; of a class that the classifier does not know it counts apart."""

@@ -16,7 +16,14 @@ from pipeline.reporting.published_tables import (
     published_lines,
 )
 from pipeline.reporting.run_groups import RunTable
-from pipeline.reporting.run_rows import FIGURES, Row, Spread, count_parameters, count_seconds
+from pipeline.reporting.run_rows import (
+    Row,
+    Spread,
+    count_parameters,
+    count_seconds,
+    figure_of,
+    figure_titles,
+)
 from pipeline.text import NOT_KNOWN
 
 Tables = Sequence[tuple[RunTable, Sequence[Row]]]
@@ -35,7 +42,8 @@ def to_csv(tables: Tables, published: Sequence[PublishedRows] = ()) -> str:
         for (table, _), found in zip(tables, published, strict=True):
             protocol = {"protocol_sha256": " ".join(_hashes(table))}
             lines += [line | protocol for line in published_lines(found)]
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    columns = dict.fromkeys(column for line in lines for column in line)
+    writer = csv.DictWriter(file, [*columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
@@ -66,8 +74,9 @@ def to_latex(tables: Tables) -> str:
 
 def _tabular(table: RunTable, rows: Sequence[Row]) -> str:
     has_baseline = any(row.differences for row in rows)
-    titles = list(FIGURES.values())
-    titles += [rf"$\Delta$ {title}" for title in FIGURES.values()] if has_baseline else []
+    figures = {key: name.translate(_ESCAPED) for key, name in figure_titles(table.results).items()}
+    titles = list(figures.values())
+    titles += [rf"$\Delta$ {title}" for title in figures.values()] if has_baseline else []
     titles += ["seeds", "parameters", "seconds"]
     lines = [
         f"% protocol {' '.join(_hashes(table))}",
@@ -80,7 +89,7 @@ def _tabular(table: RunTable, rows: Sequence[Row]) -> str:
         cells = [_latex_figure(spread) for spread in row.figures.values()]
         if has_baseline:
             differences = row.differences or {}
-            cells += [_latex_figure(differences.get(key), signed=True) for key in FIGURES]
+            cells += [_latex_figure(differences.get(key), signed=True) for key in figures]
         cells += [str(len(row.seeds)), f"{row.parameters:,}", f"{row.seconds:.1f}"]
         lines.append(" & ".join([row.group.label.translate(_ESCAPED), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -100,7 +109,7 @@ def _flat_row(table: RunTable, row: Row) -> dict[str, Any]:
         "class_orders": row.n_orders,
     }
     for suffix, spreads in (("", row.figures), ("_difference", row.differences or {})):
-        for key in FIGURES:
+        for key in row.figures:
             spread = spreads.get(key, Spread(None, None))
             flat |= {f"{key}{suffix}_mean": spread.mean, f"{key}{suffix}_sd": spread.deviation}
     return {
@@ -127,7 +136,7 @@ def _nested_row(row: Row) -> dict[str, Any]:
                 "output": storage.redact(run.output),
                 "seed": run.repetition[0],
                 "class_order": list(run.repetition[1]),
-                **{key: getattr(run.results, key) for key in FIGURES},
+                **{key: figure_of(run.results, key) for key in row.figures},
                 "accuracy_after_each_task": run.results.stage_accuracy.micro,
                 "trained_parameters": count_parameters(run.results),
                 "seconds": round(count_seconds(run.results), 3),

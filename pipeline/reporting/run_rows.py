@@ -20,6 +20,39 @@ FIGURES = {
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
 }
+# Those that only runs with evaluation.future_tasks have, see pipeline.output.transfer_metrics.
+_TRANSFER_FIGURES = {
+    "transfer": "transfer",
+    "average_over_matrix": "average over matrix",
+    "last_over_tasks": "last over tasks",
+}
+
+
+def figure_titles(runs: Sequence[RunResults]) -> dict[str, str]:
+    """The title of each figure that one of the runs has, by its key."""
+    more = _TRANSFER_FIGURES if any(run.transfer for run in runs) else {}
+    sets = {entry.sha256: entry.index for run in runs for entry in run.retention}
+    names = {sha256: index.rstrip("/").rpartition("/")[2] for sha256, index in sets.items()}
+    if len({*names.values()}) < len(names):
+        names = {sha256: f"{name} {sha256[:8]}" for sha256, name in names.items()}
+    held_out = {f"held_out_{sha256[:8]}": f"held-out {name}" for sha256, name in names.items()}
+    return {**FIGURES, **more, **held_out}
+
+
+def figure_of(run: RunResults, key: str) -> float | None:
+    """A figure by its key in :func:`figure_titles`; None if the run does not have it.
+
+    The accuracy on a held-out set is that after the last task.
+    """
+    if key in _TRANSFER_FIGURES:
+        value: float | None = getattr(run.transfer, key, None)
+        return value
+    for entry in run.retention:
+        if key == f"held_out_{entry.sha256[:8]}":
+            is_last = len(entry.accuracy) == run.n_learned + 1
+            return entry.accuracy[-1] if is_last else None
+    value = getattr(run, key, None)
+    return value
 
 
 class Spread(NamedTuple):
@@ -79,7 +112,8 @@ def build_rows(table: RunTable, baseline: str | None = None) -> list[Row]:
     Where there is no pair, it is the difference of the means, see :meth:`Spread.minus`.
     """
     reference = _reference(table, baseline) if baseline else []
-    return [_build_row(group, reference) for group in table.groups]
+    keys = [*figure_titles(table.results)]
+    return [_build_row(group, reference, keys) for group in table.groups]
 
 
 def check_baseline(tables: Sequence[RunTable], baseline: str) -> None:
@@ -104,15 +138,15 @@ def _reference(table: RunTable, baseline: str) -> list[FinishedRun]:
     return [run for group in table.groups if group.label == label for run in group.runs]
 
 
-def _build_row(group: RunGroup, reference: Sequence[FinishedRun]) -> Row:
+def _build_row(group: RunGroup, reference: Sequence[FinishedRun], keys: Sequence[str]) -> Row:
     pairs = list(_pairs(group.runs, reference))
-    figures = _spreads(group.results)
+    figures = _spreads(group.results, keys)
     differences = {
-        key: Spread.of([_difference(run, other, key) for run, other in pairs]) for key in FIGURES
+        key: Spread.of([_difference(run, other, key) for run, other in pairs]) for key in keys
     }
     if reference and not pairs:
-        means = _spreads([run.results for run in reference])
-        differences = {key: figures[key].minus(means[key]) for key in FIGURES}
+        means = _spreads([run.results for run in reference], keys)
+        differences = {key: figures[key].minus(means[key]) for key in keys}
     is_baseline = group.runs[0] in reference
     return Row(
         group,
@@ -124,9 +158,9 @@ def _build_row(group: RunGroup, reference: Sequence[FinishedRun]) -> Row:
     )
 
 
-def _spreads(runs: Sequence[RunResults]) -> dict[str, Spread]:
+def _spreads(runs: Sequence[RunResults], keys: Sequence[str]) -> dict[str, Spread]:
     """The spread of each figure over some runs."""
-    return {key: Spread.of([getattr(run, key) for run in runs]) for key in FIGURES}
+    return {key: Spread.of([figure_of(run, key) for run in runs]) for key in keys}
 
 
 def _pairs(
@@ -140,8 +174,8 @@ def _pairs(
 
 
 def _difference(run: RunResults, reference: RunResults, key: str) -> float | None:
-    values = getattr(run, key), getattr(reference, key)
-    return None if None in values else values[0] - values[1]
+    one, other = figure_of(run, key), figure_of(reference, key)
+    return None if one is None or other is None else one - other
 
 
 def count_parameters(run: RunResults) -> int:

@@ -14,10 +14,15 @@ from rich.text import Text
 from pipeline import storage
 from pipeline.reporting.protocols import Difference
 from pipeline.reporting.run_groups import FinishedRun, RunGroup, RunTable
-from pipeline.reporting.run_rows import FIGURES, Row, Spread
+from pipeline.reporting.run_rows import FIGURES, Row, Spread, figure_of, figure_titles
 from pipeline.text import format_percent
 
 MARK = "†"  # of settings that were chosen on the evaluated images; a line below says so
+_LABEL_SPACES = {
+    "seen": "all classes seen so far",
+    "task": "the classes seen so far, each image among those of its own task",
+    "all": "the classes seen so far, each image among those of all tasks",
+}
 _STAGE_FIGURES = ("average_incremental_accuracy", "last_accuracy", "forgetting")
 
 
@@ -35,9 +40,10 @@ def stage_table(table: RunTable) -> Group:
         cells = ([run.stage_accuracy.micro[stage] for run in g.results] for g in table.groups)
         shown.add_row(str(stage + 1), *map(format_percent, cells))
     shown.add_section()
-    for key in _STAGE_FIGURES:
-        cells = ([getattr(run, key) for run in group.results] for group in table.groups)
-        shown.add_row(FIGURES[key], *map(format_percent, cells))
+    titles = figure_titles(table.results)
+    for key in [*_STAGE_FIGURES, *(key for key in titles if key not in FIGURES)]:
+        cells = ([figure_of(run, key) for run in group.results] for group in table.groups)
+        shown.add_row(titles[key], *map(format_percent, cells))
     return _framed(table, shown)
 
 
@@ -57,7 +63,7 @@ def summary_table(
     shown = Table()
     shown.add_column("run", overflow="fold")
     compared = [key for key in _STAGE_FIGURES if baseline]
-    titles = [*FIGURES.values(), *(f"Δ {FIGURES[key]}" for key in compared)]
+    titles = [*figure_titles(table.results).values(), *(f"Δ {FIGURES[key]}" for key in compared)]
     titles += ["seed" if single else "seeds", *(["orders"] if over_order else [])]
     for title in [*titles, "parameters", "seconds"]:
         shown.add_column(title, justify="right")
@@ -115,7 +121,7 @@ def _framed(table: RunTable, shown: Table, notes: Sequence[str] = ()) -> Group:
 
 def _title(table: RunTable) -> str:
     evaluation = table.results[0].evaluation
-    classes = "all classes seen so far"
+    classes = _LABEL_SPACES[evaluation.label_space]
     if evaluation.exclude_tasks:
         first = f"those of the first {evaluation.exclude_tasks} task(s)"
         classes += f" except {first}, which chose the settings"
@@ -150,5 +156,8 @@ def _skipped(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """A line for each run that left out samples or optimizer steps."""
     for run in runs:
         samples, steps = len(run.results.skipped_samples), len(run.results.skipped_steps)
-        if samples or steps:
-            yield f"{storage.redact(run.output)} skipped {samples} sample(s) and {steps} step(s)"
+        held_out = sum(len(entry.skipped_samples) for entry in run.results.retention)
+        more = f", and {held_out} sample(s) of held-out sets" if held_out else ""
+        if samples or steps or held_out:
+            place = storage.redact(run.output)
+            yield f"{place} skipped {samples} sample(s) and {steps} step(s){more}"

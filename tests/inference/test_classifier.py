@@ -19,6 +19,7 @@ from pipeline.classifiers import CLASSIFIERS
 from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.inference import Classifier
 from pipeline.inference import classifier as classifier_module
+from pipeline.inference.labels import Score
 from tests.tiny import CLASSES, draw_images, tiny_tasks, write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,28 @@ def test_best_classes_have_the_order_of_the_logits(classifier):
     assert torch.equal(class_BK, logits_BC.argsort(dim=1, descending=True)[:, :4])
     assert torch.equal(probability_BK, probability_BC.gather(1, class_BK))
     assert classifier.top(image_BCHW, 99)[1].shape == (5, len(CLASSES))
+
+
+def test_classes_of_one_task_have_their_own_probabilities(classifier):
+    image_BCHW, task = draw_images(5), tiny_tasks()[1]
+    second = classifier.of_task(2)
+    assert second.classes == task.names and second.task_of_class == (2, 2, 2)
+    logits_BC = classifier(image_BCHW)[:, task.first : task.last]
+    assert torch.equal(second(image_BCHW), logits_BC)
+    expected_BC = classifier.method.classifier.probabilities(logits_BC)
+    assert torch.equal(second.probabilities(image_BCHW), expected_BC)
+    for number in (0, 4):
+        with pytest.raises(ConfigError, match="is not learned; choose one from 1 to 3"):
+            classifier.of_task(number)
+
+
+def test_label_that_two_classes_have_is_refused():
+    """must name the remedy: two data sets of a run may share a name"""
+    score = Score(["sea urchin", "kite", "sea urchin"])
+    assert (score.number_of("kite"), score.number_of("fox")) == (1, None)
+    for name in ("sea urchin", "sea_urchin"):
+        with pytest.raises(DataError, match="2 classes of the run are called .* with --task"):
+            score.number_of(name)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

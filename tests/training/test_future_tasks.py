@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import load_classifier
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.model.prompts import unit
+from pipeline.output.learned import load_run
 from pipeline.output.predictions import read_predictions
 from pipeline.output.results import RunResults, read_results
 from pipeline.output.transfer_metrics import transfer_figures
@@ -15,6 +23,7 @@ from tests.shards import draw_arrival, draw_samples, store
 from tests.tiny import build_config
 
 N_STOP = 34  # checks for a request to stop, until one within the second task
+ARRIVALS = (("fir", "gnu"), ("hen", "ibis", "jay"))
 CLASSES_OF_TASK = [(0, 1, 2, 3, 4), (5, 6), (7, 8, 9)]
 
 
@@ -29,7 +38,7 @@ def finished(tiny_arch, tmp_path_factory) -> Config:
     """A sequence of three complete data sets, each one task, in the label space of the task."""
     folder = tmp_path_factory.mktemp("run")
     store(str(folder / "first"), draw_samples())
-    for number, names in enumerate((("fir", "gnu"), ("hen", "ibis", "jay"))):
+    for number, names in enumerate(ARRIVALS):
         store(str(folder / f"{number}"), draw_arrival(names, 3 + number), classes=names)
     config = build_config(
         tiny_arch,
@@ -102,13 +111,94 @@ def test_run_that_was_stopped_has_the_same_matrix(finished, tmp_path):
     assert found.transfer is None and found.learned_sha256 == expected.learned_sha256
 
 
-def test_label_space_belongs_to_the_protocol(finished, tmp_path):
-    seen = changed(
-        finished,
-        output=str(tmp_path),
-        evaluation={"label_space": "seen", "future_tasks": False},
+@pytest.fixture(scope="module")
+def seen(finished, tmp_path_factory) -> Config:
+    """The same sequence in the label space of all classes seen so far."""
+    output, evaluation = str(tmp_path_factory.mktemp("seen")), {"label_space": "seen"}
+    config = changed(finished, output=output, evaluation=evaluation | {"future_tasks": False})
+    assert start(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def united(finished, tmp_path_factory) -> Config:
+    """The same sequence, each index one task, in the label space of all tasks."""
+    output, tasks = str(tmp_path_factory.mktemp("united")), {"classes_per_task": "all"}
+    tasks |= {"appended": "split"}
+    config = changed(finished, output=output, tasks=tasks, evaluation={"label_space": "all"})
+    assert start(config)
+    return config
+
+
+def images_of_each_task(config: Config) -> list[tuple[Tensor, list[int]]]:
+    """The test images of each task, ``image_BCHW``, and their class numbers."""
+    preprocess, found, first = load_classifier(config.output).preprocess, [], 0
+    samples = [draw_samples(), *(draw_arrival(names, 3 + k) for k, names in enumerate(ARRIVALS))]
+    for task, names in zip(samples, results_of(config).tasks, strict=True):
+        tested = [each for each in task if each.split == "test"]
+        images = [preprocess(Image.open(io.BytesIO(each.data)).convert("RGB")) for each in tested]
+        found.append((torch.stack(images), [first + each.label for each in tested]))
+        first += len(names)
+    return found
+
+
+@torch.no_grad()
+def test_every_image_is_classified_among_the_classes_of_all_tasks(united):
+    """must equal a computation by hand: the method as it was, and the anchors of all names"""
+    results, images = results_of(united), images_of_each_task(united)
+    names, expected = [name for task in results.tasks for name in task], []
+    for n_learned in range(4):
+        method = load_run(united.output, n_learned or None).method
+        clip, row = method.clip, []
+        anchor_AE = unit(clip.encode_text(clip.tokenize([f"a photo of a {n}." for n in names])))
+        for image_BCHW, labels in images:
+            features = clip.encode_image(image_BCHW)
+            embedded = method.encode(image_BCHW, features)
+            embedding_BE = embedded.embedding_BE if n_learned else unit(features.joint_BE)
+            chosen = (embedding_BE @ anchor_AE.T).argmax(dim=1).tolist()
+            hits = [one == other for one, other in zip(chosen, labels, strict=True)]
+            row.append(sum(hits) / len(hits))
+        expected.append(row)
+    assert results.full_matrix == expected
+    assert results.transfer is not None and 0 < results.transfer.transfer < 1
+
+
+def test_label_space_of_all_changes_the_answers_alone(finished, seen, united):
+    """must learn the same, and end as the label space of what is seen, which is then everything"""
+    task_wise, so_far, of_all = map(results_of, (finished, seen, united))
+    assert of_all.tasks == task_wise.tasks
+    assert task_wise.learned_sha256 == so_far.learned_sha256 == of_all.learned_sha256
+    assert of_all.counts.correct[-1] == so_far.counts.correct[-1]
+    assert of_all.predictions_sha256 == so_far.predictions_sha256
+    for row, easier in zip(of_all.full_matrix, task_wise.full_matrix, strict=True):
+        assert all(one <= other for one, other in zip(row, easier, strict=True))
+    assert of_all.counts.correct[0] < so_far.counts.correct[0] <= task_wise.counts.correct[0]
+
+
+def test_equal_names_of_two_data_sets_are_two_classes(tiny_arch, tmp_path):
+    """must not count an image of one as an image of the other"""
+    for number in (0, 1):
+        classes = ("gnu", f"hen {number}")
+        samples = draw_arrival(classes, 3 + number)
+        store(str(tmp_path / f"{number}"), samples, classes=classes)
+    config = build_config(
+        tiny_arch,
+        "unused",
+        output=str(tmp_path / "run"),
+        data={"index": [str(tmp_path / "0"), str(tmp_path / "1")]},
+        method={"name": "simplecil"},
+        tasks={"class_order": "natural", "classes_per_task": "all", "known_classes": "apart"},
+        evaluation={"label_space": "all"},
     )
-    assert start(seen)
+    assert start(config)
+    results = results_of(config)
+    assert results.tasks == [["gnu", "hen 0"], ["gnu", "hen 1"]] and not results.known_classes
+    assert {each.label for each in read_predictions(config.output)} == {0, 1, 2, 3}
+    assert results.counts.images[-1] == [6, 6] and results.class_images == [3] * 4
+    assert load_classifier(config.output).classes == ("gnu", "hen 0", "gnu", "hen 1")
+
+
+def test_label_space_belongs_to_the_protocol(finished, seen):
     one, two = results_of(finished), results_of(seen)
     assert one.learned_sha256 == two.learned_sha256 and one.counts != two.counts
     assert [each[:3] for each in differences(one, two)] == [
@@ -116,7 +206,7 @@ def test_label_space_belongs_to_the_protocol(finished, tmp_path):
     ]
     assert "evaluation.label_space" not in two.protocol.settings, "older runs have no such key"
     with pytest.raises(ConfigError, match="label_space"):
-        start(changed(finished, output=str(tmp_path)))
+        start(changed(finished, output=seen.output))
 
 
 def test_future_tasks_need_their_own_label_space(finished):

@@ -19,7 +19,7 @@ from pipeline.output.results import RunResults, read_results
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
 from tests.interruptions import StopAt, changed, start, start_on_ranks
-from tests.shards import draw_samples, store
+from tests.shards import TEST, draw_samples, store
 from tests.tiny import CLASSES, TEST_IMAGES, build_config
 
 N_TASKS = 3
@@ -121,6 +121,23 @@ def test_figures_are_in_the_log_of_metrics(finished):
     stages = [line for line in map(json.loads, lines) if line["kind"] == "stage"]
     (entry,) = results_of(finished).retention
     assert [line["retention"] for line in stages] == [[value] for value in entry.accuracy[1:]]
+
+
+def test_images_of_a_set_that_cannot_be_used_are_listed(finished, tmp_path):
+    """must list them with the set once, whatever the number of tests, and not with the run"""
+    store(str(tmp_path / "set"), draw_samples(), damaged={"cat/002": b"no image"})
+    config = changed(
+        finished,
+        output=str(tmp_path / "run"),
+        data={"on_bad_sample": "skip", "bad_sample_budget": 1},
+        evaluation={"held_out": [str(tmp_path / "set")]},
+    )
+    assert start(config)
+    results = results_of(config)
+    (entry,) = results.retention
+    assert entry.images == sum(TEST) - 1 and results.skipped_samples == []
+    assert [sample.key for sample in entry.skipped_samples] == ["cat/002"]
+    assert "cannot be decoded" in entry.skipped_samples[0].reason
 
 
 def test_plan_names_each_set(finished, tiny_shards):
