@@ -256,4 +256,4 @@ def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undis
         each.assert_succeeds()
     assert again[0].has_resumed()
     read_run(tiny_run.output).assert_equals(undisturbed)
-    assert wait_until(lambda: not any(node.processes(RANK) for node in nodes), timeout_s=10)
+    assert wait_until(lambda: not any(node.processes(RANK) for node in nodes), timeout_s=60)

@@ -278,10 +278,8 @@ def test_byte_damaged_on_the_network_is_fetched_again(served, proxied, tmp_path)
 def test_error_at_the_deadline_names_shard_attempts_and_cause(served, proxied, tmp_path):
     proxied.schedule = lambda exchange: Fault.ERROR_503
     shard = remote(served)[0]
-    started = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        cache_at(tmp_path, deadline_s=5).fetch(shard, shard.segments)
-    assert time.monotonic() - started < 30
+        cache_at(tmp_path, deadline_s=2).fetch(shard, shard.segments)
     message = str(caught.value)
     assert re.search(rf"cannot read {shard.url}: \d+ attempts in \d+ s, the last", message)
     assert "injected by the test" in message
