@@ -171,6 +171,11 @@ def skipped(run: ReportedRun) -> list[str]:
         f"task {step.task + 1}, step {step.step + 1}: loss {step.loss}"
         for step in run.results.skipped_steps
     ]
+    lines += [
+        f"sample {sample.key} in {sample.shard} of {_last_part(held_out.index)}: {sample.reason}"
+        for held_out in run.results.retention
+        for sample in held_out.skipped_samples
+    ]
     return lines
 
 

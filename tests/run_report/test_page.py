@@ -70,15 +70,17 @@ def test_what_is_not_learned_is_shown_beside_what_is(run):
     n_tasks = len(json.loads((Path(run) / "results.json").read_text())["tasks"])
     accuracy = [0.811, *[None] * (n_tasks - 1), 0.622]
     held_out = {"index": "s3://data/pets", "sha256": "a", "classes": 37, "images": 9}
+    damaged = {"shard": "t.tar", "key": "k3", "reason": "is damaged"}
     figures = {"average_over_matrix": 0.5, "last_over_tasks": 0.5, "forward_transfer": -0.033}
     change_results(
         run,
-        retention=[held_out | {"accuracy": accuracy}],
+        retention=[held_out | {"accuracy": accuracy, "skipped_samples": [damaged]}],
         transfer=figures | {"transfer": 0.444},
     )
     words = ParsedPage(render(run)).words
     assert "zero-shot on pets 62.2 % never learned, 37 classes; 81.1 % before task 1" in words
     assert "transfer 44.4 % forward transfer -3.3 %" in words
+    assert "sample k3 in t.tar of pets: is damaged" in words
 
 
 def test_anchors_are_shown_before_learning_and_now(run):
