@@ -11,17 +11,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.classifiers.base import (
-    Classifier,
-    ClassifierContext,
-    Embedded,
-    EmbeddedImages,
-    Moment,
-)
-from pipeline.classifiers.heads import LinearHead
-from pipeline.classifiers.text_anchors import held_anchors
+from pipeline.classifiers.base import ClassifierContext, EmbeddedImages, Moment
+from pipeline.classifiers.text_anchors import TextAnchors
 from pipeline.model.class_rows import initial_rows, newest_rows, positions
 from pipeline.model.prompts import unit
 from pipeline.settings_file import Section
@@ -35,33 +28,24 @@ class FittedAnchorsOptions(Section):
     learning_rate: float = Field(2e-3, gt=0)  # of Adam, falling to 0 by a cosine
 
 
-class FittedAnchors(Classifier):
+class FittedAnchors(TextAnchors):
     """``logits = s · z · unit(w_c + δ_c)``: the δ of a task lower its cross-entropy and then stay.
 
     The classes of the task compete with each other alone: of earlier classes no image is kept.
     """
 
     Options = FittedAnchorsOptions
-    takes_known_classes = True
-    logits_are_cosines = True
+    name = "fitted_anchors"
 
     def __init__(self, context: ClassifierContext, options: FittedAnchorsOptions) -> None:
         super().__init__(context, options)
         self.offsets = nn.ParameterList()  # per task, C×E; no gradient of a step reaches them
-        # In a list: the tensors belong to the method.
-        self._anchors = [held_anchors(context, "fitted_anchors")]
         self._tasks: list[Task] = []
-        self._anchor_CE: Tensor | None = None
 
     @property
     def fits(self) -> frozenset[Moment]:
         """The end of a task."""
         return frozenset({"end"})
-
-    @property
-    def anchor_CE(self) -> Tensor | None:
-        """The anchors of all classes seen, as predictions use them."""
-        return self._anchor_CE
 
     def begin_task(self, task: Task) -> None:
         """Add an offset for each class of ``task``; that of a known class starts as it is."""
@@ -98,14 +82,3 @@ class FittedAnchors(Classifier):
         """Fix the anchors that predictions use."""
         offset_CE = newest_rows([*self.offsets], self._tasks)
         self._anchor_CE = unit(self._anchors[0].for_evaluation() + offset_CE)
-
-    def logits(self, embedded: Embedded) -> Tensor:
-        """Scaled cosines ``logits_BC``."""
-        assert self._anchor_CE is not None, "no task has ended"
-        return self.context.clip.logit_scale * embedded.embedding_BE @ self._anchor_CE.T
-
-    def heads(self) -> list[LinearHead]:
-        """One head: the anchors."""
-        assert self._anchor_CE is not None, "no task has ended"
-        scale = self.context.clip.logit_scale
-        return [LinearHead((("embedding",),), self._anchor_CE, scale=scale)]

@@ -5,12 +5,13 @@ Axes: B images · C classes · E joint width.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
 from pipeline.classifiers.heads import LinearHead
 from pipeline.errors import ConfigError
-from pipeline.model.anchors import Anchors
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -22,14 +23,19 @@ class TextAnchorsOptions(Section):
 class TextAnchors(Classifier):
     """``logits = s · z · w_c``, with the anchors that the method holds and may train."""
 
-    Options = TextAnchorsOptions
+    Options: ClassVar[type[Section]] = TextAnchorsOptions
+    name: ClassVar[str] = "text_anchors"
     takes_known_classes = True
     logits_are_cosines = True
 
-    def __init__(self, context: ClassifierContext, options: TextAnchorsOptions) -> None:
+    def __init__(self, context: ClassifierContext, options: Any) -> None:
         super().__init__(context, options)
-        # In a list: the tensors belong to the method.
-        self._anchors = [held_anchors(context, "text_anchors")]
+        if context.anchors is None:
+            raise ConfigError(
+                f"classifier.name: {self.name!r} needs a method that has text anchors; choose "
+                "another classifier"
+            )
+        self._anchors = [context.anchors]  # in a list: the tensors belong to the method
         self._anchor_CE: Tensor | None = None
 
     @property
@@ -51,17 +57,3 @@ class TextAnchors(Classifier):
         assert self._anchor_CE is not None, "no task has ended"
         scale = self.context.clip.logit_scale
         return [LinearHead((("embedding",),), self._anchor_CE, scale=scale)]
-
-
-def held_anchors(context: ClassifierContext, classifier: str) -> Anchors:
-    """The anchors of the method, for the classifier of this name.
-
-    Raises:
-        ConfigError: the method has none.
-    """
-    if context.anchors is None:
-        raise ConfigError(
-            f"classifier.name: {classifier!r} needs a method that has text anchors; choose "
-            "another classifier"
-        )
-    return context.anchors
