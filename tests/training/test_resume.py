@@ -246,13 +246,13 @@ def in_parts(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)], ids=["2 then 1", "1 then 2"])
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_another_number_of_ranks(in_parts, tmp_path, ranks, zero_stage):
+def test_another_number_of_ranks(in_parts, tmp_path, zero_stage):
     """must learn the same bits from the same parts, with Adam's usual epsilon"""
     engine = {"zero_stage": zero_stage}
     config = changed(in_parts, output=str(tmp_path / "run"), engine=engine)
-    assert not start_on_ranks(ranks[0], config, 20)
+    assert not start_on_ranks(2, config, 8)
+    assert not start_on_ranks(1, config, 16)
     assert newest_snapshot(config) > "task-001-step-000000"
-    assert start_on_ranks(ranks[1], config)
+    assert start_on_ranks(2, config)
     read_run(config.output).assert_equals(read_run(in_parts.output))
