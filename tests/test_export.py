@@ -92,7 +92,7 @@ def test_card_has_the_figures_and_fields_for_licences(exported, learned_run):
     assert str(learned_run) not in card
 
 
-def test_export_is_not_replaced_unless_it_is_told_to(exported, learned_run, capsys, tmp_path):
+def test_export_is_replaced_only_with_the_option(exported, learned_run, capsys, tmp_path):
     out = exported[0]
     assert "holds an export already; give --force" in refusal(
         capsys, "--run", learned_run, "--out", out

@@ -150,7 +150,7 @@ def test_orientation_of_images_is_kept_if_it_is_recorded(url):
     ],
 )
 def test_table_with_impossible_content_is_refused(tmp_path, change, words):
-    """must hold though its hash is right: a stranger may have written both"""
+    """must hold though its hash is right: an attacker may have written both"""
     index = store(str(tmp_path), draw_samples())
     shard = index.shards[0]
     table = json.loads(storage.read_bytes(shard.table_url))

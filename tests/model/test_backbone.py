@@ -315,7 +315,7 @@ def test_tower_that_cannot_be_prompted_is_refused(name, words):
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_told_before_loading(arch, weights, words):
+def test_weights_that_do_not_fit_are_named_before_loading(arch, weights, words):
     with pytest.raises(WeightsError, match=words):
         load_clip(arch, weights, device=CPU)
 
@@ -354,7 +354,7 @@ def test_random_weights_come_from_their_seed(named_arch):
 
 
 def test_blank_clip_has_the_shapes_and_the_limits_of_the_real_one(named_arch):
-    """must tell of a prompt that is too long, as the run would"""
+    """must refuse a prompt that is too long, as the run would"""
     context_DLW = torch.zeros(1, 4, TEXT_WIDTH)
     answers = []
     for clip in (blank_clip(named_arch), load_clip(named_arch, "random", device=CPU)):

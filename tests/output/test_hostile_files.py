@@ -1,4 +1,4 @@
-"""Files of a run that a stranger has written are refused with a sentence; none is run.
+"""Untrusted files of a run are refused with a sentence; none is run.
 
 Their hashes are right: damage of disks and networks is in ``test_snapshots``.
 """
@@ -142,7 +142,7 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_snapshot_of_a_stranger_is_refused(interrupted, name):
+def test_snapshot_of_somebody_else_is_refused(interrupted, name):
     edit, words = HOSTILE[name]
     rewrite(interrupted, edit)
     before = {f: f.read_bytes() for f in (Path(interrupted.output) / "tasks").iterdir()}
@@ -178,7 +178,7 @@ def as_file(header: str) -> bytes:
     ],
     ids=["empty", "10^9 elements", "deep", "long header", "infinite"],
 )
-def test_task_file_of_a_stranger_is_refused(tmp_path, content, words):
+def test_task_file_of_somebody_else_is_refused(tmp_path, content, words):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "task-000.safetensors").write_bytes(content)
     for sha256 in (None, hashlib.sha256(content).hexdigest()):
@@ -212,14 +212,14 @@ RESULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_results_of_a_stranger_are_refused(interrupted, name):
+def test_results_of_somebody_else_are_refused(interrupted, name):
     edit, words = RESULTS[name]
     edit_results(interrupted, edit)
     with pytest.raises(PipelineError, match=words):
         start(interrupted)
 
 
-def test_configuration_of_a_stranger_is_refused(interrupted):
+def test_configuration_of_somebody_else_is_refused(interrupted):
     edit_results(interrupted, lambda r: r["manifest"]["config"].update(optim={"epochs": "many"}))
     with pytest.raises(PipelineError, match=r"manifest.config: optim.epochs: .*found 'many'"):
         load_method(interrupted.output)
@@ -261,7 +261,7 @@ def test_damaged_bytes_end_in_a_sentence_or_a_value(interrupted, name):
 
 @pytest.mark.parametrize("name", ["state", "tensors"])
 def test_damaged_snapshot_with_right_hashes_ends_in_a_sentence_or_a_value(interrupted, name):
-    """must be checked beyond the hashes, which a stranger can make right"""
+    """must be checked beyond the hashes, which an attacker can make right"""
     marker = only_marker(interrupted)
     file = marker.with_name("tensors.safetensors")
     tensors, state = file.read_bytes(), json.loads(marker.read_text())["state"]

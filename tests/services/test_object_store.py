@@ -29,9 +29,9 @@ def test_large_objects_are_sent_in_parts(bucket: Bucket, object_store: ObjectSto
 
 
 def test_wrong_secret_is_refused(bucket: Bucket):
-    stranger = replace(bucket.access, secret="wrong").file_system()
+    intruder = replace(bucket.access, secret="wrong").file_system()
     with pytest.raises(PermissionError):
-        stranger.pipe_file(f"{bucket.name}/x", b"x")
+        intruder.pipe_file(f"{bucket.name}/x", b"x")
 
 
 def test_environment_is_enough_for_a_subprocess(bucket: Bucket):

@@ -36,7 +36,7 @@ def test_classes_are_called_by_name_or_by_folder(tiny_arch, tiny_shards):
     assert raw == [folders[label] for label in ORDER]
 
 
-def test_order_of_classes_is_that_of_the_index_unless_told(tiny_arch, tiny_shards):
+def test_order_of_classes_is_that_of_the_index_by_default(tiny_arch, tiny_shards):
     natural = names_of(tiny_arch, tiny_shards, tasks={"class_order": "natural"})
     assert natural == list(CLASSES)
     seeded = names_of(tiny_arch, tiny_shards, tasks={"class_order": "lamda", "order_seed": 1993})
@@ -74,7 +74,7 @@ def write_index(folder: Path, train: list[int], test: list[int]) -> str:
         ([3, 1, 2], [1, 0, 0], "has no test image of class 'class 1' .2 such classes.; prepare"),
     ],
 )
-def test_class_without_pictures_is_told_before_training(tiny_arch, tmp_path, train, test, words):
+def test_class_without_images_is_named_before_training(tiny_arch, tmp_path, train, test, words):
     index = write_index(tmp_path, train, test)
     tasks = {"class_order": "natural", "classes_per_task": 1}
     with pytest.raises(ConfigError, match=words):
@@ -95,7 +95,7 @@ def test_plan_of_a_validation_run_leaves_the_held_out_images_out(tiny_arch, tiny
     assert all(train and test for train, test in planned)
 
 
-TOLD = {
+NOTED = {
     "evaluation": {"exclude_tasks": 2},
     "tuning": {
         "protocol": "oracle_sequence", "sweep": "runs/s", "trials": 9,
@@ -112,23 +112,23 @@ def test_run_that_would_report_no_task_is_refused(tiny_arch, tiny_shards):
 
 
 def test_plan_says_what_the_summary_leaves_out_and_how_settings_were_found(tiny_arch, tiny_shards):
-    plan = format_plan(check_run(build_config(tiny_arch, tiny_shards, **TOLD), 1))
+    plan = format_plan(check_run(build_config(tiny_arch, tiny_shards, **NOTED), 1))
     assert "summary    leaves out the first 2 task(s)" in plan
     assert "9 trials, sweep runs/s: tuned on the evaluation sequence" in plan
     assert "summary" not in format_plan(check_run(build_config(tiny_arch, tiny_shards), 1))
 
 
-def test_finished_run_may_be_told_later_what_its_summary_leaves_out(
+def test_finished_run_may_learn_later_what_its_summary_leaves_out(
     tiny_arch, tiny_shards, tmp_path, caplog
 ):
     """must equal a run that knew from the start, and measure nothing again"""
     found = []
-    for name, beginning in (("first", TOLD), ("later", {})):
+    for name, beginning in (("first", NOTED), ("later", {})):
         output = str(tmp_path / name)
         run = check_run(build_config(tiny_arch, tiny_shards, output=output, **beginning), 1)
         assert execute(run, read_world({}))
-        told = check_run(build_config(tiny_arch, tiny_shards, output=output, **TOLD), 1)
-        assert not execute(told, read_world({}))
+        noted = check_run(build_config(tiny_arch, tiny_shards, output=output, **NOTED), 1)
+        assert not execute(noted, read_world({}))
         found.append(read_results(output).content())
     first, later = found
     for key in first.keys() - {"manifest", "diagnostics"}:
