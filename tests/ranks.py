@@ -19,8 +19,10 @@ import torch.distributed as dist
 
 from pipeline.distributed.world import process_group, read_world
 
-# Imported once, by the server from which every rank is forked, so that ranks start fast.
-_PRELOADED = ["deepspeed", "tests.variants", "pipeline.training.run"]
+# Imported once, by the server from which every rank is forked, so that ranks start fast. An engine
+# of DeepSpeed imports the last two.
+_PRELOADED = ["deepspeed", "tests.interruptions", "tests.variants", "pipeline.training.run"]
+_PRELOADED += ["deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops"]
 
 
 def run_ranks(
