@@ -1,7 +1,8 @@
 """The identity of a run: a run continues only where a run of the same identity stopped.
 
 A run may continue on other machines, with further tasks after its last one, and with other
-tolerances for errors. It may not continue with another method, backbone, batch or image.
+tolerances for errors. It may not continue with another method, backbone, batch or image, nor with
+other tasks where each test is over the classes of all tasks.
 """
 
 from __future__ import annotations
@@ -93,6 +94,12 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
             return f"it was started with {key}={old!r} instead of {new!r}"
     if found["backbone_sha256"] != wanted["backbone_sha256"]:
         return "its backbone has other weights"
+    names = [[task["names"] for task in each["tasks"]] for each in (found, wanted)]
+    if now["evaluation.label_space"] == "all" and names[0] != names[1]:
+        return (
+            "evaluation.label_space=all has the classes of all tasks, and its tasks were others "
+            f"({len(names[0])} tasks instead of {len(names[1])}, or other classes)"
+        )
     if started > len(wanted["tasks"]):
         return f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}"
     pairs = zip(found["tasks"][:started], wanted["tasks"], strict=False)

@@ -57,6 +57,10 @@ class ZeroShotTest:
         encoder.begin_test()
         return list(map(evaluator.score, tasks))
 
+    def skipped_samples(self) -> list[SkippedSample]:
+        """The images that could not be used so far, over all ranks; every rank asks."""
+        return list(self._batches.skipped_samples().values())
+
     def _evaluator(self, embedding: Method) -> tuple[Encoder, Evaluator]:
         """Tests the images as ``embedding`` embeds them."""
         data, clip = self.run.config.data, embedding.clip
@@ -64,10 +68,6 @@ class ZeroShotTest:
         encoder = Encoder(embedding, self._world, self._batches, store, batch=data.eval_batch)
         space = self._label_space
         return encoder, Evaluator(self._zero_shot, self.run.data, encoder, label_space=space)
-
-    def skipped_samples(self) -> list[SkippedSample]:
-        """The images that could not be used so far, over all ranks; every rank asks."""
-        return list(self._batches.skipped_samples().values())
 
 
 class Retention:

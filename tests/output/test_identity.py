@@ -240,6 +240,15 @@ def test_tasks_may_be_added_and_unstarted_tasks_may_change(index):
     assert conflict(identity(index), reordered, started=2) is not None
 
 
+def test_tasks_are_fixed_where_every_test_is_over_their_classes(index):
+    """must not mix figures of two label spaces in one run"""
+    united = {"evaluation": {"label_space": "all"}}
+    short = identity(index, tasks={"limit": 2}, **united)
+    problem = conflict(short, identity(index, **united), started=1)
+    assert problem is not None and "(2 tasks instead of 3, or other classes)" in problem
+    assert conflict(short, short, started=1) is None
+
+
 def test_other_images_make_another_run(index):
     """must find one different image, in training or in test, and one other sample number"""
     wanted = identity(index)
