@@ -7,12 +7,15 @@ a real device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.model.backbone import FrozenClip, ImageFeatures, PromptTokens
 from pipeline.tasks import Task
@@ -40,6 +43,28 @@ class FakeClip(FrozenClip):
 
     def _on_gpu(self, real: Tensor) -> Tensor:
         return self.mode.from_tensor(real).to(self.device)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses an operation for which the host would wait until a GPU has done all earlier work.
+
+    Such are a value that is read back, and a copy between the two that is not asked to overlap. A
+    single number of the host is an argument of the operation itself.
+    """
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reads = operation is torch.ops.aten._local_scalar_dense.default
+        assert not reads, f"the host waits for {operation}"
+        result = operation(*args, **kwargs)
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        is_copy = operation in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        places = {x.device.type for x in tensors if x.dim() or is_copy}
+        overlaps = is_copy and (kwargs.get("non_blocking") or args[2:] == (True,))
+        assert len(places) < 2 or overlaps, f"the host waits for {operation}"
+        return result
 
 
 def move(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

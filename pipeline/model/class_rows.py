@@ -9,6 +9,7 @@ Axes: N images · C classes of a task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,8 +51,13 @@ def initial_rows(parts: Sequence[Tensor], tasks: Sequence[Task], *shape: int) ->
 
 def positions(classes: Sequence[int], label_N: Tensor) -> Tensor:
     """The position of each label in ``classes``, which ascend; -1 for a label between them."""
-    position_of = torch.full((classes[-1] + 1,), -1, device=label_N.device)
-    position_of[list(classes)] = torch.arange(len(classes), device=label_N.device)
+    device, size = label_N.device, len(classes)
+    position_of = torch.full((classes[-1] + 1,), -1, device=device)
+    gaps = [place for place in range(1, size) if classes[place] != classes[place - 1] + 1]
+    # Slices, not a list as the index: the host would wait for the GPU to copy it there.
+    for first, last in pairwise([0, *gaps, size]):
+        start = classes[first]
+        position_of[start : start + last - first] = torch.arange(first, last, device=device)
     return position_of[label_N]
 
 

@@ -28,6 +28,7 @@ from pipeline.distributed.collectives import (
 from pipeline.distributed.world import World
 from pipeline.errors import DataError
 from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.training.transfer import without_waiting
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class FrozenFeatures:
 
     def of(self, sample_B: Tensor) -> ImageFeatures:
         """The features of the samples with these numbers."""
-        position_B = torch.searchsorted(self.sample_S, sample_B).to(self.features.joint_BE.device)
+        position_B = torch.searchsorted(self.sample_S, sample_B)
+        position_B = without_waiting(position_B, self.features.joint_BE.device)
         return ImageFeatures(*(column[position_B] for column in self.features))
 
     def rows(self, rows: slice) -> tuple[ImageFeatures, Tensor]:
@@ -203,7 +205,7 @@ def gather_columns(
     columns = [torch.zeros(len(selection), width, device=device) for width in widths]
     with raise_on_all_ranks():
         for batch in share:
-            position_B = torch.searchsorted(sample_S, batch.sample_B).to(device)
+            position_B = without_waiting(torch.searchsorted(sample_S, batch.sample_B), device)
             for column, value in zip(columns, compute(batch), strict=True):
                 column[position_B] = value
             seen_S[position_B] = 1.0

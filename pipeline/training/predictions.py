@@ -15,6 +15,7 @@ from pipeline.data.index import Selection
 from pipeline.distributed.collectives import sum_over_ranks
 from pipeline.output.predictions import DECIMALS, TOP, Prediction
 from pipeline.tasks import Task
+from pipeline.training.transfer import without_waiting
 
 
 class TopClasses:
@@ -40,7 +41,8 @@ class TopClasses:
         score_BK = logits_BC.gather(1, class_BK)
         class_BK = class_BK.gather(1, score_BK.argsort(dim=1, descending=True, stable=True))
         probability_BK = probability_BC.gather(1, class_BK)
-        row_B = torch.searchsorted(self._sample_S, sample_B.cpu()).to(self._table.device)
+        row_B = torch.searchsorted(self._sample_S, sample_B.cpu())
+        row_B = without_waiting(row_B, self._table.device)
         tested_B1 = torch.ones_like(class_BK[:, :1])
         self._table[row_B] = torch.cat([tested_B1, class_BK, probability_BK], dim=1).double()
 

@@ -31,6 +31,16 @@ class ToDevice:
         return copy
 
 
+def without_waiting(value: Tensor, device: torch.device) -> Tensor:
+    """A small ``value`` on ``device``, in turn with the work there; the host does not wait for it.
+
+    Without pinned memory the host would wait until a GPU has done all earlier work.
+    """
+    if device.type != "cuda" or value.device == device:
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def start_reading(value: Tensor) -> Callable[[], Tensor]:
     """Start to copy ``value`` to the host; the result waits for the copy and gives it.
 

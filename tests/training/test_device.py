@@ -16,9 +16,9 @@ from pipeline.distributed.world import World
 from pipeline.methods.base import Method
 from pipeline.training.encoder import EncodedBatch
 from pipeline.training.engine import Engine
-from pipeline.training.features import in_equal_parts
+from pipeline.training.features import FrozenFeatures, in_equal_parts
 from pipeline.training.scoring import score_task
-from tests.fake_gpu import GPU, N_IMAGES, FakeClip, draw
+from tests.fake_gpu import GPU, N_IMAGES, FakeClip, NoWaiting, draw
 from tests.tiny import build_config, tiny_tasks
 from tests.variants import EVERY_TASK, build_variant
 
@@ -60,7 +60,7 @@ class ForwardEngine(Engine):
 @pytest.fixture
 def reading(monkeypatch) -> None:
     """What is read back from the GPU is a number and finite."""
-    monkeypatch.setattr(engine_module, "start_reading", lambda value: lambda: value.detach().cpu())
+    monkeypatch.setattr(engine_module, "start_reading", lambda value: lambda: torch.zeros(()))
     monkeypatch.setattr(FakeTensor, "__bool__", lambda tensor: True)
     monkeypatch.setattr(FakeTensor, "__int__", lambda tensor: 0)
     monkeypatch.setattr(FakeTensor, "__float__", lambda tensor: 0.0)
@@ -68,16 +68,16 @@ def reading(monkeypatch) -> None:
 
 @pytest.mark.parametrize("label", EVERY_TASK)
 def test_step_of_two_ranks_has_its_operands_on_the_gpu(fake_clip: FakeClip, reading, label):
-    """must hold from the images in host memory to the gradient that DeepSpeed is given"""
+    """must hold up to the gradient that DeepSpeed is given; nothing lets the host wait"""
     method = build_variant(label, fake_clip)
     method.begin_task(FIRST)
     method.end_task(FIRST)
     method.begin_task(SECOND)
     image_BCHW, label_B, features = draw(fake_clip, SECOND)
     engine, inputs = ForwardEngine(method), method.inputs
-    losses = engine.step(
-        0, image_BCHW if inputs.images else None, label_B, features if inputs.features else None
-    )
+    images = image_BCHW.to(GPU) if inputs.images else None
+    with NoWaiting():
+        losses = engine.step(0, images, label_B, features if inputs.features else None)
     (gradient_X,) = engine.applied
     assert gradient_X.device == GPU
     assert gradient_X.numel() == sum(p.numel() for p in engine._trainable.values())
@@ -94,6 +94,26 @@ def test_test_of_a_task_has_its_operands_on_the_gpu(fake_clip: FakeClip, reading
     ]
     score = score_task(method, encoded, task=FIRST)
     assert score.class_mean_CE.device == score.embedding_sum_E.device == GPU
+
+
+def test_frozen_features_of_a_batch_are_found_without_waiting(fake_clip: FakeClip, monkeypatch):
+    """must copy positions, which are found in host memory, while the GPU works"""
+    monkeypatch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)  # needs a GPU
+    _, label_B, features = draw(fake_clip, FIRST)
+    frozen = FrozenFeatures(torch.arange(N_IMAGES), label_B, features)
+    with NoWaiting():
+        found = frozen.of(torch.tensor([7, 3]))
+    assert {(len(column), column.device) for column in found} == {(2, GPU)}
+
+
+@pytest.mark.parametrize(
+    "work", [lambda gpu: gpu[[0, 2]], lambda gpu: gpu.cpu(), lambda gpu: gpu[0].item()]
+)
+def test_waiting_for_the_gpu_is_refused(fake_clip: FakeClip, work):
+    """must see the fault that the tests above look for"""
+    value = torch.zeros(3, device=GPU)
+    with NoWaiting(), pytest.raises(Exception, match="the host waits for"):
+        work(value)
 
 
 def test_parts_of_the_frozen_tower_are_filled_up_on_the_gpu(fake_clip: FakeClip):
