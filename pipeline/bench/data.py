@@ -144,8 +144,7 @@ def _copy_raw(shards: list[Shard], folder: Path) -> None:
 
 def _fetch_all(shards: list[Shard], folder: Path) -> None:
     cache = SegmentCache(folder, limit_bytes=_NO_LIMIT)
-    for shard in shards:
-        cache.fetch(RemoteShard(shard.url, shard.segments), shard.segments)
+    cache.fetch_all({RemoteShard(shard.url, shard.segments): shard.segments for shard in shards})
 
 
 def _measure_starts(config: BenchConfig, folder: Path) -> Iterator[Figure]:
