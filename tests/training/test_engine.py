@@ -94,10 +94,21 @@ def engine_of(method: Method, config: Config, world: World, n_steps: int) -> Ite
     engine.close()
 
 
-def first_steps(world: World, arch: str, sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each variant what :func:`take_steps_in` tells of one step."""
-    clip, config = load_clip(arch, None, device=world.device), configure(**sections)
-    return {label: take_steps_in(world, clip, label, config, 1) for label in EVERY_TASK}
+# Parts of the global batch. Four ranks have two images each, so that three are no other part.
+WHOLE, UNEVEN = {"micro_batch": 8}, {"micro_batch": 3}
+RECOMPUTED = {"micro_batch": 1, "recompute": True}
+PARTS = {1: (WHOLE, UNEVEN, RECOMPUTED), 2: (WHOLE, UNEVEN, RECOMPUTED), 4: (WHOLE, RECOMPUTED)}
+
+
+def first_steps(world: World, arch: str) -> list[dict[str, dict[str, Any]]]:
+    """For all parts and each variant what :func:`take_steps_in` tells of one step."""
+    clip = load_clip(arch, None, device=world.device)
+    optim = {"gradient_clipping": 0.0}
+    configs = [configure(optim=optim, engine=engine) for engine in PARTS[world.world_size]]
+    return [
+        {label: take_steps_in(world, clip, label, config, 1) for label in EVERY_TASK}
+        for config in configs
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -113,19 +124,14 @@ def plain_gradients(tiny_clip: FrozenClip) -> dict[str, dict[str, Any]]:
     return answer
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize(
-    "engine",
-    [{"micro_batch": 8}, {"micro_batch": 3}, {"micro_batch": 1, "recompute": True}],
-    ids=["whole", "in uneven parts", "recomputed"],
-)
-def test_gradient_is_that_of_the_global_batch(world_size, engine, plain_gradients, tiny_arch):
+@pytest.mark.parametrize("world_size", PARTS)
+def test_gradient_is_that_of_the_global_batch(world_size, plain_gradients, tiny_arch):
     """must hold with different classes on each rank, in any parts"""
-    sections = {"optim": {"gradient_clipping": 0.0}, "engine": engine}
-    for answer in run_ranks(first_steps, world_size, tiny_arch, sections):
-        for label, expected in plain_gradients.items():
-            assert answer[label]["losses"] == pytest.approx([expected["loss"]], 1e-5)
-            assert_same_tensors(answer[label]["gradients"], expected["gradients"], 1e-5)
+    for answer in run_ranks(first_steps, world_size, tiny_arch):
+        for found, engine in zip(answer, PARTS[world_size], strict=True):
+            for label, expected in plain_gradients.items():
+                assert found[label]["losses"] == pytest.approx([expected["loss"]], 1e-5), engine
+                assert_same_tensors(found[label]["gradients"], expected["gradients"], 1e-5)
 
 
 def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float) -> None:
@@ -193,7 +199,11 @@ def test_every_layout_learns_the_same(alone, tiny_arch):
 
 
 def steps_in_parts(world: World, arch: str, layouts: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {label: take_steps(world, arch, label, layouts, 4) for label in EVERY_TASK}
+    clip = load_clip(arch, None, device=world.device)
+    return {
+        label: [take_steps_in(world, clip, label, configure(**layout), 2) for layout in layouts]
+        for label in EVERY_TASK
+    }
 
 
 def test_same_parts_give_the_same_bits_on_any_number_of_ranks(tiny_arch):
@@ -231,8 +241,13 @@ def dropped(embedded: Embedded) -> Embedded:
     return embedded._replace(embedding_BE=F.dropout(embedded.embedding_BE))
 
 
-def noisy_steps(world: World, arch: str, recompute: bool) -> dict[str, Any]:
+def noisy_steps(world: World, arch: str) -> list[dict[str, Any]]:
+    """The outcomes of steps that keep, and that recompute, the activations of their parts."""
     clip = load_clip(arch, None, device=world.device)
+    return [noisy_steps_in(world, clip, recompute) for recompute in (False, True)]
+
+
+def noisy_steps_in(world: World, clip: FrozenClip, recompute: bool) -> dict[str, Any]:
     method = Noisy(build_context(clip), Noisy.Options())
     method.begin_task(FIRST)
     config = configure(engine={"micro_batch": 2, "recompute": recompute})
@@ -244,15 +259,15 @@ def noisy_steps(world: World, arch: str, recompute: bool) -> dict[str, Any]:
     return {"losses": totals, "learned": dict(method.state_dict())}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_what_is_drawn_at_random_does_not_depend_on_the_number_of_ranks(recompute, tiny_arch):
+def test_what_is_drawn_at_random_does_not_depend_on_the_number_of_ranks(tiny_arch):
     """must hold in a second pass too, or its gradient would be that of another loss"""
-    (expected,) = run_ranks(noisy_steps, 1, tiny_arch, recompute)
-    (kept,) = run_ranks(noisy_steps, 1, tiny_arch, False)
-    assert_same_tensors(expected["learned"], kept["learned"], rtol=1e-4)
-    for found in run_ranks(noisy_steps, 2, tiny_arch, recompute):
-        assert found["losses"] == expected["losses"]
-        assert all(torch.equal(found["learned"][n], v) for n, v in expected["learned"].items())
+    (alone,) = run_ranks(noisy_steps, 1, tiny_arch)
+    kept, recomputed = alone
+    assert_same_tensors(recomputed["learned"], kept["learned"], rtol=1e-4)
+    for answer in run_ranks(noisy_steps, 2, tiny_arch):
+        for found, expected in zip(answer, alone, strict=True):
+            assert found["losses"] == expected["losses"]
+            assert all(torch.equal(found["learned"][n], v) for n, v in expected["learned"].items())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
