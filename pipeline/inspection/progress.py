@@ -1,7 +1,7 @@
 """Where a running run stands, read from its output on any storage.
 
-A run writes ``metrics.jsonl`` with each snapshot and after each test, ``results.json`` after each
-test. A file is read again only when its size or time has changed.
+A run writes ``progress.json`` while it trains, ``metrics.jsonl`` with each snapshot and after each
+test, ``results.json`` after each test. A file is read again only when its size or time has changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.output.live_progress import NAME as LIVE
+from pipeline.output.live_progress import LastStep, LiveProgress, read_progress
 from pipeline.output.ownership import NAME as OWNER
 from pipeline.output.ownership import Start, read_start
 from pipeline.output.results import NAME as RESULTS
@@ -25,22 +27,12 @@ _Stamp = tuple[datetime | None, int]
 
 
 @dataclass(frozen=True)
-class LastStep:
-    """The last logged optimizer step; all numbers are counted from 0."""
-
-    task: int
-    epoch: int
-    step: int  # of the task
-    loss: float
-    images_per_second: float
-
-
-@dataclass(frozen=True)
 class RunProgress:
     """Where a run stands; None: not known yet."""
 
     results: RunResults | None
-    last_step: LastStep | None
+    last_step: LastStep | None  # in metrics.jsonl
+    live: LiveProgress | None  # of the present start of the run
     start: Start | None
     updated: datetime | None  # when the newest of its files was written
     tested: datetime | None  # when the results were written
@@ -74,6 +66,7 @@ class ProgressReader:
         self._stamps: dict[str, _Stamp | None] = {}
         self._results: RunResults | None = None
         self._last_step: LastStep | None = None
+        self._live: LiveProgress | None = None
         self._start: Start | None = None
 
     def read(self) -> RunProgress:
@@ -89,11 +82,14 @@ class ProgressReader:
             self._last_step = self._read_last_step()
         if self._has_changed(OWNER):
             self._start = read_start(self._output)
+        if self._has_changed(LIVE):
+            self._live = self._read_live()
         times = [stamp[0] for stamp in self._stamps.values() if stamp and stamp[0]]
         tested = self._stamps[RESULTS]
         return RunProgress(
             self._results,
             self._last_step,
+            self._live if self._is_newest(LIVE) else None,
             self._start,
             max(times, default=None),
             tested and tested[0],
@@ -104,6 +100,19 @@ class ProgressReader:
         before = self._stamps.get(name)
         self._stamps[name] = self._stamp(name)
         return self._stamps[name] != before
+
+    def _is_newest(self, name: str) -> bool:
+        """Whether no other file is newer: a start that was killed leaves its progress behind."""
+        stamps = {each: stamp[0] for each, stamp in self._stamps.items() if stamp and stamp[0]}
+        return name not in stamps or stamps[name] >= max(stamps.values())
+
+    def _read_live(self) -> LiveProgress | None:
+        try:
+            return read_progress(self._output)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def _stamp(self, name: str) -> _Stamp | None:
         """The time and size of a file; None if it does not exist."""
@@ -134,12 +143,6 @@ def _parse(line: str) -> LastStep | None:
         values: Mapping[str, Any] = json.loads(line)
         if values["kind"] != "step":
             return None
-        return LastStep(
-            int(values["task"]),
-            int(values["epoch"]),
-            int(values["step"]),
-            float(values["loss"]),
-            float(values["images_per_second"]),
-        )
-    except (ValueError, KeyError, TypeError):
+        return LastStep.model_validate(values)
+    except (ValueError, KeyError, TypeError):  # ValidationError is a ValueError
         return None

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import DataError
 from pipeline.inspection.kinds import recognise
 from pipeline.inspection.progress import ProgressReader, RunProgress
+from pipeline.output.live_progress import LastStep
 from pipeline.output.protocol import setting_of
 from pipeline.output.results import RunResults
 from pipeline.text import format_clock, format_percent, printable, shows_live_display
@@ -23,6 +24,7 @@ from pipeline.text import format_clock, format_percent, printable, shows_live_di
 _FIRST_POLL_S = {True: 1.0, False: 5.0}  # of a local output, of another
 _LONGEST_POLL_S = 30.0
 _BACKOFF = 1.5
+_STATE_S = 10.0  # between two lines about optimizer steps
 _GRACE_S = 60.0  # without an update, before an ended process is believed to be that of the run
 
 
@@ -63,6 +65,7 @@ class WatchDisplay:
         self._stalled_s = stalled_s
         self._shown: RunProgress | None = None
         self._is_stalled = False
+        self._stated = time.monotonic()  # when the last line said where the run stands
         console = Console()
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=1)
@@ -88,13 +91,22 @@ class WatchDisplay:
             self._live.refresh()
             return
         lines = _new_stages(before, progress)
-        if before is None or before.last_step != progress.last_step or progress.is_finished:
+        if self._is_due(before, progress):
             lines.append(_status(progress))
+            self._stated = time.monotonic()
         if self._is_stalled and not was_stalled:
             lines.append(_stall(progress))
         for line in lines:
             sys.stdout.write(f"{_now():%Y-%m-%d %H:%M:%S} {line}\n")
         sys.stdout.flush()
+
+    def _is_due(self, before: RunProgress | None, progress: RunProgress) -> bool:
+        """Whether a line says where the run stands: while it only proceeds, every 10 s."""
+        if before is None or progress.is_finished or before.last_step != progress.last_step:
+            return True
+        one, other = (each.live.doing if each.live else None for each in (before, progress))
+        is_old = time.monotonic() - self._stated > _STATE_S
+        return one != other or (is_old and before.live != progress.live)
 
     def _render(self) -> Group:
         progress = self._shown
@@ -137,17 +149,31 @@ def _status(progress: RunProgress) -> str:
     if progress.is_finished and results:
         average = format_percent([results.average_incremental_accuracy])
         return f"finished: {results.n_learned} tasks learned, average accuracy {average} %"
-    of = f"/{len(results.tasks)}" if results else ""
-    epochs = f"/{setting_of(results.manifest.config, 'optim.epochs')}" if results else ""
-    if step is None or step.task < progress.n_learned:
+    live = progress.live if progress.live and progress.live.task >= progress.n_learned else None
+    of = f"/{len(results.tasks)}" if results else f"/{live.n_tasks}" if live else ""
+    if live:
+        step, n_epochs = live.last_step, live.n_epochs
+    else:
+        n_epochs = setting_of(results.manifest.config, "optim.epochs") if results else None
+    if live and step is None:
+        where = f"task {live.task + 1}{of}: {live.doing}"
+    elif step is None or step.task < progress.n_learned:
         where = f"task {progress.n_learned + 1}{of}: no step logged yet"
     else:
-        where = (
-            f"task {step.task + 1}{of} epoch {step.epoch + 1}{epochs} step {step.step + 1} "
-            f"loss {step.loss:.3f}  {step.images_per_second:,.0f} images/s"
-        )
+        where = f"task {step.task + 1}{of} {_describe_step(step, n_epochs)}"
     left = progress.seconds_left(_now())
+    if left is None and step is not None:
+        left = step.seconds_left
     return f"{where}  about {format_clock(left)} left" if left else where
+
+
+def _describe_step(step: LastStep, n_epochs: int | None) -> str:
+    epochs = f"/{n_epochs}" if n_epochs else ""
+    steps = f"/{step.task_steps}" if step.task_steps else ""
+    return (
+        f"epoch {step.epoch + 1}{epochs} step {step.step + 1}{steps} loss {step.loss:.3f}  "
+        f"{step.images_per_second:,.0f} images/s"
+    )
 
 
 def _stall(progress: RunProgress) -> str:

@@ -14,6 +14,7 @@ from pipeline.config import Config, dump_config, with_absolute_paths
 from pipeline.distributed.collectives import on_main, raise_on_all_ranks
 from pipeline.distributed.world import World
 from pipeline.output.learned import learned_url
+from pipeline.output.live_progress import LiveProgress, ProgressWriter
 from pipeline.output.metrics_log import MetricsLog
 from pipeline.output.ownership import Ownership
 from pipeline.output.predictions import NAME as PREDICTIONS_NAME
@@ -37,6 +38,7 @@ class OutputWriter:
         self._owner = owner
         self._snapshots = SnapshotWriter(snapshot_folder(config), owner.raise_if_taken_over)
         self.metrics = MetricsLog(storage.join(config.output, "metrics.jsonl"))
+        self._progress = ProgressWriter(config.output, owner)
 
     def write_config(self) -> None:
         """Write ``config.yaml``: all settings, with paths that hold in every working folder."""
@@ -97,6 +99,11 @@ class OutputWriter:
                 self.metrics.flush()
                 results.write(self._config.output)
 
+    def show_progress(self, progress: LiveProgress) -> None:
+        """Let ``progress.json`` say what the run does; returns at once."""
+        if self._world.is_main:
+            self._progress.show(progress)
+
     def restore_metrics(self, n_lines: int) -> None:
         """Continue ``metrics.jsonl`` after its first ``n_lines`` lines."""
         with raise_on_all_ranks():
@@ -109,7 +116,8 @@ class OutputWriter:
             self._snapshots.wait()
 
     def close(self) -> None:
-        """End the background thread once it has written its last snapshot."""
+        """End the background threads, that of the snapshots once it has written its last one."""
+        self._progress.close()
         self._snapshots.close()
 
     def _write(self, url: str, data: bytes) -> None:

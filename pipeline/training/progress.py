@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -14,6 +14,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.output.live_progress import Doing, LastStep, LiveProgress
 from pipeline.progress_bar import ProgressLine
 from pipeline.text import format_clock, shows_live_display
 
@@ -76,16 +77,24 @@ class StepClock:
 class Display:
     """Progress over all tasks; nothing is shown on ranks other than 0.
 
-    ``note`` is a warning to the reader of the accuracies.
+    ``note`` is a warning to the reader of the accuracies. ``publish`` gets what the run does, for
+    people on other machines.
     """
 
     def __init__(
-        self, *, n_tasks: int, n_epochs: int, shown: bool, note: str | None = None
+        self,
+        *,
+        n_tasks: int,
+        n_epochs: int,
+        shown: bool,
+        note: str | None = None,
+        publish: Callable[[LiveProgress], None] = lambda progress: None,
     ) -> None:
         self._n_tasks, self._n_epochs = n_tasks, n_epochs
         self._shown = shown
         self._live: Live | None = None
         self._note = note
+        self._publish = publish
         # After each task: its number, all seen, each held-out set, each task.
         self._rows: list[list[str]] = []
         self._n_held_out = 0
@@ -118,9 +127,24 @@ class Display:
         """Show a step; ``done`` counts the steps of the whole run so far."""
         place = f"task {report.task + 1}/{self._n_tasks} epoch {report.epoch + 1}/{self._n_epochs}"
         self._bar.update(self._total, completed=done, description=place, figures=report.figures)
+        left_s = self._bar.tasks[0].time_remaining
+        last_step = LastStep(**vars(report), task_steps=task_steps, seconds_left=left_s)
+        self.doing("training", report.task, last_step)
         if self._shown and not self._live:
-            eta = format_clock(self._bar.tasks[0].time_remaining)
+            eta = format_clock(left_s)
             log.info("%s step %d/%d %s  eta %s", place, report.step + 1, task_steps, report, eta)
+
+    def doing(self, what: Doing, task: int, last_step: LastStep | None = None) -> None:
+        """Publish what the run does with ``task``."""
+        self._publish(
+            LiveProgress(
+                doing=what,
+                task=task,
+                n_tasks=self._n_tasks,
+                n_epochs=self._n_epochs,
+                last_step=last_step,
+            )
+        )
 
     def scored(
         self,

@@ -80,6 +80,7 @@ class Trainer:
             n_epochs=config.optim.epochs,
             shown=world.is_main,
             note=self._note,
+            publish=writer.show_progress,
         )
         features = config.data.feature_cache
         store = FrozenStore(method.clip, world, features, first_layer=method.inputs.first_layer)
@@ -236,11 +237,13 @@ class Trainer:
         """Show the method all training images of ``task``, if it reads them at this moment."""
         if moment not in self._method.fits:
             return
+        self._display.doing("fitting", task.index)
         with torch.no_grad():
             self._method.fit(moment, self._encoder.everything(self._data.train(task)))
 
     def _test(self, task: Task, progress: TaskProgress, changes: TaskChanges) -> None:
         """Test every class seen so far and add the stage to the results."""
+        self._display.doing("testing", task.index)
         train_seconds, started = progress.seconds, time.perf_counter()
         tested = self._evaluator.test(self._tasks[: task.index + 1])
         test_seconds = time.perf_counter() - started

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -76,6 +78,36 @@ def test_watch_writes_a_line_per_change_and_ends_with_the_run(output, finished_r
     assert second.startswith("task 2/3 epoch 1/1 step ") and " loss " in second
     assert [line[:14] for line in learned] == ["task 2 learned", "task 3 learned"]
     assert last.startswith("finished: 3 tasks learned, average accuracy ")
+
+
+def test_watch_shows_what_the_run_does_between_its_snapshots(output, finished_run, capsys):
+    """must follow progress.json while it is the newest file, and ignore that of an earlier start"""
+    state = {"doing": "training", "task": 1, "n_tasks": 3, "n_epochs": 2}
+    step = {"task": 1, "epoch": 1, "step": 7, "loss": 0.5, "images_per_second": 1234.5}
+
+    def write(name: str, content: bytes) -> None:
+        storage.write_atomically(storage.join(output, name), content)
+        future = time.time() + next(later)
+        if storage.is_local(output):
+            os.utime(f"{output}/{name}", (future, future))
+
+    later = itertools.count(10)
+    now_training = json.dumps({**state, "last_step": {**step, "task_steps": 9}}).encode()
+    now_testing = json.dumps({**state, "doing": "testing"}).encode()
+    steps = [
+        lambda: write("progress.json", now_testing),
+        lambda: write("results.json", (finished_run / "results.json").read_bytes()),
+    ]
+    write("progress.json", now_training)
+    watch_run(output, stalled_s=1e9, sleep=sleeping(*steps))
+    _, training, testing, *_ = without_time(capsys.readouterr().out)
+    assert training.startswith("task 2/3 epoch 2/2 step 8/9 loss 0.500  1,234 images/s")
+    assert testing.startswith("task 2/3: testing")
+    write("progress.json", now_training)
+    assert ProgressReader(output).read().live is not None
+    if storage.is_local(output):
+        write("owner.json", (Path(output) / "owner.json").read_bytes())
+        assert ProgressReader(output).read().live is None, "of a start that was killed"
 
 
 def test_stalled_run_is_reported_once(output, finished_run, capsys):
