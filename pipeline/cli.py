@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
+import re
 import select
 import signal
 import sys
@@ -19,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.errors import LostRankError, PipelineError, Preempted, RefusedBySystemError
 from pipeline.sockets import use_short_socket_names
@@ -227,7 +229,16 @@ def explain_refusal(error: BaseException) -> PipelineError | None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Writes the completions of a word in place of parsing, where a shell asks for them."""
+    """Refuses wrong arguments in one sentence, and completes words where a shell asks for it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the sentence that every other error of the user has, and status 2."""
+        unknown = re.match(r"unrecognized arguments: (--?\w[\w-]*)", message)
+        close = (
+            difflib.get_close_matches(unknown[1], self._option_string_actions) if unknown else ()
+        )
+        meant = f"did you mean {close[0]}? " if close else ""
+        self.exit(2, f"error: {message}; {meant}see `{self.prog} --help`\n")
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         self._complete()

@@ -92,6 +92,25 @@ def test_help_keeps_the_lines_of_its_text():
     assert text.endswith("Exit status: 0 done.\n  2 not\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: --run; see `tool --help`"),
+        (["--rum", "x", "--run", "x"], "unrecognized arguments: --rum x; did you mean --run? see"),
+        (["--run", "x", "--odd"], "unrecognized arguments: --odd; see `tool --help`"),
+        (["--run"], "argument --run: expected one argument; see `tool --help`"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(words, sentence, capsys):
+    parser = build_parser("tool", "A tool.")
+    parser.add_argument("--run", required=True)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith(f"error: {sentence}")
+    assert error.count("\n") == 1
+
+
 def open_missing() -> int:
     with open("/no/such/folder/file"):
         return 0

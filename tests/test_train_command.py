@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_wrong_arguments_exit_with_two(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert re.fullmatch(r"error: .*; see `.* --help`\n", capsys.readouterr().err)
 
 
 def test_finished_run_is_unchanged_and_another_run_is_refused(capsys, file):
