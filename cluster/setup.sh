@@ -12,8 +12,9 @@ pyproject.toml, the Python or the folder has changed.
 
   --tests   also install tests/requirements.txt, the S3 server of the tests (in .venv-s3) and
             loggers (in .venv-loggers); on Debian or Ubuntu, as root, also SLURM and sshd, which the
-            tests start on separate networks, and Chromium. No service of the system is started or
-            enabled. A program that cannot be installed is named, and its tests are skipped
+            tests start on separate networks, Chromium, zsh and fish. No service of the system is
+            started or enabled. A program that cannot be installed is named, and its tests are
+            skipped
 
 environment:
   PYTHON    the interpreter to use; refused if it is older than 3.10. Without it, the first
@@ -61,6 +62,7 @@ apt_install() {
 services=(
     slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server pdsh:pdsh ip:iproute2
     memcached:memcached shellcheck:shellcheck chromium:chromium chromedriver:chromium-driver
+    zsh:zsh fish:fish
 )
 
 # Prints the missing programs of services, or with "packages" as $1 their packages.

@@ -1,4 +1,4 @@
-"""Every command: its help comes at once and is complete; ``tppt`` starts it; a shell completes it.
+"""Every command: its help comes at once and is complete; ``tppt`` starts it.
 
 The commands are found in pipeline/: a new one needs nothing here but a row in docs/COMMANDS.md.
 """
@@ -148,42 +148,6 @@ def test_training_ends_with_its_own_status():
     shown = run(TPPT, "train", "--config", "no.yaml")
     assert shown.returncode == 2
     assert shown.stderr.startswith("error: no.yaml: no such configuration file")
-
-
-BASH = """
-source <(tppt completion bash)
-while read -r line; do
-    COMP_LINE=${line%|} COMP_TYPE=9
-    COMP_POINT=${#COMP_LINE}
-    _python_argcomplete tppt
-    echo "${COMPREPLY[*]}"
-done
-"""
-COMPLETED = {
-    "tppt tr": "train",
-    "tppt train --dr": "--dry-run",
-    "tppt train --config configs/vitl_inr.y": "configs/vitl_inr.yaml",
-    "tppt train --config a.yaml optim.sche": "optim.schedule=",
-    "tppt train --config a.yaml seed=2 snapshot.f": "snapshot.folder=",
-    "tppt train optim.schedule=": "cosine constant",
-    "tppt prepare shard --on-bad ": "fail skip",
-    "tppt tune --config a.yaml sampler.s": "sampler.seed=",
-    "tppt bench launc": "launch",
-}
-
-
-def test_bash_completes_commands_options_files_and_settings():
-    lines = "".join(f"{line}|\n" for line in COMPLETED)
-    shell = subprocess.run(
-        ["bash", "-c", BASH],
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{TPPT.parent}:{os.environ['PATH']}"},
-        input=lines,
-        capture_output=True,
-        text=True,
-    )
-    words = [line.strip() for line in shell.stdout.splitlines()]
-    assert dict(zip(COMPLETED, words, strict=True)) == COMPLETED, shell.stderr
 
 
 def test_every_command_has_a_row_in_its_page():
