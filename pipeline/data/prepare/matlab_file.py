@@ -24,8 +24,18 @@ _HEADER = 128  # bytes
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
 _CELL, _STRUCT, _CHAR = 1, 2, 4  # classes of matrices
 _NUMERIC = range(6, 16)
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
-_NUMBERS |= {12: "i8", 13: "u8"}
+_NUMBERS = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _LARGEST = 16 << 20  # bytes of a file after decompression; the known ones have at most 7 MB
 _MOST_LINES = 1 << 20
@@ -41,7 +51,7 @@ def matlab_text(data: bytes, place: str) -> str:
         DataError: the file is damaged, too large, or of another level.
     """
     with file_errors_named(place, "download it again, or save it with MATLAB's option -v7"):
-        lines = []
+        lines: list[str] = []
         for name, values in _variables(data):
             if len(lines) + len(values) > _MOST_LINES:
                 raise DataError(f"{place}: has more than {_MOST_LINES:,} values; it is no list")
@@ -90,7 +100,7 @@ def _matrix(data: memoryview, order: str) -> tuple[str, Sequence[Any]]:
         return "", []
     (_, flags), _, (_, name), *parts = _elements(data, order)
     kind = struct.unpack(order + "I", flags[:4])[0] & 0xFF
-    values: Sequence[Any] = []  # of sparse arrays, objects and functions
+    values: Any = []  # a sequence; of sparse arrays, objects and functions
     if kind in _NUMERIC and parts:
         type_, content = parts[0]
         values = np.frombuffer(content, order + _NUMBERS[type_])
