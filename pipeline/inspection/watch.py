@@ -151,6 +151,7 @@ def _status(progress: RunProgress) -> str:
         return f"finished: {results.n_learned} tasks learned, average accuracy {average} %"
     live = progress.live if progress.live and progress.live.task >= progress.n_learned else None
     of = f"/{len(results.tasks)}" if results else f"/{live.n_tasks}" if live else ""
+    n_epochs: int | None
     if live:
         step, n_epochs = live.last_step, live.n_epochs
     else:
