@@ -5,6 +5,8 @@ Configurations name them as any class outside the package: ``tests.probes:KeyPoo
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from pipeline.classifiers import (
     Moment,
 )
 from pipeline.methods.base import Inputs, Losses, Method
+from pipeline.methods.tppt_vt import TpptVT
 from pipeline.model.anchors import FixedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.losses import image_to_text
@@ -89,3 +92,14 @@ class KeyPool(Method):
             "key": 0.5 * embedded.terms["key"].mean(),
         }
         return Losses(sum(terms.values()), terms)
+
+
+class Paced(TpptVT):
+    """Waits in each step after the first task, so that a test has the time to disturb the run."""
+
+    PACE = "SECONDS_OF_EACH_STEP"  # in the environment, if any: runs of any pace are equal
+
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        if self.task.index > 0:
+            time.sleep(float(os.environ.get(self.PACE, "0")))
+        return super().losses(embedded, label_N)

@@ -61,13 +61,7 @@ def test_killed_runs_end_as_the_undisturbed_run(tiny_run_config, tmp_path):
         str(output),
         (output / "chaos.json").read_text,
         *(word for kind in kinds for word in ("--fault", kind)),
-        *(
-            "--rounds",
-            "2",
-            "--seed",
-            "16",
-            "snapshot.every_steps=1",
-        ),  # one fault a round
+        *("--rounds", "1", "--seed", "45", "snapshot.every_steps=1"),  # both in one round
     )
     assert content["kinds"]["during a snapshot"]["on_time"] == 1
     assert content["kinds"]["SIGKILL launcher"]["faults"] == 1
@@ -86,7 +80,7 @@ def test_run_outlasts_an_outage_of_its_storage(
         tiny_run_config,
         output,
         lambda: storage.read_text(f"{output}/chaos.json"),
-        *("--fault", STORAGE, "--rounds", "1", f"data.index={index}"),
+        *("--fault", STORAGE, "--rounds", "1", "--seed", "32", f"data.index={index}"),  # for 3 s
     )
     assert content["kinds"][STORAGE]["faults"] == 1
     assert content["total"]["restarts"] == 0

@@ -22,6 +22,7 @@ FILE = ROOT / "cluster" / "slurm" / "train.sbatch"
 SWEEP_FILE = ROOT / "cluster" / "slurm" / "sweep.sbatch"
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=1")
 START = "job {number}, start {start}, on n[1-2]\n"
+QUICK_END = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # of Ray on a node without its head
 
 
 class Job:
@@ -33,7 +34,8 @@ class Job:
         self.number = slurm.submit(
             *TWO_RANKS, f"--output={self.log}", str(file), str(config),
             folder=ROOT,
-            environment=environment() | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))},
+            environment=environment() | QUICK_END
+            | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))},
         )  # fmt: skip
 
     def log_text(self, *, start: int = 1) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,8 @@ from pipeline.data.cache import SegmentCache
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.plan import Layout
 from pipeline.data.prepare.copying import copy_data_set
-from pipeline.data.stream import ShardSource, train_stream
+from pipeline.data.stream import ShardSource, eval_stream, train_stream
+from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
 from pipeline.prepare import main
 from tests.services.fault_proxy import Fault, FaultProxy, at_random
@@ -71,7 +72,7 @@ def test_faults_of_every_kind_change_no_batch(local, served, proxied, tmp_path):
     proxied.schedule = at_random(3, rates)
     healthy = ShardSource(local)
     rounds = 0
-    while sum(proxied.injected.values()) < 50 or set(proxied.injected) != set(Fault):
+    while sum(proxied.injected.values()) < 25 or set(proxied.injected) != set(Fault):
         source = open_source(served, tmp_path / f"cache{rounds}")
         assert stream_digests(source, epoch=rounds) == stream_digests(healthy, epoch=rounds)
         source.close()
@@ -87,21 +88,18 @@ def test_shard_corrupted_on_the_server_is_named_to_every_reader(served, tmp_path
         source.close()
 
 
-@pytest.mark.slow
 def test_stream_waits_until_a_server_restarts(local, served, object_store: ObjectStore, tmp_path):
     """must give the batches of a server that never stopped"""
-    expected, down_s = stream_digests(ShardSource(local)), 20
+    expected = stream_digests(ShardSource(local))
     object_store.stop()
-    restart = threading.Timer(down_s, object_store.start)
+    restart = threading.Timer(5, object_store.start)
     restart.start()
-    started = time.monotonic()
     source = open_source(served, tmp_path / "cache", deadline_s=90.0)
     try:
         assert stream_digests(source, Layout(workers=1)) == expected
     finally:
         restart.join()
         source.close()
-    assert down_s <= time.monotonic() - started < 60
 
 
 READ_ALONE = """
@@ -113,23 +111,22 @@ from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 
 index = read_index(sys.argv[1])
-cache = SegmentCache(sys.argv[2], limit_bytes=1 << 28, deadline_s=5)
-stream = eval_stream(
-    ShardSource(index, cache=cache), index.select("train", range(5)),
-    batch_size=99, transform=build_transform("clip", 13), layout=Layout(workers=int(sys.argv[3])),
-)
-print(hashlib.sha256(next(stream).image_BCHW.numpy().tobytes()).hexdigest())
+for workers in (0, 1):
+    cache = SegmentCache(f"{sys.argv[2]}-{workers}", limit_bytes=1 << 28, deadline_s=5)
+    stream = eval_stream(
+        ShardSource(index, cache=cache), index.select("train", range(5)),
+        batch_size=99, transform=build_transform("clip", 13), layout=Layout(workers=workers),
+    )
+    print(hashlib.sha256(next(stream).image_BCHW.numpy().tobytes()).hexdigest())
 """
 
 
-def read_alone(
-    url: str, cache: Path, workers: int, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def read_alone(url: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program in a new process, since fsspec reads its variables at import."""
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith("AWS_ACC") and "SECRET" not in k
     }
-    command = [sys.executable, "-c", READ_ALONE, url, str(cache), str(workers)]
+    command = [sys.executable, "-c", READ_ALONE, url, str(cache)]
     return subprocess.run(
         command, env=kept | environment, capture_output=True, text=True, timeout=120
     )
@@ -143,16 +140,17 @@ def test_public_bucket_is_streamed_without_credentials(
         "FSSPEC_S3_ANON": "true",
         "AWS_ENDPOINT_URL": f"{bucket.access.endpoint}/v1/AUTH_test",
     }
-    refused = read_alone(served.url, tmp_path / "refused", 0, **anonymous)
+    refused = read_alone(served.url, tmp_path / "refused", **anonymous)
     assert refused.returncode != 0 and refused.stdout == ""
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("pipeline.errors.StorageError: cannot read s3://"), refused.stderr
 
     object_store.client.call_s3("put_bucket_acl", Bucket=bucket.name, ACL="public-read")
-    expected = read_alone(local.url, tmp_path / "unused", 0)
-    for workers in (0, 1):
-        shown = read_alone(served.url, tmp_path / f"cache{workers}", workers, **anonymous)
-        assert shown.stdout == expected.stdout != "", shown.stderr
+    shown = read_alone(served.url, tmp_path / "cache", **anonymous)
+    selection, transform = local.select("train", range(5)), build_transform("clip", 13)
+    (batch,) = eval_stream(ShardSource(local), selection, transform, batch_size=99)
+    expected = hashlib.sha256(batch.image_BCHW.numpy().tobytes()).hexdigest()
+    assert shown.stdout == f"{expected}\n{expected}\n", shown.stderr
 
 
 def test_memory_and_descriptors_stay_flat_over_two_hundred_epochs(served, tmp_path):

@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.config import dump_config, load_config
 from pipeline.output.results import finished_results
 from pipeline.sweep.trial_table import TrialRecord, read_records
+from tests.probes import Paced
 from tests.processes import command, left_after, marked
 from tests.services.nodes import wait_until
 from tests.services.object_store import Bucket, free_ports
@@ -40,6 +41,7 @@ RANK = "train.py --local_rank"  # in the command line of a rank
 ACTOR = "ray::ResourceTrainable"  # the name of the process that runs a trial
 METRIC = "average_incremental_accuracy"
 BREAKS = 1e30  # a learning rate that no run survives
+SLOWLY = {Paced.PACE: "0.2"}  # in the environment: the second task of a trial takes seconds
 
 
 @dataclass
@@ -50,29 +52,27 @@ class Sweep:
     output: str
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def start(
-        self, *words: str, environment: Mapping[str, str] = os.environ
-    ) -> subprocess.Popen[str]:
-        """Start the command."""
+    def start(self, *words: str, environment: Mapping[str, str] = SLOWLY) -> subprocess.Popen[str]:
+        """Start the command; ``environment`` adds to that of this process."""
         on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.tune", "--config", str(self.file)]
             + [f"output={self.output}", *words],
             cwd=ROOT,
-            env={**environment, **on_cpu},
+            env={**os.environ, **environment, **on_cpu},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def finish(self, *words: str, status: int = 0) -> tuple[str, str]:
+    def finish(self, *words: str, environment: Mapping[str, str] = {}) -> tuple[str, str]:
         """Run the command to its end; returns its stdout and stderr."""
-        process = self.start(*words)
+        process = self.start(*words, environment=environment)
         try:
             output = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
-        assert process.returncode == status, output
+        assert process.returncode == 0, output
         self.assert_nothing_left()
         return output
 
@@ -122,12 +122,14 @@ def kill_all(sweep: Sweep, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def run_file(tiny_arch, tiny_shards, tmp_path_factory) -> Path:
-    """Two tasks that take a few seconds each, with a snapshot every few steps."""
+    """Two tasks at the pace of the environment, with a snapshot every few steps."""
+    name, label = "tests.probes:Paced", "anchors kept as learned"
+    options = VARIANTS[label].options["tppt_vt"]
     config = build_config(
         tiny_arch,
         tiny_shards,
-        method=VARIANTS["anchors kept as learned"].model_dump(),
-        optim={"epochs": 90},
+        method={"name": name, "options": {name: options}},
+        optim={"epochs": 10},
         engine={"timeout_s": 60},
         snapshot={"every_steps": 5},
     )
@@ -258,7 +260,7 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
         max_concurrent=1,
     )
     sweep = Sweep(file, f"{bucket.url}/sweep")
-    sweep.finish()
+    sweep.finish(environment={Paced.PACE: "0.3"})  # the results there are read every 3 s
     good, weak = sweep.records()[0], sweep.records()[1]
     assert good.status == "finished" and weak.status == "stopped", (good, weak)
     assert weak.reason == f"not among the best 1/2 after {weak.tasks_done} tasks"
@@ -299,6 +301,7 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         MARK: uuid.uuid4().hex,
+        **SLOWLY,
     }
     start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
     start += ["--disable-usage-stats", "--object-store-memory=80000000"]
