@@ -56,11 +56,6 @@ class Timing:
             tuple(chain.from_iterable(part.processor_s for part in parts)),
         )
 
-    @property
-    def median_s(self) -> float:
-        """The median in seconds."""
-        return median(self.seconds)
-
     def rate(self, name: str, count: float, unit: str, target: str = "") -> Figure:
         """``count`` things of each repeat per second."""
         return Figure.of(name, tuple(count / each for each in self.seconds), unit, target)

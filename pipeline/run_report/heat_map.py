@@ -38,7 +38,7 @@ class HeatMap:
     overview: Drawing | None
 
 
-def build_heat_map(matrix: Matrix, *, caption: str, digits: int = 1) -> HeatMap:
+def build_heat_map(matrix: Matrix, *, caption: str) -> HeatMap:
     """The heat map of fractions; None is an empty cell. Rows and columns are numbered from 1.
 
     The shades are even between the lowest value and the highest.
@@ -47,14 +47,13 @@ def build_heat_map(matrix: Matrix, *, caption: str, digits: int = 1) -> HeatMap:
     low, high = min(values, default=0.0), max(values, default=1.0)
     n_columns = max(map(len, matrix), default=0)
     is_large = n_columns > MOST_CELLS
+    digits = 0 if is_large else 1
     rows = []
     for number, each in enumerate(matrix, start=1):
         cells = [
             Cell()
             if value is None
-            else Cell(
-                f"{100 * value:.{0 if is_large else digits}f}", f"shade{_shade(value, low, high)}"
-            )
+            else Cell(f"{100 * value:.{digits}f}", f"shade{_shade(value, low, high)}")
             for value in each
         ]
         rows.append((str(number), cells))
@@ -62,8 +61,8 @@ def build_heat_map(matrix: Matrix, *, caption: str, digits: int = 1) -> HeatMap:
         caption=caption,
         columns=list(map(str, range(1, n_columns + 1))),
         rows=rows,
-        low=f"{100 * low:.{digits}f}",
-        high=f"{100 * high:.{digits}f}",
+        low=f"{100 * low:.1f}",
+        high=f"{100 * high:.1f}",
         overview=_overview(rows, n_columns, caption) if is_large else None,
     )
 
