@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,6 +77,8 @@ def dying_before_change(number: int) -> Iterator[None]:
 
     def counted(change: Any) -> Any:
         def die_or_change(*arguments: Any, **options: Any) -> Any:
+            if threading.current_thread().name == "progress":  # writes when it likes
+                return change(*arguments, **options) if left[0] else None
             if not left[0]:  # and for every later change: a dead process writes nothing
                 raise Died
             left[0] -= 1
