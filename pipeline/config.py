@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.paths import expand_architecture, expand_path
 from pipeline.settings_file import Section, dump_section, load_section
 from pipeline.storage import is_local
+from pipeline.templates import Templates, TextConfig
 
 _LOCAL = "local-dir:"  # before the folder of a model
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -97,14 +98,6 @@ class ModelConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the towers; auto: bf16 on a GPU
 
 
-class TextConfig(Section):
-    """The text for each class name."""
-
-    names: Literal["spaced", "raw"] = "spaced"  # 'great white shark' or 'great_white_shark'
-    templates: list[str] = Field(["a photo of a {}."], min_length=1)  # training uses the first
-    ensemble: bool = False  # fixed anchors in tests: mean over all templates
-
-
 class MethodConfig(Section):
     """The continual-learning method; each method checks its own options."""
 
@@ -146,6 +139,13 @@ class SnapshotConfig(Section):
     folder: PathText | None = None  # folder or URL; None: `snapshots` in the output
 
 
+class HeldOutConfig(Section):
+    """A data set that is never learned."""
+
+    index: PathText  # folder or URL of its shards
+    templates: Templates | None = None  # of its class names; None: text.templates, one list
+
+
 class EvaluationConfig(Section):
     """The tests after each task."""
 
@@ -159,7 +159,7 @@ class EvaluationConfig(Section):
     future_tasks: bool = False
     # Folders or URLs of data sets that are never learned: zero-shot accuracy on their test images
     # before the first task and after each; not with split=validation.
-    held_out: list[PathText] = []
+    held_out: list[PathText | HeldOutConfig] = []
 
     @model_validator(mode="after")
     def _check_together(self) -> EvaluationConfig:
@@ -168,9 +168,15 @@ class EvaluationConfig(Section):
                 "future_tasks is true and label_space is 'seen'; classes of future tasks are not "
                 "seen; set evaluation.label_space=task or all"
             )
-        if len({*self.held_out}) < len(self.held_out):
-            raise ValueError(f"held_out names one data set twice, found {self.held_out}")
+        urls = [each.index for each in self.held_out_sets]
+        if len({*urls}) < len(urls):
+            raise ValueError(f"held_out names one data set twice, found {urls}")
         return self
+
+    @property
+    def held_out_sets(self) -> list[HeldOutConfig]:
+        """The entries of ``held_out``, each as a section."""
+        return [HeldOutConfig(index=e) if isinstance(e, str) else e for e in self.held_out]
 
 
 Protocol = Literal["first_task", "first_k_tasks", "transfer", "oracle_sequence"]
@@ -257,9 +263,6 @@ class Config(Section):
         names = [logger.name for logger in self.loggers]
         if len({*names}) < len(names):
             raise ValueError(f"loggers names one logger twice, found {names}; name each once")
-        for template in self.text.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"text.templates: {template!r} needs exactly one '{{}}'")
         return self
 
 
@@ -303,7 +306,12 @@ def with_absolute_paths(config: Config) -> Config:
     A path that starts with ``~`` or a variable holds already.
     """
     data, model, snapshot = config.data, config.model, config.snapshot
-    held_out = list(map(_absolute, config.evaluation.held_out))
+    held_out = [
+        _absolute(each)
+        if isinstance(each, str)
+        else each.model_copy(update={"index": _absolute(each.index)})
+        for each in config.evaluation.held_out
+    ]
     index = data.index if isinstance(data.index, list) else [data.index]
     urls = [_absolute(url, marker="@") for url in index]
     cache = data.cache.model_copy(update={"folder": _absolute(data.cache.folder)})

@@ -97,7 +97,7 @@ def test_dump_reads_back_to_the_same_value(file, tmp_path):
         ("data=shards", "data: must hold `key: value` lines, found 'shards'"),
         ("optim=", "optim: must hold `key: value` lines, found None"),
         ("output=''", "output: '' is blank"),
-        ("text.templates=['a photo']", "text.templates: 'a photo' needs exactly one '{}'"),
+        ("text.templates=['a photo']", "text.templates.0: 'a photo' needs exactly one '{}'"),
         ("text.templates=[]", "text.templates: .*at least 1 item"),
         ("evaluation.split=validation", "data.validation_fraction is 0; set it to e.g. 0.2"),
         ("seed", "override 'seed': write key=value, for instance seed=2"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from safetensors.torch import save_file
 
 from pipeline.config import Config
 from pipeline.distributed.world import World, process_group, read_world
-from pipeline.methods.base import MethodContext
+from pipeline.methods.base import MethodContext, task_prompts
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.weights import load_clip
 from pipeline.settings_file import parse_section
 from pipeline.tasks import Task, split_classes
+from pipeline.templates import TextConfig
 
 IMAGE_SIZE = 21  # 3 × 3 patches of 7 pixels, hence 10 image tokens
 VISION_WIDTH, TEXT_WIDTH, JOINT_WIDTH = 26, 22, 19
@@ -127,8 +129,8 @@ def build_config(arch: str, index: str, **sections: Any) -> Config:
 
 def build_context(clip: FrozenClip, *, ensemble: bool = False, seed: int = 1) -> MethodContext:
     """The context of a method, with two templates."""
-    templates = ("a photo of a {}.", "art of the {}.")
-    return MethodContext(clip, lambda name: [t.format(name) for t in templates], ensemble, seed)
+    text = TextConfig(templates=["a photo of a {}.", "art of the {}."])
+    return MethodContext(clip, partial(task_prompts, text), ensemble, seed)
 
 
 def tiny_tasks() -> tuple[Task, ...]:

@@ -88,7 +88,7 @@ class _Texts:
         for task in tasks:
             texts = [f"{name}." for name in task.names]
             if self._context is None:
-                texts = [method.context.prompts_of(name)[0] for name in task.names]
+                texts = [prompts[0] for prompts in method.context.prompts_of(task)]
             self._tokens.append(self._padded(texts, length))
 
     def __call__(self) -> Tensor:

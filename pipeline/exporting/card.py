@@ -180,7 +180,7 @@ def _origin(record: ExportRecord, results: RunResults) -> str:
         "protocol (SHA-256)": run["protocol_sha256"],
         "configuration (SHA-256)": run["config_sha256"],
         "seed": run["seed"],
-        "templates": "; ".join(f"`{_text(each)}`" for each in config.text.templates),
+        **_templates(config.text.template_lists),
         "test images": f"{test.images:,} of the split {test.split}",
         "CLIP (SHA-256)": record.backbone.sha256,
         "packages": ", ".join(f"{name} {number}" for name, number in record.packages.items()),
@@ -188,6 +188,14 @@ def _origin(record: ExportRecord, results: RunResults) -> str:
     lines = ["## Data and protocol", "", "| | |", "|---|---|"]
     lines += [_row(*row) for row in rows.items()]
     return "\n".join([*lines, ""])
+
+
+def _templates(lists: Sequence[Sequence[str]]) -> dict[str, str]:
+    """A row of the templates, or one for each index of the data."""
+    rows = ["; ".join(f"`{_text(each)}`" for each in templates) for templates in lists]
+    if len(rows) == 1:
+        return {"templates": rows[0]}
+    return {f"templates of index {number}": row for number, row in enumerate(rows, start=1)}
 
 
 def _text(value: str) -> str:

@@ -33,13 +33,14 @@ from pipeline.classifiers import (
     Moment,
     build_classifier,
 )
-from pipeline.config import Config, TextConfig
+from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
+from pipeline.templates import TextConfig
 
 T = TypeVar("T")
 
@@ -102,14 +103,15 @@ class MethodContext:
     """The parts of a run that a method may know."""
 
     clip: FrozenClip
-    prompts_of: Callable[[str], Sequence[str]]  # class name → its prompts, the training one first
+    # Task → the prompts of each of its new classes, the training one first.
+    prompts_of: Callable[[Task], Sequence[Sequence[str]]]
     ensemble: bool  # fixed anchors are tested with the mean over all prompts
     seed: int
 
     @classmethod
     def of(cls, config: Config, clip: FrozenClip) -> MethodContext:
         """The context of the run that ``config`` describes."""
-        return cls(clip, partial(class_prompts, config.text), config.text.ensemble, config.seed)
+        return cls(clip, partial(task_prompts, config.text), config.text.ensemble, config.seed)
 
 
 def given(value: T | None) -> T:
@@ -118,9 +120,13 @@ def given(value: T | None) -> T:
     return value
 
 
-def class_prompts(text: TextConfig, name: str) -> list[str]:
-    """The prompts of one class, the one that training uses first."""
-    return [template.replace("{}", name) for template in text.templates]
+def task_prompts(text: TextConfig, task: Task) -> list[list[str]]:
+    """The prompts of each new class of ``task``, the one that training uses first.
+
+    They are from the templates of the index that the class is in first.
+    """
+    templates = text.templates_of(task.group)
+    return [[each.replace("{}", name) for each in templates] for name in task.names]
 
 
 class Method(nn.Module):

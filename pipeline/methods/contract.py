@@ -13,6 +13,7 @@ Axes: B images · C classes · E embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from torch import Tensor
 from pipeline.config import MethodConfig
 from pipeline.errors import ContractError
 from pipeline.methods import build_method, takes_known_classes
-from pipeline.methods.base import Losses, Method, MethodContext
+from pipeline.methods.base import Losses, Method, MethodContext, task_prompts
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.model.weights import load_clip
 from pipeline.tasks import Task, split_classes
+from pipeline.templates import TextConfig
 
 _DEMO_CLIP = Path(__file__).resolve().parents[1] / "demo" / "clip"
 _TASKS = split_classes(range(6), ["ant", "bell", "cup", "drum", "egg", "fork"], classes_per_task=3)
@@ -63,7 +65,8 @@ class _Bench:
 
     def build(self) -> Method:
         """The method before its first task."""
-        context = MethodContext(self.clip, lambda name: [f"a photo of a {name}."], False, seed=1)
+        prompts_of = partial(task_prompts, TextConfig())
+        context = MethodContext(self.clip, prompts_of, ensemble=False, seed=1)
         return build_method(self.config, context)
 
     def learned(self, n_tasks: int) -> Method:

@@ -54,7 +54,7 @@ class FixedAnchors(nn.Module):
     def __init__(
         self,
         clip: FrozenClip,
-        prompts_of: Callable[[str], Sequence[str]],
+        prompts_of: Callable[[Task], Sequence[Sequence[str]]],
         *,
         ensemble: bool = False,
     ) -> None:
@@ -72,7 +72,7 @@ class FixedAnchors(nn.Module):
         """Encode the names of the new classes of ``task``."""
         self._n_old = task.first
         if task.names:
-            prompts = [self._prompts_of(name) for name in task.names]
+            prompts = self._prompts_of(task)
             n_templates = len(prompts[0]) if self._ensemble else 1
             by_template = [
                 unit(self._clip.encode_text(self._clip.tokenize([p[index] for p in prompts])))

@@ -38,8 +38,12 @@ def identify(
     """Settings, backbone and data of each task, in plain JSON types.
 
     All options of the method are written out, so that a later default makes no other run.
+    Templates that depend on the index are part of the tasks, so that an index can be appended.
     """
     settings = decisive_settings(config)
+    by_index = len(config.text.template_lists) > 1
+    if by_index:
+        del settings["text"]["templates"]
     settings["method"]["options"] = {config.method.name: resolved_options(config.method)}
     for section, names in _TOLERANCES.items():
         settings[section] = {k: v for k, v in settings[section].items() if k not in names}
@@ -50,6 +54,7 @@ def identify(
             {
                 "names": list(task.names),
                 **({"known_classes": known} if known else {}),
+                **({"templates": config.text.templates_of(task.group)} if by_index else {}),
                 "sha256": index.digest(labels, group=task.group),
             }
             for task, known, labels in zip(
@@ -88,17 +93,19 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
     The run has started the first ``started`` tasks, which must be equal; later tasks may differ.
     """
     before, now = _comparable(found["settings"]), _comparable(wanted["settings"])
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted((before.keys() | now.keys()) - {"text.templates"}):
         old, new = before.get(key), now.get(key)
         if old != new and not (key in _PLACES and _is_same_place(old, new)):
             return f"it was started with {key}={old!r} instead of {new!r}"
     if found["backbone_sha256"] != wanted["backbone_sha256"]:
         return "its backbone has other weights"
     names = [[task["names"] for task in each["tasks"]] for each in (found, wanted)]
-    if now["evaluation.label_space"] == "all" and names[0] != names[1]:
+    templates = list(map(_templates, (found, wanted)))
+    is_same = names[0] == names[1] and templates[0] == templates[1]
+    if now["evaluation.label_space"] == "all" and not is_same:
         return (
             "evaluation.label_space=all has the classes of all tasks, and its tasks were others "
-            f"({len(names[0])} tasks instead of {len(names[1])}, or other classes)"
+            f"({len(names[0])} tasks instead of {len(names[1])}, or other classes or templates)"
         )
     if started > len(wanted["tasks"]):
         return f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}"
@@ -108,6 +115,9 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
             return f"the classes or their order differ in task {number}"
         if old["sha256"] != new["sha256"]:
             return f"the images of task {number} differ from those of the run"
+        one, other = (of_task[number - 1] for of_task in templates)
+        if one != other:
+            return f"it was started with text.templates={one!r} instead of {other!r}"
     return None
 
 
@@ -116,6 +126,12 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     method = settings["method"]
     options = {method["name"]: recorded_options(method)}
     return {**_LATER_SETTINGS, **flatten({**settings, "method": {**method, "options": options}})}
+
+
+def _templates(identity: Mapping[str, Any]) -> list[list[str]]:
+    """The templates of each task."""
+    of_all = identity["settings"].get("text", {}).get("templates", [])
+    return [task.get("templates", of_all) for task in identity["tasks"]]
 
 
 def _is_same_place(old: str | None, new: str | None) -> bool:

@@ -78,7 +78,13 @@ def load_run(
             f"{place}: has learned {results.n_learned} tasks, and stage {stage} "
             f"was asked for; choose 1 to {results.n_learned}"
         )
-    config = _config_of(results, place)
+    config, tasks = _config_of(results, place), tuple(run_tasks(results)[:stage])
+    n_lists = len(config.text.template_lists)
+    if any(task.group >= n_lists > 1 for task in tasks):
+        raise DataError(
+            f"{place}: results.json: groups has tasks of more than the {n_lists} indexes with "
+            "templates; restore it from a copy"
+        )
     model = _find_weights(output, config.model, weights)
     on = torch.device("cpu") if device is None else device
     clip = load_clip(model.arch, model.weights, device=on, precision=model.precision)
@@ -88,7 +94,6 @@ def load_run(
             f"{clip.name}; give the weights of the run"
         )
     method = build_method(config.method, MethodContext.of(config, clip))
-    tasks = tuple(run_tasks(results)[:stage])
     learned = (_learned_of(results, output, task.index) for task in tasks)
     restore_method(method, tasks, learned, seed=config.seed)
     return LearnedRun(method.eval(), tasks, config.model_copy(update={"model": model}))
@@ -152,10 +157,11 @@ def run_tasks(results: RunResults) -> list[Task]:
     tasks, first = [], 0
     number_of: dict[str, int] = {}
     known = results.known_classes or [[] for _ in results.tasks]
+    groups = results.groups or [0] * len(results.tasks)
     for index, names in enumerate(results.tasks):
         labels = results.manifest.class_order[first : first + len(names)]
         numbers = tuple(number_of[name] for name in known[index])
-        tasks.append(Task(index, first, tuple(labels), tuple(names), known=numbers))
+        tasks.append(Task(index, first, tuple(labels), tuple(names), numbers, groups[index]))
         number_of |= {name: first + place for place, name in enumerate(names)}
         first += len(names)
     return tasks

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, TextConfig, decisive_settings
+from pipeline.config import Config, decisive_settings
+from pipeline.templates import TextConfig
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
 _FOLDER = (
@@ -53,7 +54,8 @@ def protocol_of(
 
     ``config`` are the settings of a run, by default those that it lacks. ``tasks`` have the
     ``names`` of their new classes in order, those of their ``known_classes`` if they have further
-    images of any, and the ``sha256`` of their images, as in the run identity.
+    images of any, their ``templates`` if these depend on the index, and the ``sha256`` of their
+    images, as in the run identity.
     """
     arch = setting_of(config, "model.arch")
     known = [list(task.get("known_classes", ())) for task in tasks]
@@ -66,6 +68,10 @@ def protocol_of(
         **{key: setting_of(config, key) for key in PROTOCOL_SETTINGS},
         "metrics_version": metrics_version,
     }
+    templates = [task["templates"] for task in tasks if "templates" in task]
+    if templates:
+        is_one = all(each == templates[0] for each in templates)
+        settings["text.templates"] = templates[0] if is_one else templates
     later = {key: setting_of(config, key) for key in LATER_SETTINGS}
     settings |= {key: value for key, value in later.items() if value != LATER_SETTINGS[key]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

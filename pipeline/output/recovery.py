@@ -18,6 +18,7 @@ from pipeline.output.identity import conflict
 from pipeline.output.learned import read_learned
 from pipeline.output.results import read_results
 from pipeline.output.snapshots import Snapshot, read_latest
+from pipeline.text import first_problem
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class _Results(BaseModel):
 class _Task(BaseModel):
     names: list[str]
     known_classes: list[str] = []
+    templates: list[str] = []
     sha256: str
 
     @property
@@ -140,10 +142,9 @@ def is_finished(config: Config, identity: Mapping[str, Any]) -> bool:
     try:
         _Identity.model_validate(found)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
         raise DataError(
-            f"{storage.redact(config.output)}: results.json: manifest.identity.{place} has not its "
-            "form; choose another output=, or remove that file"
+            f"{storage.redact(config.output)}: results.json: manifest.identity is damaged "
+            f"({first_problem(error)}); choose another output=, or remove that file"
         ) from None
     _raise_conflict(config, conflict(found, identity, started=done))
     return done == len(identity["tasks"])
@@ -176,8 +177,7 @@ def _check_state(config: Config, snapshot: Snapshot) -> None:
     try:
         state = _State.model_validate(snapshot.state)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise _refusal(config, snapshot, f"{place} in its state has not its form") from None
+        raise _refusal(config, snapshot, f"its state is damaged ({first_problem(error)})") from None
     n_tasks, means = snapshot.task, snapshot.group("class_means")
     sizes = [task.n_classes for task in state.identity.tasks]
     lengths = {len(state.learned_sha256), len(state.results.stages), len(means)}

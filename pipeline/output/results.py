@@ -6,12 +6,19 @@ of the program is read with defaults for the fields that it lacks; unknown field
 
 from __future__ import annotations
 
+import hashlib
 import json
-import textwrap
 from itertools import accumulate
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline import storage
 from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
@@ -21,6 +28,7 @@ from pipeline.output.anchor_cosines import AnchorCosines
 from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
 from pipeline.settings_file import parse_section
+from pipeline.text import first_problem
 
 SCHEMA = 2
 NAME = "results.json"
@@ -84,10 +92,18 @@ class Retention(_Record):
 
     index: str  # folder or URL
     sha256: str  # of its index.json
+    templates: list[str] = []  # of its own, if it has any
     classes: int
     images: int  # that were tested
     accuracy: list[float | None]  # before the first task, then after each; None: not tested
     skipped_samples: list[SkippedSample] = []  # of this set
+
+    @property
+    def key(self) -> str:
+        """Eight hexadecimal digits, equal for accuracies that may be compared."""
+        if not self.templates:
+            return self.sha256[:8]
+        return hashlib.sha256(json.dumps([self.sha256, self.templates]).encode()).hexdigest()[:8]
 
 
 class TransferFigures(_Record):
@@ -146,6 +162,7 @@ class RunResults(_Record):
     tuning: TuningConfig | None = None
     tasks: list[list[str]]  # names of the new classes of each task
     known_classes: list[list[str]] = []  # of each task: earlier classes that it has images of
+    groups: list[NonNegativeInt] = []  # of each task: its position in data.index; empty: 0
     accuracy_matrix: list[list[float | None]]
     counts: Counts
     class_accuracies: list[list[float | None]] = []
@@ -214,6 +231,8 @@ class RunResults(_Record):
         """Refuse known classes that no earlier task has learned."""
         if self.known_classes and len(self.known_classes) != len(self.tasks):
             raise ValueError("known_classes has another number of tasks than tasks")
+        if len(self.groups) not in (0, len(self.tasks)):
+            raise ValueError("groups has another number of tasks than tasks")
         learned: set[str] = set()
         for names, known in zip(self.tasks, self.known_classes, strict=False):
             if not learned.issuperset(known):
@@ -235,15 +254,12 @@ class RunResults(_Record):
         """The protocol, derived from the manifest, so that results of older versions have one."""
         manifest = self.manifest
         stored = manifest.protocol.settings if manifest.protocol else {}
-        digests = [task["sha256"] for task in manifest.identity.get("tasks", ())]
+        recorded = [*manifest.identity.get("tasks", ()), *[{}] * len(self.tasks)]
         known = self.known_classes or [[] for _ in self.tasks]
         tasks = [
-            {
-                "names": names,
-                "known_classes": known[k],
-                **({"sha256": digests[k]} if k < len(digests) else {}),
-            }
-            for k, names in enumerate(self.tasks)
+            {"names": names, "known_classes": known_names}
+            | {key: task[key] for key in ("sha256", "templates") if key in task}
+            for names, known_names, task in zip(self.tasks, known, recorded, strict=False)
         ]
         protocol = protocol_of(
             {**manifest.config, "evaluation": self.evaluation.model_dump(mode="json")},
@@ -275,12 +291,9 @@ def read_results(output: str) -> RunResults | None:
     try:
         return RunResults.model_validate_json(storage.read_text(url))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        reason = textwrap.shorten(f"{place}: {first['msg']}", 200, placeholder=" …")
         raise DataError(
             f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; choose another "
-            f"output=, or remove that file ({reason})"
+            f"output=, or remove that file ({first_problem(error)})"
         ) from None
 
 

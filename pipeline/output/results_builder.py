@@ -117,17 +117,21 @@ class ResultsBuilder:
         images: int,
         n_learned: int,
         accuracy: float,
+        templates: Sequence[str] = (),
         skipped: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Add the accuracy on a held-out set after ``n_learned`` tasks.
 
-        Stages that were not tested have None: the run was started without this set. ``skipped``
-        are the samples of the set that could not be used.
+        Stages that were not tested have None: the run was started without this set, or with other
+        ``templates`` of the set. ``skipped`` are the samples of the set that could not be used.
         """
         named = {"index": index, "sha256": sha256, "classes": classes, "images": images}
-        entry = next((each for each in self.retention if each["sha256"] == sha256), None)
+        own = {"templates": list(templates)} if templates else {}
+        wanted = sha256, [*templates]
+        sets = [(each["sha256"], each.get("templates", [])) for each in self.retention]
+        entry = self.retention[sets.index(wanted)] if wanted in sets else None
         if entry is None:
-            entry = {**named, "accuracy": []}
+            entry = {**named, **own, "accuracy": []}
             self.retention.append(entry)
         known = entry.get("skipped_samples", [])
         entry["skipped_samples"] = [*known, *(dict(each) for each in skipped if each not in known)]
@@ -177,6 +181,7 @@ class ResultsBuilder:
         speeds = [s.images_per_second for s in self.stages if s.images_per_second is not None]
         finished = len(self.stages) == len(self.tasks)
         known, full_matrix = known_names(self.tasks), self.full_matrix()
+        groups = [task.group for task in self.tasks]
         return RunResults.model_validate(
             {
                 "schema": SCHEMA,
@@ -186,6 +191,7 @@ class ResultsBuilder:
                 "tuning": self.tuning,
                 "tasks": [list(task.names) for task in self.tasks],
                 "known_classes": known if any(known) else [],
+                "groups": groups if any(groups) else [],
                 "accuracy_matrix": self.accuracy_matrix(),
                 "counts": {"correct": correct, "images": images},
                 "class_accuracies": [stage.class_accuracies() for stage in self.stages],

@@ -31,11 +31,11 @@ _TRANSFER_FIGURES = {
 def figure_titles(runs: Sequence[RunResults]) -> dict[str, str]:
     """The title of each figure that one of the runs has, by its key."""
     more = _TRANSFER_FIGURES if any(run.transfer for run in runs) else {}
-    sets = {entry.sha256: entry.index for run in runs for entry in run.retention}
-    names = {sha256: index.rstrip("/").rpartition("/")[2] for sha256, index in sets.items()}
+    sets = {entry.key: entry.index for run in runs for entry in run.retention}
+    names = {key: index.rstrip("/").rpartition("/")[2] for key, index in sets.items()}
     if len({*names.values()}) < len(names):
-        names = {sha256: f"{name} {sha256[:8]}" for sha256, name in names.items()}
-    held_out = {f"held_out_{sha256[:8]}": f"held-out {name}" for sha256, name in names.items()}
+        names = {key: f"{name} {key}" for key, name in names.items()}
+    held_out = {f"held_out_{key}": f"held-out {name}" for key, name in names.items()}
     return {**FIGURES, **more, **held_out}
 
 
@@ -48,7 +48,7 @@ def figure_of(run: RunResults, key: str) -> float | None:
         value: float | None = getattr(run.transfer, key, None)
         return value
     for entry in run.retention:
-        if key == f"held_out_{entry.sha256[:8]}":
+        if key == f"held_out_{entry.key}":
             is_last = len(entry.accuracy) == run.n_learned + 1
             return entry.accuracy[-1] if is_last else None
     value = getattr(run, key, None)

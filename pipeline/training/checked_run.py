@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import Config, MethodConfig
+from pipeline.config import Config, HeldOutConfig, MethodConfig
 from pipeline.data.addresses import NodeFiles
 from pipeline.data.index import ShardIndex
 from pipeline.data.opening import open_index
@@ -45,6 +45,7 @@ class Run:
     data: TaskData
     world_size: int
     held_out: tuple[Run, ...] = ()  # data sets that are tested only, each as one task
+    own_templates: tuple[str, ...] = ()  # of such a data set, if the configuration gives them
 
 
 def check_run(config: Config, world_size: int) -> Run:
@@ -66,6 +67,7 @@ def check_run(config: Config, world_size: int) -> Run:
     if problem:
         raise ConfigError(problem)
     index = _find_index(config)
+    config = _with_templates(config, index)
     if config.evaluation.split == "validation":
         index = index.with_closed("test")
     tasks = _split(config, index)
@@ -95,17 +97,24 @@ def with_all_options(config: Config) -> Config:
 def _held_out(config: Config, world_size: int) -> tuple[Run, ...]:
     """The held-out sets; none with ``split=validation``, which opens no test image."""
     evaluation = config.evaluation
-    urls = evaluation.held_out if evaluation.split == "test" else []
+    sets = evaluation.held_out_sets if evaluation.split == "test" else []
     try:
-        return tuple(_held_out_set(config, url, world_size) for url in urls)
+        return tuple(_held_out_set(config, each, world_size) for each in sets)
     except ConfigError as error:
         reason = str(error).removeprefix("data.index: ")
         raise ConfigError(f"evaluation.held_out: {reason}") from error
 
 
-def _held_out_set(config: Config, url: str, world_size: int) -> Run:
-    data = config.data.model_copy(update={"index": url})
-    config = config.model_copy(update={"data": data})
+def _held_out_set(config: Config, given: HeldOutConfig, world_size: int) -> Run:
+    if given.templates is None and len(config.text.template_lists) > 1:
+        raise ConfigError(
+            f"{given.index}: has no templates, and text.templates are those of each index of "
+            f"data.index; write {{index: {given.index}, templates: [...]}}"
+        )
+    data = config.data.model_copy(update={"index": given.index})
+    templates = given.templates or config.text.templates
+    text = config.text.model_copy(update={"templates": templates})
+    config = config.model_copy(update={"data": data, "text": text})
     index = _find_index(config)
     names = index.class_names if config.text.names == "spaced" else index.class_folders
     tasks = (Task(0, first=0, labels=tuple(range(len(names))), names=names),)
@@ -115,7 +124,8 @@ def _held_out_set(config: Config, url: str, world_size: int) -> Run:
     images = TaskData(config, index, tasks)
     images.test(tasks[0])  # an error if there are none
     check_shards(shard for shard in index.shards if shard.split == "test")
-    return Run(config, index, tasks, images, world_size)
+    own_templates = tuple(given.templates or ())
+    return Run(config, index, tasks, images, world_size, own_templates=own_templates)
 
 
 def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
@@ -132,6 +142,20 @@ def _split(config: Config, index: ShardIndex) -> tuple[Task, ...]:
         appended=settings.appended,
     )
     return with_known_classes(tasks, index.known_labels)
+
+
+def _with_templates(config: Config, index: ShardIndex) -> Config:
+    """The same settings; templates that are equal in all indexes are written once."""
+    lists, n_indexes = config.text.template_lists, len(index.group_sizes)
+    if config.text.templates != lists[0] and len(lists) != n_indexes:
+        raise ConfigError(
+            f"text.templates: has the templates of {len(lists)} indexes and data.index has "
+            f"{n_indexes}; give a list of templates for each, or one for all"
+        )
+    if any(each != lists[0] for each in lists):
+        return config
+    text = config.text.model_copy(update={"templates": lists[0]})
+    return config.model_copy(update={"text": text})
 
 
 def _find_index(config: Config) -> ShardIndex:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.config import Config
 from pipeline.data.index import ShardIndex
 from pipeline.errors import ConfigError
-from pipeline.methods.base import Method, MethodOptions, class_prompts
+from pipeline.methods.base import Method, MethodOptions, task_prompts
 from pipeline.model.tokens import context_length, token_ids
 from pipeline.tasks import Task
 
@@ -36,10 +36,10 @@ def check_class_names(
     is_apart = config.tasks.known_classes == "apart"
     reads_names = method.build_anchors is not Method.build_anchors
     for group in {task.group for task in tasks} if is_apart else [None]:
-        classes = [pair for task in tasks if group in (None, task.group) for pair in _classes(task)]
-        _check_names(index, classes)
+        compared = [task for task in tasks if group in (None, task.group)]
+        _check_names(index, [pair for task in compared for pair in _classes(task)])
         if reads_names:
-            _check_tokens(config, [name for _, name in classes], method.context_tokens(options))
+            _check_tokens(config, compared, method.context_tokens(options))
 
 
 def _check_names(index: ShardIndex, classes: Sequence[tuple[int, str]]) -> None:
@@ -60,14 +60,15 @@ def _check_names(index: ShardIndex, classes: Sequence[tuple[int, str]]) -> None:
         folder_of[name] = folder
 
 
-def _check_tokens(config: Config, names: Sequence[str], n_context: int) -> None:
+def _check_tokens(config: Config, tasks: Sequence[Task], n_context: int) -> None:
     arch, limit = config.model.arch, context_length(config.model.arch)
-    prompts = [class_prompts(config.text, name) for name in names]
-    for number in range(len(config.text.templates) if config.text.ensemble else 1):
-        tokens = token_ids(arch, [each[number] for each in prompts])
-        _check_length(names, tokens, limit, "its prompt")
-        if number == 0:
-            _check_different(names, tokens)
+    names = [name for task in tasks for name in task.names]
+    prompts = [each for task in tasks for each in task_prompts(config.text, task)]
+    n_used = None if config.text.ensemble else 1
+    pairs = [(n, p) for n, each in zip(names, prompts, strict=True) for p in each[:n_used]]
+    tokens = token_ids(arch, [prompt for _, prompt in pairs])
+    _check_length([name for name, _ in pairs], tokens, limit, "its prompt")
+    _check_different(names, token_ids(arch, [first for first, *_ in prompts]))
     if n_context:
         bare = [(*ids, *[0] * n_context) for ids in token_ids(arch, [f"{n}." for n in names])]
         _check_length(names, bare, limit, f"with {n_context} learned tokens its prompt")

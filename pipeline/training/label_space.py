@@ -119,7 +119,7 @@ def open_label_space(run: Run, method: Method) -> SeenClasses:
 
 
 def _name_anchors(run: Run, method: Method) -> Tensor:
-    """``anchor_AE`` of the frozen text tower, with the templates of the run."""
+    """``anchor_AE`` of the frozen text tower, with the templates of each index."""
     context = MethodContext.of(run.config, method.clip)
     anchors = FixedAnchors(context.clip, context.prompts_of, ensemble=context.ensemble)
     for task in run.tasks:

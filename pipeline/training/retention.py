@@ -2,9 +2,9 @@
 
 Held-out sets show what adaptation costs the generality of CLIP, future tasks what is transferred to
 them. An image is embedded by the method as it is now, and gets the class whose text anchor is
-nearest. The anchors are those of the frozen text tower, of the templates of the run: a learned text
-context belongs to the classes that it was learned with. Before the first task the image tower is
-frozen too, so that this stage is plain CLIP.
+nearest. The anchors are those of the frozen text tower, with the templates of the index or of the
+held-out set: a learned text context belongs to the classes that it was learned with. Before the
+first task the image tower is frozen too, so that this stage is plain CLIP.
 
 With ``evaluation.label_space=all`` an image of a future task also competes with the learned
 classes, see :class:`pipeline.training.label_space.AllClasses`.
@@ -95,6 +95,7 @@ class Retention:
                 images=score.images,
                 n_learned=n_learned,
                 accuracy=score.accuracy,
+                templates=test.run.own_templates,
                 skipped=[vars(sample) for sample in test.skipped_samples()],
             )
         if self._future:

@@ -49,7 +49,7 @@ def task_images(index: int) -> Images:
 
 
 def build(clip: FrozenClip, name: str, **options: Any) -> Classifier:
-    anchors = FixedAnchors(clip, lambda name: [f"a photo of a {name}."])
+    anchors = FixedAnchors(clip, lambda task: [[f"a photo of a {name}."] for name in task.names])
     context = ClassifierContext(clip, anchors, JOINT_WIDTH, seed=3)
     return build_classifier(ClassifierConfig(name=name, options=options), context)
 

@@ -20,8 +20,8 @@ def seen(anchors: FixedAnchors | LearnedAnchors) -> Tensor:
     return torch.cat([anchors.old(), anchors.current()])
 
 
-def prompts_of(name: str) -> list[str]:
-    return [template.format(name) for template in TEMPLATES]
+def prompts_of(task: Task) -> list[list[str]]:
+    return [[template.format(name) for template in TEMPLATES] for name in task.names]
 
 
 def fixed(clip: FrozenClip, *, ensemble: bool = False) -> FixedAnchors:
@@ -66,8 +66,8 @@ def test_fixed_anchors_are_the_first_template_in_training(tiny_clip, tasks):
 def test_ensemble_normalises_averages_and_normalises_again(tiny_clip, tasks):
     anchors = fixed(tiny_clip, ensemble=True)
     anchors.begin_task(tasks[0])
-    for name, anchor_E in zip(tasks[0].names, anchors.for_evaluation(), strict=True):
-        expected_E = unit(encode(tiny_clip, prompts_of(name)).mean(dim=0))
+    for prompts, anchor_E in zip(prompts_of(tasks[0]), anchors.for_evaluation(), strict=True):
+        expected_E = unit(encode(tiny_clip, prompts).mean(dim=0))
         torch.testing.assert_close(anchor_E, expected_E, rtol=1e-5, atol=1e-6)
 
 

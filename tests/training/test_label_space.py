@@ -39,9 +39,10 @@ def learned(clip: FrozenClip, variant: str, n_tasks: int) -> Method:
 
 
 def name_anchors(clip: FrozenClip) -> Tensor:
-    context, names = build_context(clip), [name for task in TASKS for name in task.names]
+    prompts_of = build_context(clip).prompts_of
+    texts = [prompts[0] for task in TASKS for prompts in prompts_of(task)]
     with torch.no_grad():
-        return unit(clip.encode_text(clip.tokenize([context.prompts_of(n)[0] for n in names])))
+        return unit(clip.encode_text(clip.tokenize(texts)))
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import TextConfig
 from pipeline.data.index import format_index
 from pipeline.data.shard import Segment, Shard
 from pipeline.distributed.world import read_world
 from pipeline.errors import ConfigError
-from pipeline.methods.base import class_prompts
+from pipeline.methods.base import task_prompts
 from pipeline.output.results import read_results
+from pipeline.tasks import Task
+from pipeline.templates import TextConfig
 from pipeline.training.checked_run import check_run
 from pipeline.training.dry_run import format_plan
 from pipeline.training.run import execute
@@ -45,10 +46,8 @@ def test_order_of_classes_is_that_of_the_index_by_default(tiny_arch, tiny_shards
 
 def test_braces_of_a_name_are_taken_as_they_are():
     text = TextConfig(templates=["a photo of a {}.", "{}"])
-    assert class_prompts(text, "set {0} of {x}") == [
-        "a photo of a set {0} of {x}.",
-        "set {0} of {x}",
-    ]
+    task = Task(0, first=0, labels=(0,), names=("set {0} of {x}",))
+    assert task_prompts(text, task) == [["a photo of a set {0} of {x}.", "set {0} of {x}"]]
 
 
 def write_index(folder: Path, train: list[int], test: list[int]) -> str:
