@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from rich.console import Console, RenderableType
 
 NOT_KNOWN = "–"
@@ -64,6 +65,12 @@ def shorten(text: str, most: int = 300) -> str:
     """
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0] or text[:most]} …"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The place and the message of the first error: ``manifest.seed: Field required``."""
+    first = error.errors()[0]
+    return shorten(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))), 200)
 
 
 def printable(name: str) -> str:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.bench import eval as evaluation
 from pipeline.bench import step
 from pipeline.bench.settings import BenchConfig
-from pipeline.bench.stage import Stage, begin_tasks, open_stage
+from pipeline.bench.stage import MANY_STEPS, Stage, begin_tasks, open_stage
 from pipeline.bench.timing import Figure, NotMeasured, time_alternately, time_once
 from pipeline.distributed.world import World
 from pipeline.methods import build_method
@@ -27,7 +27,6 @@ from pipeline.training.features import pixels_of
 
 _STEPS = 20  # with the real loader
 _COMPARED = 8  # images whose loss is computed on the CPU too
-_MANY_STEPS = 10**6
 
 
 def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
@@ -64,7 +63,7 @@ def moving_against_fixed(stage: Stage, config: BenchConfig) -> Iterator[Figure]:
     works, images = {}, config.data.global_batch
     with ExitStack() as stack:
         for name in ("tppt_v", "tppt_vt"):
-            engine = Engine(_method(stage, name), stage.run.config, stage.world, _MANY_STEPS)
+            engine = Engine(_method(stage, name), stage.run.config, stage.world, MANY_STEPS)
             stack.enter_context(closing(engine))
             works[name] = partial(engine.step, 0, *arguments)
         timings = time_alternately(works, config.bench, stage.world.device)
@@ -82,7 +81,7 @@ def busy(stage: Stage) -> Iterator[Figure]:
         for batch in inputs.epoch(epoch):
             engine.step(0, *inputs.of(batch))
 
-    with closing(Engine(stage.method, config, stage.world, _MANY_STEPS)) as engine:
+    with closing(Engine(stage.method, config, stage.world, MANY_STEPS)) as engine:
         steps(0)  # starts the workers
         with profile(activities=kinds) as profiler:
             seconds = time_once(partial(steps, 1), stage.world.device)

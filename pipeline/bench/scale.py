@@ -14,7 +14,7 @@ from pipeline.bench.flops import step_flops
 from pipeline.bench.memory import peak_bytes
 from pipeline.bench.network import Traffic
 from pipeline.bench.settings import BenchConfig
-from pipeline.bench.stage import begin_tasks, load_backbone
+from pipeline.bench.stage import MANY_STEPS, begin_tasks, load_backbone
 from pipeline.bench.timing import Figure, Timing, time_alternately
 from pipeline.distributed.world import World, process_group
 from pipeline.methods import build_method
@@ -26,7 +26,6 @@ from pipeline.training.engine import Engine
 
 _RANKS = (8, 64, 512)
 _GIGABITS = (100, 400)
-_MANY_STEPS = 10**6
 
 
 def measure(config: BenchConfig, world: World) -> Iterator[Figure]:
@@ -51,7 +50,7 @@ def _measure_point(
     label = f"task {len(tasks)}, {n_classes:,} classes"
     start_s = begin_tasks(method, tasks, seed=config.seed, seen=n_classes)
     yield Timing((start_s,)).duration(f"{label}: start")
-    engine = Engine(method, config, world, _MANY_STEPS)
+    engine = Engine(method, config, world, MANY_STEPS)
     try:
         arguments = _draw(method, config.bench.batches[0])
         works = {"step": lambda: engine.step(0, *arguments)}

@@ -37,6 +37,7 @@ from pipeline.training.micro_batch import CPU_MICRO_BATCH
 from pipeline.training.run import open_batches, open_source
 from pipeline.training.task_data import TaskData
 
+MANY_STEPS = 10**6  # of a task: no measured step is near the end of its schedule
 _DRAWN_SIDE = 8 / 7  # of a drawn image, in sides of the tower's input: 256 pixels for 224
 
 

@@ -21,7 +21,7 @@ from pipeline.bench.flops import step_flops
 from pipeline.bench.memory import peak_bytes
 from pipeline.bench.reference import ReferenceStep
 from pipeline.bench.settings import BenchConfig, BenchSizes
-from pipeline.bench.stage import Stage, open_stage
+from pipeline.bench.stage import MANY_STEPS, Stage, open_stage
 from pipeline.bench.timing import Figure, NotMeasured, Timing, synchronise, time_alternately
 from pipeline.distributed.world import World
 from pipeline.methods.finetune import Finetune
@@ -31,7 +31,6 @@ from pipeline.training.features import pixels_of
 from pipeline.training.inputs import StepInputs
 from pipeline.training.transfer import ToDevice
 
-_MANY_STEPS = 10**6  # of the task: no measured step is near the end of its schedule
 _PARTS = ("data wait", "transfer", "forward", "communication", "backward", "optimizer")
 # Of tppt_vt on ViT-B/16 with 200 classes seen and 20 current, by images of a rank.
 _TARGETS = {8: "≥ 6", 32: "≥ 2.3"}
@@ -146,7 +145,7 @@ class Spans:
 @contextmanager
 def _engine(stage: Stage) -> Iterator[tuple[Engine, Spans]]:
     spans = Spans(stage.world.device)
-    engine = Engine(stage.method, stage.run.config, stage.world, _MANY_STEPS, span=spans)
+    engine = Engine(stage.method, stage.run.config, stage.world, MANY_STEPS, span=spans)
     try:
         yield engine, spans
     finally:

@@ -138,7 +138,7 @@ class Classifier(nn.Module):
 
 
 def split_off(
-    images: EmbeddedImages, every: int = 5
+    images: EmbeddedImages,
 ) -> tuple[list[tuple[Embedded, Tensor]], list[tuple[Embedded, Tensor]]]:
     """The training images without every fifth one, and those; to choose a setting by.
 
@@ -149,8 +149,8 @@ def split_off(
     seen = 0
     for embedded, label_B in images:
         rows = range(len(label_B))
-        held_rows = [row for row in rows if (seen + row) % every == every - 1]
-        kept_rows = [row for row in rows if (seen + row) % every != every - 1]
+        held_rows = [row for row in rows if (seen + row) % 5 == 4]
+        kept_rows = [row for row in rows if (seen + row) % 5 != 4]
         seen += len(label_B)
         for chosen, part in ((kept_rows, kept), (held_rows, held)):
             rows_B = torch.tensor(chosen, dtype=torch.long, device=label_B.device)

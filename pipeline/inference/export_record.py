@@ -13,7 +13,6 @@ An export is a folder or URL with these files:
 
 from __future__ import annotations
 
-import textwrap
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +21,7 @@ from pipeline import storage
 from pipeline.classifiers.vectors import Vector
 from pipeline.errors import DataError
 from pipeline.model.prompt_groups import Place
+from pipeline.text import first_problem
 
 RECORD_NAME = "export.json"
 TENSORS_NAME = "classifier.safetensors"
@@ -161,10 +161,7 @@ def read_record(source: str) -> ExportRecord:
     try:
         return ExportRecord.model_validate_json(storage.read_text(url))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        reason = textwrap.shorten(f"{place}: {first['msg']}", 200, placeholder=" …")
         raise DataError(
-            f"{storage.redact(url)}: is not the record of an export of version 1 ({reason}); "
-            "export the run again"
+            f"{storage.redact(url)}: is not the record of an export of version 1 "
+            f"({first_problem(error)}); export the run again"
         ) from None

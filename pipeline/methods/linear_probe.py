@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.classifiers import ClassifierConfig
 from pipeline.methods.base import MethodOptions
-from pipeline.methods.zeroshot import ZeroShot
+from pipeline.methods.frozen import Frozen
 
 
 class LinearProbeOptions(MethodOptions):
@@ -13,10 +13,7 @@ class LinearProbeOptions(MethodOptions):
     classifier: ClassifierConfig = ClassifierConfig(name="linear")
 
 
-class LinearProbe(ZeroShot):
-    """Only the classifier is trained."""
+class LinearProbe(Frozen):
+    """Only the classifier is trained; no class name is read."""
 
     Options = LinearProbeOptions
-
-    def build_anchors(self) -> None:
-        """No class name is read."""

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.classifiers import ClassifierConfig, Embedded
-from pipeline.methods.base import Inputs, Method, given
+from pipeline.methods.base import Inputs, Method
 from pipeline.methods.finetune import Finetune, FinetuneOptions
+from pipeline.methods.frozen import FROZEN_INPUTS, frozen_embedding
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup
-from pipeline.model.prompts import VisualPromptOptions, unit
+from pipeline.model.prompts import VisualPromptOptions
 from pipeline.tasks import Task
 
 
@@ -36,9 +37,7 @@ class RanPac(Finetune):
     @classmethod
     def inputs_of(cls, options: Any) -> Inputs:
         """Images for prompts; otherwise the frozen features alone."""
-        if options.first_session:
-            return super().inputs_of(options)
-        return Inputs(images=False, features=True)
+        return super().inputs_of(options) if options.first_session else FROZEN_INPUTS
 
     def build_adaptation(self) -> None:
         """Visual prompts, if the first task trains any."""
@@ -56,8 +55,7 @@ class RanPac(Finetune):
         """Unit embeddings of the adapted or the frozen image tower."""
         if self.options.first_session:
             return super().embed(image_BCHW, features)
-        features = given(features)
-        return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
+        return frozen_embedding(features)
 
     def exported_prompts(self) -> list[PromptGroup]:
         """The prompts of the first task, if it trains any."""

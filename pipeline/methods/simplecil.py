@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pipeline.classifiers import ClassifierConfig
 from pipeline.methods.base import MethodOptions
-from pipeline.methods.zeroshot import ZeroShot
+from pipeline.methods.frozen import Frozen
 
 
 class SimpleCilOptions(MethodOptions):
@@ -19,10 +19,7 @@ class SimpleCilOptions(MethodOptions):
     )
 
 
-class SimpleCil(ZeroShot):
-    """Class means of frozen features; each image is encoded once."""
+class SimpleCil(Frozen):
+    """Class means of frozen features; no class name is read."""
 
     Options = SimpleCilOptions
-
-    def build_anchors(self) -> None:
-        """No class name is read."""

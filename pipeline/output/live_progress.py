@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import storage
 from pipeline.errors import DataError, TakenOverError
 from pipeline.output.ownership import Ownership
+from pipeline.text import first_problem
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,22 @@ class LiveProgress(BaseModel):
     n_tasks: int
     n_epochs: int  # of a task
     last_step: LastStep | None = None  # None unless it is training
+    images: int | None = None  # read so far by a pass of all ranks over images without steps
+    n_images: int | None = None  # of that pass
 
 
 def read_progress(output: str) -> LiveProgress:
     """What the run in ``output`` does.
 
     Raises:
-        DataError: the file has not its form.
+        DataError: the file is damaged.
         StorageError: there is no such file, or it cannot be read.
     """
     url = storage.join(output, NAME)
     try:
         return LiveProgress.model_validate_json(storage.read_text(url))
     except ValidationError as error:
-        raise DataError(f"{storage.redact(url)}: has not its form ({error})") from None
+        raise DataError(f"{storage.redact(url)}: is damaged ({first_problem(error)})") from None
 
 
 class ProgressWriter:

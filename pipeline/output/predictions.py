@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.errors import DataError
+from pipeline.text import first_problem
 
 NAME = "predictions.jsonl"
 TOP = 5  # classes of each line
@@ -65,9 +66,7 @@ def _parse(line: str, place: str) -> Prediction:
     try:
         return _LINE.validate_json(line, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        found = ".".join(map(str, first["loc"])) or "it"
         raise DataError(
-            f"{place}: is not a prediction ({found}: {first['msg']}); restore the file from a "
+            f"{place}: is not a prediction ({first_problem(error)}); restore the file from a "
             "copy, or remove it"
         ) from None

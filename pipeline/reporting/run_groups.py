@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 from pipeline.output.protocol import compared_settings, default_settings
 from pipeline.output.results import NAME, RunResults, finished_results
 from pipeline.reporting.protocols import Difference, differences, explain
+from pipeline.text import first_problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +150,9 @@ def _read_run(output: str) -> FinishedRun:
     try:
         _Manifest.model_validate(results.manifest.model_dump())
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
         raise DataError(
-            f"{storage.redact(storage.join(output, NAME))}: manifest.{place} has not its form; "
-            "run it again into another output"
+            f"{storage.redact(storage.join(output, NAME))}: manifest is damaged "
+            f"({first_problem(error)}); run it again into another output"
         ) from None
     return FinishedRun(output, results)
 

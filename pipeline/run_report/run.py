@@ -68,7 +68,7 @@ def read_run(output: str) -> ReportedRun:
     """The run in the folder or URL ``output``.
 
     Raises:
-        DataError: there are no results, or a file does not have its form.
+        DataError: there are no results, or a file is damaged.
         StorageError: a file cannot be read.
     """
     results = read_results(output)
@@ -81,7 +81,7 @@ def read_run(output: str) -> ReportedRun:
         _ = results.protocol
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{storage.redact(output)}: the manifest in results.json has not its form "
+            f"{storage.redact(output)}: the manifest in results.json is damaged "
             f"({type(error).__name__}: {error}); restore the file from a copy"
         ) from None
     predictions, reason = _predictions(output, results)

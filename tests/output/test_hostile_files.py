@@ -111,19 +111,19 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "another position": (lambda s, t: s.update(step=999), "every snapshot is damaged"),
     "a position of text": (lambda s, t: s.update(step="../.."), "every snapshot is damaged"),
     "no schema": (lambda s, t: s.pop("schema"), "has schema None, this version reads 1"),
-    "no identity": (lambda s, t: s.pop("identity"), "identity in its state has not its form"),
+    "no identity": (lambda s, t: s.pop("identity"), "its state is damaged .identity: "),
     "identity without a method": (
         lambda s, t: s["identity"]["settings"].pop("method"),
-        "identity.settings.method in its state has not its form",
+        "its state is damaged .identity.settings.method: ",
     ),
-    "no results": (lambda s, t: s.update(results=[]), "results in its state has not its form"),
+    "no results": (lambda s, t: s.update(results=[]), "its state is damaged .results: "),
     "stage without counts": (
         lambda s, t: s["results"]["stages"][0].pop("correct"),
-        "results.stages.0.correct in its state has not its form",
+        "its state is damaged .results.stages.0.correct: ",
     ),
     "a path as a hash": (
         lambda s, t: s.update(learned_sha256=["../../evil"]),
-        "learned_sha256.0 in its state has not its form",
+        "its state is damaged .learned_sha256.0: ",
     ),
     "hashes of more tasks": (
         lambda s, t: s.update(learned_sha256=["0" * 64] * 3),
@@ -135,9 +135,9 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     ),
     "a sample that is no number": (
         lambda s, t: s.update(skipped_samples={"x": {}}),
-        "skipped_samples.x.* in its state has not its form",
+        "its state is damaged .skipped_samples.x.*: ",
     ),
-    "lines below zero": (lambda s, t: s.update(metrics_lines=-1), "metrics_lines in its state"),
+    "lines below zero": (lambda s, t: s.update(metrics_lines=-1), "damaged .metrics_lines: "),
 }
 
 
@@ -205,7 +205,7 @@ RESULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "more hashes": (lambda r: r.update(learned_sha256=[None] * 7), "learned_sha256 has more"),
     "identity without settings": (
         lambda r: r["manifest"]["identity"].pop("settings"),
-        "manifest.identity.settings has not its form",
+        "manifest.identity is damaged .settings: Field required",
     ),
     "tasks that are numbers": (lambda r: r.update(tasks=7), "tasks: Input should be a valid array"),
 }

@@ -70,5 +70,5 @@ def test_file_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog):
 
 def test_file_of_another_form_is_refused(tmp_path: Path):
     (tmp_path / NAME).write_text('{"doing": "sleeping"}')
-    with pytest.raises(DataError, match="progress.json: has not its form"):
+    with pytest.raises(DataError, match="progress.json: is damaged .doing: Input should be"):
         read_progress(str(tmp_path))

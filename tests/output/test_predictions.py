@@ -37,7 +37,7 @@ def test_predictions_are_read_as_written(tmp_path: Path, kind):
         ({"label": -1}, "label: Input should be greater than or equal to 0"),
         ({"top": [[1, "0.5"]]}, "top.0.1: Input should be a valid number"),
         ({"top": [[1, 0.5, 2]]}, "top.0: Tuple should have at most 2 items"),
-        (None, "it: Invalid JSON"),
+        (None, "Invalid JSON"),
     ],
 )
 def test_damaged_line_is_named(tmp_path: Path, change, found):

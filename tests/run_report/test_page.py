@@ -259,7 +259,7 @@ def test_manifest_of_another_form_is_shown_or_refused(run, config):
     try:
         assert "The images cannot be shown" in render(run)
     except DataError as error:
-        assert "has not its form" in str(error)
+        assert "the manifest in results.json is damaged" in str(error)
 
 
 def test_broken_metrics_are_refused_with_their_line(run):
