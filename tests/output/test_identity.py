@@ -245,7 +245,7 @@ def test_tasks_are_fixed_where_every_test_is_over_their_classes(index):
     united = {"evaluation": {"label_space": "all"}}
     short = identity(index, tasks={"limit": 2}, **united)
     problem = conflict(short, identity(index, **united), started=1)
-    assert problem is not None and "(2 tasks instead of 3, or other classes or templates)" in problem
+    assert problem and "(2 tasks instead of 3, or other classes or templates)" in problem
     assert conflict(short, short, started=1) is None
 
 
