@@ -6,10 +6,10 @@ The names, templates and counts are facts; ``sources`` of each file says where t
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.settings_file import Section, parse_section
@@ -24,7 +24,7 @@ class Split(Section):
     test: int | None = Field(gt=0)
     about: str
     classes: int | None = Field(None, gt=0)  # None: all classes of the benchmark
-    lists: bool = False  # the lists of the owner define it
+    file: str | None = None  # its list for --split FILE, by name
     sha256: str | None = Field(None, pattern="[0-9a-f]{64}")  # of the membership, if it is known
 
 
@@ -37,7 +37,7 @@ class Protocol(Section):
 
 
 class Lists(Section):
-    """Text files of the owner that name the images of each split, one a line.
+    """Text files of the owner that name the images of a split, one a line.
 
     A line pattern has the groups ``path`` and ``label``; or ``id``, which the file ``ids`` maps to
     them. ``train_path`` and ``test_path`` make the path from the groups and the number of the line,
@@ -46,40 +46,40 @@ class Lists(Section):
     the lines of :func:`pipeline.data.prepare.matlab_file.matlab_text`.
     """
 
+    split: str | None  # that they define; None: they only give the class of each image
     train: list[str] = Field(min_length=1)
-    test: list[str] = Field(min_length=1)
-    train_line: str
-    test_line: str | None = None  # None: as train_line
-    train_path: str | None = None
-    test_path: str | None = None
+    test: list[str] = []
+    train_line: re.Pattern[str]
+    test_line: re.Pattern[str] | None = None  # None: as train_line
+    train_path: str = "{path}"
+    test_path: str = "{path}"
     ids: str | None = None
-    ids_line: str | None = None
+    ids_line: re.Pattern[str] | None = None
     names: str | None = None
-    names_line: str | None = None
+    names_line: re.Pattern[str] | None = None
+    heading: re.Pattern[str] | None = None  # a line without an image
     images: str | None = None  # the folder that has the images, if others are beside it
 
-    @field_validator("train_line", "test_line", "ids_line", "names_line")
-    @classmethod
-    def _check_pattern(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            re.compile(pattern)
-        return pattern
-
     @property
-    def lines(self) -> dict[str, re.Pattern[str]]:
-        """The pattern of a line of each split."""
+    def parts(self) -> tuple[tuple[str, list[str], re.Pattern[str], str], ...]:
+        """Split, files, pattern of a line and format of a path; files start at any folder."""
         test_line = self.test_line or self.train_line
-        return {"train": re.compile(self.train_line), "test": re.compile(test_line)}
+        return (
+            ("train", self.train, self.train_line, self.train_path),
+            ("test", self.test, test_line, self.test_path),
+        )
 
     @property
-    def path_formats(self) -> dict[str, str]:
-        """The format of the path of each split."""
-        return {"train": self.train_path or "{path}", "test": self.test_path or "{path}"}
+    def patterns(self) -> tuple[re.Pattern[str], ...]:
+        """All forms of a line; one file may have lines of several."""
+        lines = (self.train_line, self.test_line, self.ids_line, self.names_line, self.heading)
+        return tuple(line for line in lines if line is not None)
 
     @property
-    def files(self) -> dict[str, list[str]]:
-        """The files of each split; their paths start at any folder of the source."""
-        return {"train": self.train, "test": self.test}
+    def files(self) -> tuple[str, ...]:
+        """The names of all files, without folders of class folders."""
+        names = (*self.train, *self.test, self.ids, self.names)
+        return tuple(dict.fromkeys(n for n in names if n is not None and not n.endswith("/")))
 
 
 class Benchmark(Section):
@@ -94,9 +94,9 @@ class Benchmark(Section):
     splits: dict[str, Split]
     class_order: str
     protocols: dict[str, Protocol]  # the first one is the default
-    layout: str  # of its images, for people
     published_orders: list[str] = []  # further class orders in use
-    lists: Lists | None = None
+    lists: list[Lists] = []  # the first one whose files are there is read
+    other_layout: str | None = None  # without lists
     ignored: list[str] = []  # class folders of the owner that are not classes
     classes: dict[str, str]  # the name of each class by its folder or label
 
@@ -111,11 +111,35 @@ class Benchmark(Section):
         for name, protocol in self.protocols.items():
             if protocol.initial > self.class_count:
                 raise ValueError(f"protocol {name} begins with more classes than there are")
+        for lists in self.lists:
+            if lists.split is not None and lists.split not in self.splits:
+                raise ValueError(f"lists define {lists.split!r}, which is no split")
         return self
+
+    @property
+    def layout(self) -> str:
+        """The forms in which its images are read, for people."""
+        forms = []
+        for lists in self.lists:
+            folders = [f"{name}<class>/*" for name in lists.train if name.endswith("/")]
+            forms.append(" and ".join([*(folders or ["images"]), *lists.files]))
+        return "; or ".join(filter(None, [*dict.fromkeys(forms), self.other_layout]))
 
     def classes_of(self, split: Split) -> int:
         """The number of classes of one of its splits."""
         return split.classes or self.class_count
+
+    def find_class(self, folder: str) -> str | None:
+        """The class folder of the catalogue for a folder or label of a source.
+
+        Case and signs do not matter: owners and toolboxes write ``F-16A/B`` and ``f-16a b``.
+        """
+        return folder if folder in self.classes else self._similar.get(_letters(folder))
+
+    @cached_property
+    def _similar(self) -> dict[str, str]:
+        by_name = {_letters(name): folder for folder, name in self.classes.items()}
+        return by_name | {_letters(folder): folder for folder in self.classes}
 
 
 @cache
@@ -137,3 +161,7 @@ def read_benchmark(name: str) -> Benchmark:
         raise ConfigError(f"{name!r} is not a benchmark of the catalogue; {remedy}")
     text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return parse_section(Benchmark, parse_yaml(text, place=name), place=name)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text.lower())

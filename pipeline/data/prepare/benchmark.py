@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -13,24 +11,13 @@ from pipeline import storage
 from pipeline.catalogue.entry import Benchmark, Split, read_benchmark
 from pipeline.data.membership import Membership, hash_membership
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
-from pipeline.data.prepare.file_tree import keep_images
 from pipeline.data.prepare.folder_source import FolderSource
-from pipeline.data.prepare.list_layout import Tree, open_tree, read_lists
-from pipeline.data.prepare.listing import is_text
+from pipeline.data.prepare.list_layout import open_tree, read_lists
 from pipeline.data.prepare.parquet_source import ParquetSource
-from pipeline.data.prepare.source_images import (
-    ImageSource,
-    LeftOut,
-    Listing,
-    SourceImage,
-    printable,
-)
+from pipeline.data.prepare.source_images import ImageSource, Listing, printable
+from pipeline.data.prepare.split_file import pin_images, read_split_file
 from pipeline.data.prepare.splits import SPLITS, SplitChoice
 from pipeline.errors import ConfigError, DataError
-from pipeline.text import did_you_mean
-
-_NOT_PINNED = "the list of the split does not name it"
-_FORM = '{"train": [paths], "test": [paths]}'
 
 
 @dataclass(frozen=True)
@@ -80,46 +67,39 @@ def _in_splits(
     place: str,
 ) -> tuple[Listing, str]:
     """The images in the split that is meant, with the class folders of the source; its name."""
-    pinned = None
+    tree_source = source if isinstance(source, FolderSource | TarSource | ZipSource) else None
     if choice.split is not None and choice.split not in entry.splits:
-        pinned = _read_split(choice.split, entry)
-    is_pinned = pinned is not None
-    is_listed = is_pinned or choice.split in (None, _split_of_lists(entry))
-    is_chosen = splits.chosen is not None or splits.test_fraction > 0
-    lists = entry.lists if is_listed and not is_chosen else None
-    tree = listing = None
-    if (is_pinned or lists) and isinstance(source, FolderSource | TarSource | ZipSource):
-        tree = open_tree(source)
-        account = LeftOut() if is_pinned else tree.left_out  # a split file counts anew
-        listing = read_lists(lists, replace(tree, left_out=account)) if lists else None
-    name = _split_name(choice, entry, splits, by_lists=listing is not None)
-    if pinned is None:
-        return listing or source.list_images(splits), name
-    if tree is None:
-        raise DataError(f"{place}: --split FILE needs a folder, .tar or .zip of image files")
-    return _pin(_all_images(tree, listing, entry), pinned, place), name
+        pinned = read_split_file(choice.split, entry)
+        if tree_source is None:
+            raise DataError(f"{place}: --split FILE needs a folder, .tar or .zip of image files")
+        return pin_images(open_tree(tree_source), entry, pinned), _name_of_file(choice.split, entry)
+    forms = [form for form in entry.lists if form.split and choice.split in (None, form.split)]
+    is_drawn = splits.chosen is not None or splits.test_fraction > 0
+    if tree_source is not None and forms and not is_drawn:
+        found = read_lists(forms, open_tree(tree_source))
+        if found is not None:
+            return found[0], str(found[1])
+    name = _split_name(choice, entry, splits)
+    return source.list_images(splits), name
 
 
-def _split_of_lists(entry: Benchmark) -> str | None:
-    return next((name for name, split in entry.splits.items() if split.lists), None)
+def _name_of_file(url: str, entry: Benchmark) -> str:
+    """The split whose list is published under the name of this file, or else that name."""
+    file = PurePosixPath(url)
+    known = (name for name, split in entry.splits.items() if split.file == file.name)
+    return next(known, file.stem)
 
 
-def _split_name(
-    choice: BenchmarkChoice, entry: Benchmark, splits: SplitChoice, by_lists: bool
-) -> str:
-    """The name of the split that the index records.
+def _split_name(choice: BenchmarkChoice, entry: Benchmark, splits: SplitChoice) -> str:
+    """The name of the split that a source without lists holds.
 
     Raises:
         ConfigError: the benchmark has several, and none is chosen.
     """
-    if choice.split in entry.splits:
-        return str(choice.split)
     if choice.split is not None:
-        return PurePosixPath(choice.split).stem
+        return choice.split
     if splits.test_fraction:
         return f"drawn: {splits.test_fraction} with seed {splits.seed}"
-    if by_lists:
-        return str(_split_of_lists(entry))
     if len(entry.splits) == 1:
         return next(iter(entry.splits))
     raise ConfigError(
@@ -128,118 +108,15 @@ def _split_name(
     )
 
 
-def _read_split(url: str, entry: Benchmark) -> dict[str, str]:
-    """``train`` or ``test`` for each path that the JSON file at ``url`` lists.
-
-    Raises:
-        ConfigError: ``url`` is neither a file nor a name of a split.
-        DataError: the file has another form, or lists a path twice.
-    """
-    place = storage.redact(url)
-    if not storage.exists(url):
-        remedy = did_you_mean(url, entry.splits)
-        raise ConfigError(f"--split {place!r} is no file and no split of the catalogue; {remedy}")
-    pinned: dict[str, str] = {}
-    try:
-        content = json.loads(storage.read_text(url))
-        entries = [(split, each) for split in SPLITS for each in content[split]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{place}: is not a JSON object {_FORM}; write it so") from None
-    for split, each in entries:
-        # CoOp writes [path, class number, class name]
-        path = each[0] if isinstance(each, list) and each else each
-        if not isinstance(path, str) or not is_text(path):
-            raise DataError(f"{place}: {ascii(each)[:80]} is not a path; write {_FORM}")
-        if path in pinned:
-            raise DataError(f"{place}: lists {printable(path)!r} twice; list each image once")
-        pinned[path] = split
-    return pinned
-
-
-def _all_images(tree: Tree, listing: Listing | None, entry: Benchmark) -> Listing:
-    """Every image of a tree, with the class that a list gives it, or else its folder."""
-    left_out, folder_of = tree.left_out, _Finder(entry.classes)
-    images = list(listing.images) if listing else []
-    known = {image.location for image in images}
-    for path, location in keep_images(tree.files, left_out):
-        if location in known:
-            continue
-        *folders, name = path.split("/")
-        ends = range(
-            len(folders), 0, -1
-        )  # the nearest folder; of those that end there, the longest
-        spans = [(max(0, end - length), end) for end in ends for length in (3, 2, 1)]
-        names = ["/".join(folders[start:end]) for start, end in spans]
-        found = next((i for i, folder in enumerate(names) if folder_of(folder)), None)
-        if found is None:
-            left_out.add("it is not in a class folder", path)
-        else:
-            inner = "/".join([*folders[spans[found][1] :], name])
-            images.append(SourceImage("", names[found], inner, location))
-    return Listing(images, left_out)
-
-
-def _pin(listing: Listing, pinned: Mapping[str, str], place: str) -> Listing:
-    """The images that ``pinned`` lists, in its splits; its paths may begin with other folders."""
-    by_path = defaultdict(list)
-    for image in listing.images:
-        by_path[f"{image.folder}/{image.path}"].append(image)
-    images, missing, used = [], [], set()
-    for path, split in pinned.items():
-        key = next((end for end in _ends(path) if end in by_path), None)
-        if key is None:
-            missing.append(path)
-            continue
-        if key in used or len(by_path[key]) > 1:
-            raise DataError(
-                f"{place}: {printable(key)!r} is there twice; give the folder of one data set, and "
-                "list each image once"
-            )
-        used.add(key)
-        images.append(replace(by_path[key][0], split=split))
-    if missing:
-        raise DataError(
-            f"{place}: has no image for {len(missing):,} of the {len(pinned):,} paths of the "
-            f"split, first {printable(missing[0])!r}; paths end with <class folder>/<file>"
-        )
-    for key in by_path.keys() - used:
-        listing.left_out.add(_NOT_PINNED, key)
-    return replace(listing, images=images)
-
-
-def _ends(path: str) -> Iterator[str]:
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    return ("/".join(parts[start:]) for start in range(len(parts)))
-
-
-class _Finder:
-    """The class folder of the catalogue for a folder or label of a source.
-
-    Case and signs do not matter: owners and toolboxes write ``F-16A/B`` and ``f-16a b``.
-    """
-
-    def __init__(self, classes: Mapping[str, str]) -> None:
-        self._exact = set(classes)
-        self._similar = {_letters(name): folder for folder, name in classes.items()}
-        self._similar |= {_letters(folder): folder for folder in classes}
-
-    def __call__(self, folder: str) -> str | None:
-        return folder if folder in self._exact else self._similar.get(_letters(folder))
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[\W_]", "", text.lower())
-
-
 def _with_classes(listing: Listing, name: str, entry: Benchmark, place: str) -> Listing:
     """The images with the class folders of the catalogue.
 
     Raises:
         DataError: a folder is not a class.
     """
-    folder_of, images = _Finder(entry.classes), []
+    images = []
     for image in listing.images:
-        folder = folder_of(image.folder)
+        folder = entry.find_class(image.folder)
         if folder is not None:
             images.append(replace(image, folder=folder))
         elif image.folder in entry.ignored:

@@ -20,8 +20,10 @@ IMAGE_SUFFIXES = frozenset(
     "avif avifs bmp dib gif heic heif hif jfif jpe jpeg jpg mpo "
     "pbm pgm png pnm ppm tif tiff webp".split()
 )
+FRAMES = "extract one frame of each, as an image with the name of the video"
 LAYOUT = "train/<class>/* and test/<class>/*"
 
+_VIDEO_SUFFIXES = frozenset("avi m4v mkv mov mp4 mpeg mpg webm wmv".split())
 _SYSTEM_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -69,6 +71,11 @@ def keep_images(files: Iterable[tuple[str, str]], left_out: LeftOut) -> Iterator
         file = _File(PurePosixPath(path).parts, location)
         if not _is_hidden(file, left_out) and _is_image(file, left_out):
             yield path, location
+
+
+def is_video(path: str) -> bool:
+    """Whether the suffix is that of a video."""
+    return PurePosixPath(path).suffix.lower().removeprefix(".") in _VIDEO_SUFFIXES
 
 
 def _in_splits(
@@ -171,6 +178,8 @@ def _is_image(file: _File, left_out: LeftOut) -> bool:
         return True
     suffix = _suffix(file)
     reason = f"suffix .{printable(suffix)} is not one of an image" if suffix else "it has no suffix"
+    if suffix in _VIDEO_SUFFIXES:
+        reason = f"it is a video: {FRAMES}"
     left_out.add(reason, "/".join(file.parts))
     return False
 

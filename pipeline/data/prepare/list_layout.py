@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 from pipeline import storage
 from pipeline.catalogue.entry import Lists
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.cifar_source import refuse_archived_cifar
-from pipeline.data.prepare.file_tree import IMAGE_SUFFIXES, keep_images
+from pipeline.data.prepare.file_tree import FRAMES, IMAGE_SUFFIXES, is_video, keep_images
 from pipeline.data.prepare.folder_source import FolderSource, list_tree
 from pipeline.data.prepare.matlab_file import SUFFIX, matlab_text
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, printable
@@ -63,23 +64,30 @@ def open_tree(source: TreeSource) -> Tree:
     return Tree(source, files, left_out)
 
 
-def read_lists(lists: Lists, tree: Tree) -> Listing | None:
-    """The images that ``lists`` names; None if the tree has none of the files.
+def read_lists(forms: Sequence[Lists], tree: Tree) -> tuple[Listing, str | None] | None:
+    """The images that the first complete one of ``forms`` names, and its split.
+
+    None if the tree has none of the files.
 
     Raises:
         DataError: some of the files are missing, or a line has another form or names no image.
     """
-    named = [name for names in lists.files.values() for name in names if not name.endswith("/")]
-    named += [name for name in (lists.ids, lists.names) if name]
-    found = {name: tree.find(name) for name in named}
-    absent = [name for name, file in found.items() if file is None]
-    if len(absent) == len(found):
-        return None
-    if absent:
-        raise DataError(f"{tree.place}: has no {absent[0]}, beside the other lists; {_AGAIN}")
-    texts = {name: tree.text(file) for name, file in found.items() if file is not None}
-    files = [file for file in tree.files if file not in found.values()]
-    pool = _Pool(files, lists.images, tree)
+    absent = None
+    for lists in forms:
+        found = {name: tree.find(name) for name in lists.files}
+        files = {name: file for name, file in found.items() if file is not None}
+        if len(files) == len(found):
+            return _read(lists, files, tree), lists.split
+        if files and absent is None:
+            absent = next(name for name in found if name not in files)
+    if absent is not None:
+        raise DataError(f"{tree.place}: has no {absent}, beside the other lists; {_AGAIN}")
+    return None
+
+
+def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listing:
+    texts = {name: tree.text(file) for name, file in files.items()}
+    pool = _Pool([file for file in tree.files if file not in files.values()], lists.images, tree)
     images, missing = [], []
     for split, path, label, place in _entries(lists, texts, pool, tree.place):
         location = pool.take(path, place)
@@ -88,9 +96,11 @@ def read_lists(lists: Lists, tree: Tree) -> Listing | None:
         else:
             images.append(SourceImage(split, label, PurePosixPath(location[0]).name, location[1]))
     if missing:
+        videos = any(is_video(path) for path, _ in tree.files)
+        remedy = f"it has videos: {FRAMES}" if videos else _AGAIN
         raise DataError(
             f"{tree.place}: has no image for {len(missing):,} lines of its lists, first "
-            f"{missing[0]}; {_AGAIN}"
+            f"{missing[0]}; {remedy}"
         )
     for path in pool.unused():
         tree.left_out.add("no list of the split names it", path)
@@ -128,6 +138,13 @@ class _Pool:
         self._taken.update(file[0] for file in found)
         return found[0] if found else None
 
+    def below(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Path and class of the images of ``<folder>/<class>/*``, wherever the folder is."""
+        for path, _ in self.images:
+            name, slash, _ = f"/{path}".partition(f"/{folder}")[2].partition("/")
+            if slash:
+                yield path, name
+
     def unused(self) -> Iterator[str]:
         """The paths of the images that were not taken."""
         yield from (path for path, _ in self.images if path not in self._taken)
@@ -137,56 +154,44 @@ def _entries(
     lists: Lists, texts: dict[str, str], pool: _Pool, place: str
 ) -> Iterator[tuple[str, str, str, str]]:
     """Split, path, label and file of each entry."""
-    by_id = _table(texts, lists.ids, lists.ids_line, "id", place)
-    by_label = _table(texts, lists.names, lists.names_line, "label", place)
-    for split, names in lists.files.items():
-        pattern = lists.lines[split]
-        other = lists.lines["test" if split == "train" else "train"]
+
+    def matches(name: str, line: re.Pattern[str]) -> Iterator[tuple[int, dict[str, str]]]:
+        return _matches(texts[name], line, lists.patterns, f"{place}: {name}")
+
+    def table(name: str | None, line: re.Pattern[str] | None, key: str) -> dict[str, Any]:
+        found = matches(name, line) if name is not None and line is not None else ()
+        return {groups[key]: groups for _, groups in found}
+
+    tables = {
+        "id": table(lists.ids, lists.ids_line, "id"),
+        "label": table(lists.names, lists.names_line, "label"),
+    }
+    for split, names, line, path_format in lists.parts:
         for name in names:
             if name.endswith("/"):
-                yield from _in_folder(split, name, pool)
+                yield from ((split, path, label, name) for path, label in pool.below(name))
                 continue
-            for number, groups in _matches(texts[name], pattern, f"{place}: {name}", other):
-                for key, table in (("id", by_id), ("label", by_label)):
-                    if table and groups[key] not in table:
+            for number, groups in matches(name, line):
+                for key, known in tables.items():
+                    if known and groups[key] not in known:
                         unknown = f"an unknown {key} {groups[key]}"
                         raise DataError(f"{place}: {name}, line {number}: has {unknown}; {_AGAIN}")
-                    groups |= table[groups[key]] if table else {}
-                path = lists.path_formats[split].format(line=number, **groups)
+                    groups |= known[groups[key]] if known else {}
+                path = path_format.format(line=number, **groups)
                 yield split, path, groups.get("name", groups["label"]), name
 
 
-def _table(
-    texts: dict[str, str], name: str | None, line: str | None, key: str, place: str
-) -> dict[str, dict[str, str]]:
-    """The groups of each line of the file ``name``, by the group ``key``."""
-    if name is None or line is None:
-        return {}
-    lines = _matches(texts[name], re.compile(line), f"{place}: {name}")
-    return {groups[key]: groups for _, groups in lines}
-
-
 def _matches(
-    text: str, pattern: re.Pattern[str], place: str, other: re.Pattern[str] | None = None
+    text: str, pattern: re.Pattern[str], others: Sequence[re.Pattern[str]], place: str
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number and groups of the lines of ``pattern``; lines of ``other`` are passed over."""
+    """Number and groups of the lines of ``pattern``; lines of ``others`` are passed over."""
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         is_short = len(line) <= _LONGEST_LINE
         if is_short and (found := pattern.fullmatch(line)):
             yield number, found.groupdict()
-        elif line and not (is_short and other and other.fullmatch(line)):
+        elif line and not (is_short and any(other.fullmatch(line) for other in others)):
             raise DataError(f"{place}, line {number}: {printable(line)[:80]!r} has another form")
-
-
-def _in_folder(split: str, folder: str, pool: _Pool) -> Iterator[tuple[str, str, str, str]]:
-    """The images of ``<folder>/<class>/*``, at the top of the source or one level below."""
-    for path, _ in pool.images:
-        parts = path.split("/")
-        for depth in (0, 1):
-            if parts[depth] + "/" == folder and len(parts) > depth + 2:
-                yield split, path, parts[depth + 1], folder
-                break
 
 
 def _stem(path: str) -> str:
