@@ -157,7 +157,8 @@ def _status(progress: RunProgress) -> str:
     else:
         n_epochs = setting_of(results.manifest.config, "optim.epochs") if results else None
     if live and step is None:
-        where = f"task {live.task + 1}{of}: {live.doing}"
+        counts = f" {live.images:,}/{live.n_images:,} images" if live.n_images else ""
+        where = f"task {live.task + 1}{of}: {live.doing}{counts}"
     elif step is None or step.task < progress.n_learned:
         where = f"task {progress.n_learned + 1}{of}: no step logged yet"
     else:

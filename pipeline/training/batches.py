@@ -6,7 +6,7 @@ Axes: B images of this rank.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,9 +35,17 @@ from pipeline.training.checked_run import Run
 from pipeline.training.features import pixels_of
 from pipeline.training.transfer import ToDevice
 
+# Starts to show a pass of so many images; the result takes their number so far.
+ShowPass = Callable[[int], Callable[[int], None]]
+
+
+def show_no_pass(n_images: int) -> Callable[[int], None]:
+    """The :data:`ShowPass` that shows nothing."""
+    return lambda done: None
+
 
 class TaskBatches:
-    """Streams the selections of a run to this rank."""
+    """Streams the selections of a run to this rank; ``show_pass`` shows those without steps."""
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class TaskBatches:
         *,
         image_size: int,
         stop: StopRequest,
+        show_pass: ShowPass = show_no_pass,
         activations: ActivationStore | None = None,
     ) -> None:
         self._config = run.config.data
@@ -55,6 +64,7 @@ class TaskBatches:
         self._source = source
         self._activations = activations
         self._stop = stop
+        self._show_pass = show_pass
         self._to_device = ToDevice(world.device)
         self._class_of_label = run.data.class_of_label()
         self._layout = Layout(world.rank, world.world_size, self._config.workers)
@@ -98,7 +108,7 @@ class TaskBatches:
         rows = eval_rows(len(selection), batch_size or self._config.eval_batch, self._layout)
         plan = BatchPlan(selection, rows, transform)
         batches = self._read(plan) if kept is None else map(_without_images, plan)
-        yield from self._with_tokens(batches, transform, kept)
+        yield from self._counted(self._with_tokens(batches, transform, kept), rows)
 
     def _kept(self, selection: Selection, transform: Transform) -> KeptActivations | None:
         """The kept activations of a selection; what is missing is computed first."""
@@ -106,7 +116,7 @@ class TaskBatches:
             return None
 
         def read(rows: Sequence[np.ndarray]) -> Iterator[Batch]:
-            return self._read(BatchPlan(selection, rows, transform))
+            return self._counted(self._read(BatchPlan(selection, rows, transform)), rows)
 
         return self._activations.get(selection, transform, read)
 
@@ -120,6 +130,15 @@ class TaskBatches:
         for batch in self._source.batches(plan, workers=workers, replace_bad=False):
             self._stop.raise_if_requested()
             yield batch
+
+    def _counted(self, batches: Iterator[Batch], rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The batches, shown once they are used; the ranks have about equal shares."""
+        n_ranks, done = self._world.world_size, 0
+        show = self._show_pass(n_ranks * sum(map(len, rows)))
+        for row_B, batch in zip(rows, batches, strict=True):
+            yield batch
+            done += len(row_B)
+            show(n_ranks * done)
 
     def _with_tokens(
         self, batches: Iterator[Batch], transform: Transform, kept: KeptActivations | None

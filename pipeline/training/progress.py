@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,6 +21,7 @@ from pipeline.text import format_clock, shows_live_display
 
 log = logging.getLogger(__name__)
 
+_PASS_LINE_S = 10.0  # between two lines about one pass over images
 _COLUMN_WIDTH = 8  # of an accuracy in the table, with its borders
 _OTHER_WIDTH = 20  # of the table's columns that are no task
 _OTHER_HEIGHT = 8  # of title, heading, borders and bar
@@ -95,6 +97,8 @@ class Display:
         self._live: Live | None = None
         self._note = note
         self._publish = publish
+        self._doing: Doing = "testing"
+        self._task = 0
         # After each task: its number, all seen, each held-out set, each task.
         self._rows: list[list[str]] = []
         self._n_held_out = 0
@@ -136,13 +140,39 @@ class Display:
 
     def doing(self, what: Doing, task: int, last_step: LastStep | None = None) -> None:
         """Publish what the run does with ``task``."""
+        self._doing, self._task = what, task
+        self._publish_now(last_step=last_step)
+
+    def images(self, n_images: int) -> Callable[[int], None]:
+        """Start a pass of all ranks over images without steps.
+
+        The result shows the number of images so far. In a file, every 10 seconds.
+        """
+        place = f"task {self._task + 1}/{self._n_tasks} {self._doing}"
+        started = stated = time.perf_counter()
+
+        def show(done: int) -> None:
+            nonlocal stated
+            now = time.perf_counter()
+            speed = done / (now - started)
+            figures = f"{done:,}/{n_images:,} images", f"{speed:,.0f} images/s"
+            self._bar.update(self._total, description=place, figures=(*figures, "", ""))
+            self._publish_now(images=done, n_images=n_images)
+            if self._shown and not self._live and now - stated > _PASS_LINE_S:
+                stated = now
+                eta = format_clock((n_images - done) / speed)
+                log.info("%s %s  %s  eta %s", place, *figures, eta)
+
+        return show
+
+    def _publish_now(self, **more: Any) -> None:
         self._publish(
             LiveProgress(
-                doing=what,
-                task=task,
+                doing=self._doing,
+                task=self._task,
                 n_tasks=self._n_tasks,
                 n_epochs=self._n_epochs,
-                last_step=last_step,
+                **more,
             )
         )
 

@@ -26,8 +26,9 @@ from pipeline.output.results import update_summary
 from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.writer import OutputWriter
 from pipeline.training.activations import ActivationStore
-from pipeline.training.batches import TaskBatches
+from pipeline.training.batches import ShowPass, TaskBatches, show_no_pass
 from pipeline.training.checked_run import Run
+from pipeline.training.progress import Display
 from pipeline.training.retention import Retention, ZeroShotTest
 from pipeline.training.room import check_room_for_batches, check_room_on_disk
 from pipeline.training.trainer import Trainer
@@ -77,8 +78,16 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         on_main(owner.take)
         with ExitStack() as closing:
             method = build_method(config.method, MethodContext.of(config, clip))
+            writer = OutputWriter(config, world, owner)
+            display = Display(
+                n_tasks=len(run.tasks),
+                n_epochs=config.optim.epochs,
+                shown=world.is_main,
+                note=config.tuning.note if config.tuning else None,
+                publish=writer.show_progress,
+            )
             batches, *held_out_batches = (
-                open_batches(each, world, _open(each, closing), method, stop)
+                open_batches(each, world, _open(each, closing), method, stop, display.images)
                 for each in (run, *run.held_out)
             )
             held_out = [
@@ -93,7 +102,8 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 method,
                 batches,
                 _start_results(run, world, identity),
-                OutputWriter(config, world, owner),
+                writer,
+                display,
                 stop,
                 recovered,
                 Retention(held_out, future),
@@ -109,20 +119,33 @@ def _open(run: Run, closing: ExitStack) -> ShardSource:
 
 
 def open_batches(
-    run: Run, world: World, source: ShardSource, method: Method, stop: StopRequest
+    run: Run,
+    world: World,
+    source: ShardSource,
+    method: Method,
+    stop: StopRequest,
+    show_pass: ShowPass = show_no_pass,
 ) -> TaskBatches:
     """The batches of a run as ``method`` reads them."""
     data, size, first_layer = run.config.data, method.clip.image_size, method.inputs.first_layer
-    if not first_layer:
-        return TaskBatches(run, world, source, image_size=size, stop=stop)
-    activations = ActivationStore(
-        method.clip,
+    activations = None
+    if first_layer:
+        activations = ActivationStore(
+            method.clip,
+            world,
+            first_layer=first_layer,
+            folder=data.feature_cache,
+            limit_bytes=int(data.activation_limit_gb * 1e9),
+        )
+    return TaskBatches(
+        run,
         world,
-        first_layer=first_layer,
-        folder=data.feature_cache,
-        limit_bytes=int(data.activation_limit_gb * 1e9),
+        source,
+        image_size=size,
+        stop=stop,
+        show_pass=show_pass,
+        activations=activations,
     )
-    return TaskBatches(run, world, source, image_size=size, stop=stop, activations=activations)
 
 
 def open_source(run: Run) -> ShardSource:

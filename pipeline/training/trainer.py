@@ -57,6 +57,7 @@ class Trainer:
         batches: TaskBatches,
         results: ResultsBuilder,
         writer: OutputWriter,
+        display: Display,
         stop: StopRequest,
         recovered: Recovered | None = None,
         retention: Retention | None = None,
@@ -75,13 +76,7 @@ class Trainer:
         self._retention = retention or Retention()
         self._micro_batch: int | None = None  # chosen before the first step, if it is not set
         self._note = config.tuning.note if config.tuning else None
-        self._display = Display(
-            n_tasks=len(run.tasks),
-            n_epochs=config.optim.epochs,
-            shown=world.is_main,
-            note=self._note,
-            publish=writer.show_progress,
-        )
+        self._display = display
         features = config.data.feature_cache
         store = FrozenStore(method.clip, world, features, first_layer=method.inputs.first_layer)
         self._encoder = Encoder(method, world, batches, store, batch=config.data.eval_batch)
@@ -156,6 +151,7 @@ class Trainer:
 
     def _begin(self, task: Task, left: InterruptedTask) -> TaskChanges:
         """Prepare the method for ``task``, with the tensors that an interrupted run left."""
+        self._display.doing("training", task.index)
         changes = TaskChanges(self._method)
         seed_torch("task", self._config.seed, task.index)
         self._method.train()

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from pipeline.output.live_progress import LiveProgress
+from pipeline.training import progress
 from pipeline.training.progress import Display, StepReport
 
 
@@ -75,6 +77,28 @@ def test_narrow_terminal_keeps_place_bar_and_time_left(capsys, monkeypatch, widt
     assert [words for words in KEPT if words not in line] == [], line
     assert [words in line for words in figures] == [n < n_figures for n in range(5)], line
     assert "…" not in line and len(line.rstrip()) <= width
+
+
+def test_pass_over_images_is_counted(caplog, monkeypatch):
+    """must say what the run does with which task; a pass within one interval gets no line"""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    published: list[LiveProgress] = []
+    with (
+        caplog.at_level(logging.INFO, logger="pipeline"),
+        Display(n_tasks=5, n_epochs=1, shown=True, publish=published.append) as display,
+    ):
+        display.images(8)(8)
+        assert not caplog.records
+        monkeypatch.setattr(progress, "_PASS_LINE_S", 0.0)
+        display.doing("fitting", 1)
+        show = display.images(12_665)
+        for done in (16, 3200):
+            show(done)
+    counts = [(each.doing, each.task, each.images, each.n_images) for each in published]
+    fitting = [("fitting", 1, done, 12_665) for done in (16, 3200)]
+    assert counts == [("testing", 0, 8, 8), ("fitting", 1, None, None), *fitting]
+    pattern = r"task 2/5 fitting 3,200/12,665 images  [\d,]+ images/s  eta 0:00:\d\d"
+    assert re.fullmatch(pattern, caplog.messages[-1])
 
 
 def test_long_table_leaves_room_for_the_bar(capsys, monkeypatch):
