@@ -9,6 +9,8 @@ Examples:
   python -m pipeline.benchmarks imagenet_r --classes                # names and folders
   python -m pipeline.benchmarks cub200 --config B/16 > cub200.yaml
   python -m pipeline.benchmarks cub200 --config L/14 --protocol B100-20 --weights laion400m_e32
+  python -m pipeline.benchmarks mtil --config B/16                  # a sequence of benchmarks
+  python -m pipeline.benchmarks aircraft pets dtd --config B/16     # a sequence of your own
 
 Exit status: 0 printed, 2 an unknown name.
 """
@@ -17,15 +19,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.catalogue.configuration import (
     ARCHITECTURES,
     WEIGHTS,
     configuration_text,
+    sequence_text,
     split_line,
 )
 from pipeline.catalogue.entry import Benchmark, benchmark_names, read_benchmark
+from pipeline.catalogue.sequences import SEQUENCES, BenchmarkSequence, own_sequence
 from pipeline.cli import build_parser, run_command
 from pipeline.text import print_wide
 
@@ -34,17 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _build_parser()
     options = parser.parse_args(arguments)
-    if options.name is None and (options.config or options.classes):
+    if not options.names and (options.config or options.classes):
         parser.error("--config and --classes need the name of a benchmark")
     if not options.config and (options.protocol or options.weights):
         parser.error("--protocol and --weights need --config")
+    if len(options.names) > 1 and not options.config:
+        parser.error("several benchmarks are a sequence, which needs --config")
+    if _sequence_of(options.names) and (options.protocol or options.classes):
+        parser.error("--protocol and --classes are of one benchmark")
     return run_command(lambda: _run(options))
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = build_parser("python -m pipeline.benchmarks", __doc__ or "")
     add = parser.add_argument
-    add("name", nargs="?", metavar="NAME", help="a benchmark; default: a table of all")
+    add("names", nargs="*", metavar="NAME", help="a benchmark or a sequence; default: all of them")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--config", choices=ARCHITECTURES, help="print a configuration as YAML")
     shown.add_argument("--classes", action="store_true", help="print folder and name of each class")
@@ -54,21 +62,35 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.name is None:
+    sequence, weights = _sequence_of(options.names), options.weights or "openai"
+    if not options.names:
         _print_table()
+    elif sequence and options.config:
+        name = "_".join(options.names)
+        print(sequence_text(name, sequence, options.config, weights=weights), end="")
+    elif sequence:
+        _print_lines(_sequence_details(sequence))
     elif options.config:
-        weights = options.weights or "openai"
-        text = configuration_text(
-            options.name, options.config, weights=weights, protocol=options.protocol
-        )
+        (name,) = options.names
+        text = configuration_text(name, options.config, weights=weights, protocol=options.protocol)
         print(text, end="")
-    elif options.classes:
-        for folder, name in read_benchmark(options.name).classes.items():
-            print(f"{folder}\t{name}")
     else:
-        for line in _details(read_benchmark(options.name)):
-            print(line)
+        entry = read_benchmark(options.names[0])
+        classes = (f"{folder}\t{name}" for folder, name in entry.classes.items())
+        _print_lines(classes if options.classes else _details(entry))
     return 0
+
+
+def _sequence_of(names: Sequence[str]) -> BenchmarkSequence | None:
+    """The sequence of this name, or of several benchmarks; None for one benchmark."""
+    if len(names) > 1:
+        return own_sequence(tuple(names))
+    return SEQUENCES.get(names[0]) if names else None
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _print_table() -> None:
@@ -83,6 +105,20 @@ def _print_table() -> None:
         counts = (str(entry.class_count), str(len(entry.templates)))
         table.add_row(name, entry.title, *counts, " ".join(entry.splits), " ".join(entry.protocols))
     print_wide(table)
+    print()
+    for name, sequence in SEQUENCES.items():
+        print(f"{name}: {sequence.title}, {len(sequence.benchmarks)} benchmarks in sequence")
+
+
+def _sequence_details(sequence: BenchmarkSequence) -> Iterator[str]:
+    yield f"{sequence.title}: {sequence.source}"
+    yield f"  label space  {sequence.label_space} (evaluation.label_space)"
+    yield f"  templates    {' '.join(sequence.templates) or 'those of each benchmark'}"
+    if sequence.note:
+        yield f"  note         {sequence.note}"
+    for name in sequence.benchmarks:
+        entry = read_benchmark(name)
+        yield f"{name}: {entry.title}, {entry.class_count} classes"
 
 
 def _details(entry: Benchmark) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""The configuration of a run on a benchmark, made from its entry in the catalogue."""
+"""Configurations of runs on benchmarks, made from their entries in the catalogue."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.catalogue.entry import Benchmark, Split, read_benchmark
+from pipeline.catalogue.sequences import BenchmarkSequence
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.settings_file import parse_section
@@ -37,9 +39,40 @@ def configuration_text(
     if protocol not in entry.protocols:
         remedy = did_you_mean(protocol, entry.protocols)
         raise ConfigError(f"{protocol!r} is not a protocol of {name}; {remedy}")
-    settings = _settings(name, entry, protocol, (arch, weights))
-    parse_section(Config, settings, place=f"configuration of {name}")
-    return _comment(name, entry, protocol) + format_yaml(settings)
+    run = f"{name}_{_short(arch)}_{protocol.lower()}"
+    tasks = entry.protocols[protocol]
+    sections = {
+        "data": {"index": f"data/{name}", "workers": 4},
+        "tasks": {
+            "class_order": entry.class_order,
+            **({"initial_classes": tasks.initial} if tasks.initial != tasks.increment else {}),
+            "classes_per_task": tasks.increment,
+        },
+    }
+    settings = _settings(run, sections, (arch, weights), [entry.templates])
+    return _comment(_lines(name, entry, protocol)) + _checked(settings)
+
+
+def sequence_text(
+    name: str, sequence: BenchmarkSequence, arch: str, *, weights: str = "openai"
+) -> str:
+    """The same for a sequence of benchmarks; each is one task, with its own templates.
+
+    Raises:
+        ConfigError: a benchmark is not in the catalogue, or is named twice.
+    """
+    names = sequence.benchmarks
+    entries = [read_benchmark(each) for each in names]
+    if len({*names}) < len(names):
+        raise ConfigError(f"a benchmark is named twice in {', '.join(names)}; name each once")
+    sections = {
+        "data": {"index": [f"data/{each}" for each in names], "workers": 4},
+        "tasks": {"classes_per_task": "all", "known_classes": "apart"},
+    }
+    templates = [[*sequence.templates] or entry.templates for entry in entries]
+    settings = _settings(f"{name}_{_short(arch)}", sections, (arch, weights), templates)
+    settings["evaluation"] = {"label_space": sequence.label_space, "future_tasks": True}
+    return _comment(_sequence_lines(sequence, entries)) + _checked(settings)
 
 
 def split_line(entry: Benchmark, split: Split) -> str:
@@ -48,33 +81,63 @@ def split_line(entry: Benchmark, split: Split) -> str:
     return f"{entry.classes_of(split)} classes, {train} training and {test} test images"
 
 
+def _short(arch: str) -> str:
+    return arch.replace("/", "").lower()
+
+
 def _settings(
-    name: str, entry: Benchmark, protocol: str, backbone: tuple[str, str]
+    run: str,
+    sections: dict[str, Any],
+    backbone: tuple[str, str],
+    templates: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    arch, weights = backbone
-    run = f"{name}_{arch.replace('/', '').lower()}_{protocol.lower()}"
-    tasks = entry.protocols[protocol]
+    """The settings of a run; ``sections`` are its data and tasks."""
+    is_shared = all(each == templates[0] for each in templates)
     return {
         "name": run,
         "output": f"runs/{run}",
-        "data": {"index": f"data/{name}", "workers": 4},
-        "tasks": {
-            "class_order": entry.class_order,
-            **({"initial_classes": tasks.initial} if tasks.initial != tasks.increment else {}),
-            "classes_per_task": tasks.increment,
+        **sections,
+        "model": {"arch": BACKBONES[backbone], "weights": backbone[1]},
+        "text": {
+            "templates": templates[0] if is_shared else templates,
+            "ensemble": any(len(each) > 1 for each in templates),
         },
-        "model": {"arch": BACKBONES[backbone], "weights": weights},
-        "text": {"templates": entry.templates, "ensemble": len(entry.templates) > 1},
         "method": {"name": "tppt_vt"},
         "optim": {"learning_rate": 1e-3, "epochs": 10},
     }
 
 
-def _comment(name: str, entry: Benchmark, protocol: str) -> str:
+def _checked(settings: dict[str, Any]) -> str:
+    """The settings as YAML that a run accepts."""
+    parse_section(Config, settings, place=f"configuration {settings['name']}")
+    return format_yaml(settings)
+
+
+def _lines(name: str, entry: Benchmark, protocol: str) -> Iterator[str]:
     users = entry.protocols[protocol].users
-    lines = [f"{entry.title}, protocol {protocol} ({users}), made from the catalogue.", ""]
-    lines += [f"Data:    {entry.url}", f"Licence: {entry.licence}"]
-    shard = f"python -m pipeline.prepare shard --benchmark {name} --source DIR --out data/{name}"
-    lines.append(f"Prepare: {shard}")
-    lines += [f"Split:   {split}: {split_line(entry, s)}" for split, s in entry.splits.items()]
+    yield f"{entry.title}, protocol {protocol} ({users}), made from the catalogue."
+    yield ""
+    yield f"Data:    {entry.url}"
+    yield f"Licence: {entry.licence}"
+    yield f"Prepare: {_prepare(name)}"
+    yield from (f"Split:   {split}: {split_line(entry, s)}" for split, s in entry.splits.items())
+
+
+def _sequence_lines(sequence: BenchmarkSequence, entries: Sequence[Benchmark]) -> Iterator[str]:
+    yield f"{sequence.title}, made from the catalogue."
+    if sequence.source:
+        yield f"Source:  {sequence.source}"
+    if sequence.note:
+        yield f"Note:    {sequence.note}"
+    for name, entry in zip(sequence.benchmarks, entries, strict=True):
+        yield ""
+        yield f"{entry.title}, {entry.licence}: {entry.url}"
+        yield f"  {_prepare(name)}"
+
+
+def _prepare(name: str) -> str:
+    return f"python -m pipeline.prepare shard --benchmark {name} --source DIR --out data/{name}"
+
+
+def _comment(lines: Iterable[str]) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

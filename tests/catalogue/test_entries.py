@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.benchmarks import main
-from pipeline.catalogue.configuration import BACKBONES, configuration_text
+from pipeline.catalogue.configuration import BACKBONES, configuration_text, sequence_text
 from pipeline.catalogue.entry import Benchmark, benchmark_names, read_benchmark
+from pipeline.catalogue.sequences import SEQUENCES, own_sequence
 from pipeline.config import Config, decisive_settings, load_config
 from pipeline.errors import ConfigError
 from pipeline.methods import parse_options
@@ -112,6 +113,35 @@ def test_configuration_agrees_with_the_shipped_one(name, shipped):
     assert made.tasks == load_config(shipped).tasks
 
 
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_have_the_templates_of_each_benchmark(name, tmp_path):
+    """must give each of them those of its entry, unless the source has one list for all"""
+    sequence, file = SEQUENCES[name], tmp_path / "run.yaml"
+    for arch, weights in BACKBONES:
+        file.write_text(sequence_text(name, sequence, arch, weights=weights))
+        config = load_config(file)
+        assert config.data.index == [f"data/{each}" for each in sequence.benchmarks]
+        assert (config.tasks.classes_per_task, config.tasks.known_classes) == ("all", "apart")
+        assert config.evaluation.label_space == sequence.label_space
+        found = [config.text.templates_of(k) for k in range(len(sequence.benchmarks))]
+        own = [read_benchmark(each).templates for each in sequence.benchmarks]
+        assert found == ([[*sequence.templates]] * len(own) if sequence.templates else own)
+
+
+def test_orders_of_mtil_have_the_same_1201_classes():
+    """must be 11 benchmarks of 1,201 classes, arXiv 2303.06628; X-TAIL leaves out CIFAR100"""
+    first, second, x_tail = (SEQUENCES[name].benchmarks for name in ("mtil", "mtil-2", "x-tail"))
+    assert sorted(first) == sorted(second) == sorted((*x_tail, "cifar100"))
+    assert sum(read_benchmark(name).class_count for name in first) == 1201
+
+
+def test_sequence_names_each_benchmark_once():
+    with pytest.raises(ConfigError, match="named twice in pets, dtd, pets"):
+        sequence_text("mine", own_sequence(("pets", "dtd", "pets")), "B/16")
+    with pytest.raises(ConfigError, match="did you mean 'pets'"):
+        sequence_text("mine", own_sequence(("pet", "dtd")), "B/16")
+
+
 def test_imagenet_100_begins_with_the_first_classes_of_the_seed():
     """must be the classes of the permutation of seed 1993, as its authors draw them"""
     all_folders = list(read_benchmark("imagenet1k").classes)
@@ -147,6 +177,8 @@ def test_wrong_file_is_refused():
         (["aircraft", "--classes"], "F-16A/B\tF-16A/B"),
         (["cub200", "--config", "B/16"], "classes_per_task: 20"),
         (["cub200", "--config", "L/14", "--protocol", "B100-20"], "initial_classes: 100"),
+        (["x-tail"], "templates a photo of a {}."),
+        (["pets", "dtd", "--config", "B/16"], "- - a photo of a {}, a type of pet."),
     ],
 )
 def test_command_shows_the_catalogue(capsys, words, shown):
@@ -154,7 +186,15 @@ def test_command_shows_the_catalogue(capsys, words, shown):
     assert shown in re.sub(" +", " ", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("words", [["--classes"], ["cub200", "--weights", "openai"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--classes"],
+        ["cub200", "--weights", "openai"],
+        ["pets", "dtd"],
+        ["mtil", "--config", "B/16", "--protocol", "B0-5"],
+    ],
+)
 def test_command_refuses_options_without_their_object(words):
     with pytest.raises(SystemExit) as end:
         main(words)
