@@ -15,7 +15,7 @@ from pipeline.methods.base import Method
 from pipeline.output.predictions import Prediction
 from pipeline.output.results_builder import Stage
 from pipeline.tasks import Task
-from pipeline.training.anchor_cosines import AnchorChange, compare_anchors, frozen_anchors
+from pipeline.training.anchor_change import AnchorChange, compare_anchors, frozen_anchors
 from pipeline.training.encoder import Encoder
 from pipeline.training.label_space import SeenClasses
 from pipeline.training.predictions import TopClasses

@@ -10,8 +10,8 @@ from pipeline.methods import build_method
 from pipeline.methods.base import MethodContext
 from pipeline.model.backbone import FrozenClip
 from pipeline.output.anchor_cosines import N_CLOSEST
-from pipeline.training import anchor_cosines
-from pipeline.training.anchor_cosines import compare_anchors, frozen_anchors
+from pipeline.training import anchor_change
+from pipeline.training.anchor_change import compare_anchors, frozen_anchors
 from tests.tiny import build_config, tiny_tasks
 
 
@@ -24,7 +24,7 @@ def draw(n_classes: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 3, 1024])
 def test_figures_are_those_of_all_pairs(rows, monkeypatch):
     """must not depend on how many rows are compared at once"""
-    monkeypatch.setattr(anchor_cosines, "_ROWS", rows)
+    monkeypatch.setattr(anchor_change, "_ROWS", rows)
     frozen_CE, anchor_CE = draw(7, 1), draw(7, 2)
     found = compare_anchors(frozen_CE, anchor_CE)
     pairs = torch.combinations(torch.arange(7))
