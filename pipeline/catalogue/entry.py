@@ -122,8 +122,8 @@ class Benchmark(Section):
         forms = []
         for lists in self.lists:
             folders = [f"{name}<class>/*" for name in lists.train if name.endswith("/")]
-            forms.append(" and ".join([*(folders or ["images"]), *lists.files]))
-        return "; or ".join(filter(None, [*dict.fromkeys(forms), self.other_layout]))
+            forms.append(f"{' '.join(folders) or 'images'} with {', '.join(lists.files)}")
+        return "; or ".join(filter(None, [*forms, self.other_layout]))
 
     def classes_of(self, split: Split) -> int:
         """The number of classes of one of its splits."""

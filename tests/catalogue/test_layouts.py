@@ -21,9 +21,10 @@ from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.membership import hash_membership
 from pipeline.data.prepare.benchmark import BenchmarkChoice, list_images
 from pipeline.data.prepare.folder_source import FolderSource
+from pipeline.data.prepare.source_images import Listing
 from pipeline.data.prepare.sources import open_source
 from pipeline.data.prepare.splits import SplitChoice
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.inspect import main as inspect
 from pipeline.prepare import main
 from tests.fuzz import mutations
@@ -79,6 +80,11 @@ def aircraft(root: Path) -> None:
     write(root, "data/images_variant_test.txt", "0078 Boeing 717", "0090 F-16A/B")
 
 
+def aircraft__coop(root: Path) -> None:
+    aircraft(root)
+    (root / "data/images_variant_trainval.txt").rename(root / "data/images_variant_train.txt")
+
+
 def dtd(root: Path) -> None:
     paths = [f"{name}/{name}_{n}.jpg" for name in ("banded", "zigzagged") for n in (1, 2, 3)]
     draw(root, *(f"images/{path}" for path in paths))
@@ -112,11 +118,15 @@ def sun397(root: Path) -> None:
 
 
 def ucf101(root: Path) -> None:
+    """The middle frames that CoOp publishes, beside the lists of the authors."""
     videos = [f"v_HandStandPushups_g0{n}_c01" for n in (1, 2)] + ["v_TaiChi_g03_c01"]
-    draw(root, *(f"UCF-101-midframes/some/{video}.jpg" for video in videos))
-    write(root, "lists/trainlist01.txt", f"HandstandPushups/{videos[0]}.avi 37")
+    folders = ["Handstand_Pushups", "Handstand_Pushups", "Tai_Chi"]
+    frames = [f"{folder}/{video}.jpg" for folder, video in zip(folders, videos, strict=True)]
+    draw(root, *(f"UCF-101-midframes/{frame}" for frame in frames))
+    write(root, "ucfTrainTestlist/classInd.txt", "37 HandstandPushups", "91 TaiChi")
+    write(root, "ucfTrainTestlist/trainlist01.txt", f"HandstandPushups/{videos[0]}.avi 37")
     lines = [f"HandstandPushups/{videos[1]}.avi", f"TaiChi/{videos[2]}.avi"]
-    write(root, "lists/testlist01.txt", *lines)
+    write(root, "ucfTrainTestlist/testlist01.txt", *lines)
 
 
 def domainnet(root: Path) -> None:
@@ -127,22 +137,33 @@ def domainnet(root: Path) -> None:
         write(root, f"{domain}_test.txt", f"{paths[1]} 67")
 
 
-def write_annotations(file: Path, *rows: tuple[int, str]) -> None:
-    """Labels of cars, as their authors write them: a struct array."""
-    fields = [(name, object) for name in ("bbox_x1", "bbox_x2", "class", "fname")]
-    values = np.zeros((1, len(rows)), fields)
-    values[0] = [(np.uint16(3), np.uint16(9), np.uint8(label), name) for label, name in rows]
-    file.parent.mkdir(exist_ok=True)
-    savemat(file, {"annotations": values}, do_compression=True)
+def write_matlab(file: Path, fields: str, *rows: tuple[object, ...], **arrays: object) -> None:
+    """A struct array ``annotations``, as the authors of Cars write it, and other variables."""
+    values = np.zeros((1, len(rows)), [(name, object) for name in fields.split()])
+    values[0] = list(rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    savemat(file, {"annotations": values, **arrays}, do_compression=True)
+
+
+LABELS = "bbox_x1 class fname"
+CAR_NAMES = np.array([["Ram C/V Cargo Van Minivan 2012", "Audi A5 Coupe 2012"]], object)
 
 
 def cars(root: Path) -> None:
-    paths = [f"cars_{split}/0000{n}.jpg" for split in ("train", "test") for n in (1, 2)]
-    draw(root, *paths)
-    write_annotations(root / "devkit/cars_train_annos.mat", (2, "00001.jpg"), (1, "00002.jpg"))
-    write_annotations(root / "cars_test_annos_withlabels.mat", (1, "00001.jpg"), (2, "00002.jpg"))
-    names = np.array([["Ram C/V Cargo Van Minivan 2012", "Audi A5 Coupe 2012"]], object)
-    savemat(root / "devkit/cars_meta.mat", {"class_names": names})
+    draw(root, *(f"cars_{split}/0000{n}.jpg" for split in ("train", "test") for n in (1, 2)))
+    rows = [(np.uint16(3), np.uint8(label), f"0000{n}.jpg") for label, n in [(2, 1), (1, 2)]]
+    write_matlab(root / "devkit/cars_train_annos.mat", LABELS, *rows)
+    rows = [(np.uint16(3), np.uint8(label), f"0000{n}.jpg") for label, n in [(1, 1), (2, 2)]]
+    write_matlab(root / "cars_test_annos_withlabels.mat", LABELS, *rows)
+    savemat(root / "devkit/cars_meta.mat", {"class_names": CAR_NAMES})
+
+
+def cars__one_list(root: Path) -> None:
+    """All images in one folder; the list says which are for tests."""
+    rows = [(f"car_ims/00000{n}.jpg", 3, 1 + n % 2, np.uint8(n > 2)) for n in (1, 2, 3, 4)]
+    draw(root, *(path for path, *_ in rows))
+    fields = "relative_im_path bbox_x1 class test"
+    write_matlab(root / "cars_annos.mat", fields, *rows, class_names=CAR_NAMES)
 
 
 def flowers102(root: Path) -> None:
@@ -165,10 +186,26 @@ def imagenet1k(root: Path) -> None:
     write(root, "devkit/data/ILSVRC2012_validation_ground_truth.txt", "1", "2")
 
 
+def imagenet1k__kaggle(root: Path) -> None:
+    folders = ["n01440764", "n01443537"]
+    data, others = "ILSVRC/Data/CLS-LOC", "ILSVRC/Annotations/CLS-LOC"
+    draw(root, *(f"{data}/train/{w}/{w}_1.JPEG" for w in folders))
+    draw(root, *(f"{data}/val/ILSVRC2012_val_0000000{n}.JPEG" for n in (1, 2)))
+    draw(root, f"{data}/test/ILSVRC2012_test_00000001.JPEG")
+    for w in folders:
+        write(root, f"{others}/train/{w}/{w}_1.xml", "<annotation/>")
+    write(root, "LOC_synset_mapping.txt", f"{folders[0]} tench, Tinca tinca")
+    lines = ["ImageId,PredictionString", f"ILSVRC2012_val_00000002,{folders[0]} 1 2 3 4 "]
+    lines += [f"ILSVRC2012_val_00000001,{folders[1]} 85 1 499 272 {folders[1]} 1 1 9 9 "]
+    write(root, "LOC_val_solution.csv", *lines)
+    write(root, "LOC_train_solution.csv", lines[0], f"{folders[0]}_1,{folders[0]} 1 2 3 4 ")
+
+
 LAYOUTS = {
     food101: ["apple pie", "waffles"],
     cub200: ["Laysan Albatross", "Arctic Tern"],
     aircraft: ["Boeing 717", "F-16A/B"],
+    aircraft__coop: ["Boeing 717", "F-16A/B"],
     dtd: ["banded", "zigzagged"],
     pets: ["Abyssinian", "American Bulldog"],
     tiny_imagenet: ["goldfish", "fire salamander"],
@@ -177,7 +214,9 @@ LAYOUTS = {
     domainnet: ["cell phone"],
     cars: ["Audi A5 Coupe 2012", "Ram C/V Cargo Van Minivan 2012"],
     flowers102: ["monkshood", "blackberry lily"],
+    cars__one_list: ["Audi A5 Coupe 2012", "Ram C/V Cargo Van Minivan 2012"],
     imagenet1k: ["tench", "goldfish"],
+    imagenet1k__kaggle: ["tench", "goldfish"],
 }
 TRAIN = {dtd: ["banded", "banded", "zigzagged"], ucf101: ["Hand Stand Pushups"]}
 TRAIN |= {flowers102: ["monkshood", "blackberry lily"], domainnet: ["cell phone"] * 6}
@@ -186,7 +225,8 @@ TRAIN |= {flowers102: ["monkshood", "blackberry lily"], domainnet: ["cell phone"
 @pytest.mark.parametrize("draw_layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_layout_of_the_owner_is_read(tmp_path, capsys, draw_layout: Callable[[Path], None]):
     """must have the names of the catalogue, and the split of the owner's lists"""
-    benchmark, names = draw_layout.__name__, LAYOUTS[draw_layout]
+    benchmark, _, form = draw_layout.__name__.partition("__")
+    names = LAYOUTS[draw_layout]
     draw_layout(tmp_path / "in")
     options = ["--benchmark", benchmark, "--allow-other-counts"]
     assert shard(tmp_path / "in", tmp_path / "out", *options) == 0, capsys.readouterr().err
@@ -194,14 +234,128 @@ def test_layout_of_the_owner_is_read(tmp_path, capsys, draw_layout: Callable[[Pa
     assert list(index.class_names) == names
     assert images_of(index)["train"] == TRAIN.get(draw_layout, names)
     assert sorted(set(images_of(index)["test"])) == sorted(names)
-    split = read_benchmark(benchmark).lists[0].split
+    split = "coop" if form == "coop" else read_benchmark(benchmark).lists[0].split
     recorded = index.membership
     assert (recorded.benchmark, recorded.split) == (benchmark, f"{split}, other counts")
 
 
 def test_every_list_of_the_catalogue_is_tried_here():
-    listed = {name for name in benchmark_names() if read_benchmark(name).lists}
-    assert listed == {layout.__name__ for layout in LAYOUTS}
+    listed = [
+        name for name in benchmark_names() for form in read_benchmark(name).lists if form.split
+    ]
+    assert listed == sorted(layout.__name__.partition("__")[0] for layout in LAYOUTS)
+
+
+def caltech101(root: Path) -> None:
+    folders = ("BACKGROUND_Google", "ant", "bass", "emu")
+    draw(root, *(f"101_ObjectCategories/{folder}/image_0001.jpg" for folder in folders))
+
+
+def eurosat(root: Path) -> None:
+    draw(root, *(f"2750/Forest/Forest_{number}.jpg" for number in (1, 2, 3)))
+
+
+def flowers_without_split(root: Path) -> None:
+    flowers102(root)
+    (root / "setid.mat").unlink()
+
+
+def middle_frames(root: Path) -> None:
+    ucf101(root)
+    shutil.rmtree(root / "ucfTrainTestlist")
+
+
+# A path for training, for validation and for tests; the classes of the first and the last one.
+COOP = {
+    "caltech101": (
+        caltech101,
+        ["ant/image_0001.jpg", "bass/image_0001.jpg", "emu/image_0001.jpg"],
+        ["ant", "emu"],
+    ),
+    "eurosat": (
+        eurosat,
+        ["Forest/Forest_2.jpg", "Forest/Forest_1.jpg", "Forest/Forest_3.jpg"],
+        ["forest", "forest"],
+    ),
+    "dtd": (
+        dtd,
+        ["banded/banded_3.jpg", "banded/banded_1.jpg", "zigzagged/zigzagged_3.jpg"],
+        ["banded", "zigzagged"],
+    ),
+    "food101": (
+        food101,
+        ["apple_pie/2.jpg", "waffles/1.jpg", "waffles/3.jpg"],
+        ["apple pie", "waffles"],
+    ),
+    "sun397": (
+        sun397,
+        ["a/abbey/sun_b.jpg", "a/abbey/sun_a.jpg", "a/apse/indoor/sun_a.jpg"],
+        ["abbey", "apse indoor"],
+    ),
+    "flowers102": (
+        flowers_without_split,
+        ["image_00001.jpg", "image_00003.jpg", "image_00002.jpg"],
+        ["blackberry lily", "monkshood"],
+    ),
+    "pets": (
+        pets,
+        ["Abyssinian_2.jpg", "Abyssinian_1.jpg", "american_bulldog_10.jpg"],
+        ["Abyssinian", "American Bulldog"],
+    ),
+    "cars": (
+        cars,
+        ["cars_train/00002.jpg", "cars_train/00001.jpg", "cars_test/00002.jpg"],
+        ["Ram C/V Cargo Van Minivan 2012", "Audi A5 Coupe 2012"],
+    ),
+    "ucf101": (
+        middle_frames,
+        [
+            "Handstand_Pushups/v_HandStandPushups_g01_c01.jpg",
+            "Handstand_Pushups/v_HandStandPushups_g02_c01.jpg",
+            "Tai_Chi/v_TaiChi_g03_c01.jpg",
+        ],
+        ["Hand Stand Pushups", "Tai Chi"],
+    ),
+}
+
+
+def test_every_list_of_coop_is_tried_here():
+    with_list = (n for n in benchmark_names() for s in read_benchmark(n).splits.values() if s.file)
+    assert sorted(with_list) == sorted(COOP)
+
+
+@pytest.mark.parametrize("benchmark", COOP)
+def test_list_of_coop_decides_the_split(tmp_path, benchmark):
+    """must be read as CoOp lays the data out, some of it without the lists of the owner"""
+    draw_layout, (train, validation, test), names = COOP[benchmark]
+    draw_layout(tmp_path / "in")
+    entry, url = read_benchmark(benchmark), str(tmp_path / "in")
+    coop = entry.splits["coop"]
+    entries = {"train": [[train, 0, "a"]], "val": [[validation, 0, "a"]], "test": [[test, 1, "b"]]}
+    (tmp_path / coop.file).write_text(json.dumps(entries))
+
+    def read(other_counts: bool) -> Listing:
+        choice = BenchmarkChoice(benchmark, str(tmp_path / coop.file), other_counts)
+        return list_images(open_source(url), choice, SplitChoice(), url)
+
+    listing = read(other_counts=True)
+    found = {image.split: entry.classes[image.folder] for image in listing.images}
+    assert found == dict(zip(("train", "test"), names, strict=True)) and len(listing.images) == 2
+    assert listing.membership.split == "coop, other counts"
+    counts = f"found 1 train images, expected {coop.train:,}; found 1 test images"
+    with pytest.raises(DataError, match=f"split 'coop': found .* classes, .*{counts}"):
+        read(other_counts=False)
+
+
+def test_videos_are_refused_with_a_remedy(tmp_path, capsys):
+    ucf101(tmp_path / "in")
+    frames = tmp_path / "in/UCF-101-midframes"
+    for frame in sorted(frames.rglob("*.jpg")):
+        frame.rename(frame.with_suffix(".avi"))
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "ucf101") == 2
+    assert "it has videos: extract one frame of each, as an image" in capsys.readouterr().err
+    assert shard(frames, tmp_path / "out", "--benchmark", "ucf101", "--split", "official-1") == 2
+    assert "it is a video: extract one frame of each" in capsys.readouterr().err
 
 
 def test_other_counts_are_an_error_that_says_found_and_expected(tmp_path, capsys):
@@ -237,7 +391,8 @@ def test_damaged_layout_is_explained(tmp_path, capsys, spoil, message):
 
 def test_label_without_a_name_is_explained(tmp_path, capsys):
     cars(tmp_path / "in")
-    write_annotations(tmp_path / "in/devkit/cars_train_annos.mat", (1, "00001.jpg"), (9, "2.jpg"))
+    rows = [(3, 1, "00001.jpg"), (3, 9, "2.jpg")]
+    write_matlab(tmp_path / "in/devkit/cars_train_annos.mat", LABELS, *rows)
     assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "cars") == 2
     assert "cars_train_annos.mat, line 2: has an unknown label 9" in capsys.readouterr().err
 
