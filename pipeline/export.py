@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
 from pipeline.log import setup_logging
+from pipeline.run_source import RUN, check_source
 from pipeline.text import format_bytes, format_percent
 from pipeline.threads import spin_briefly
 
@@ -76,6 +77,8 @@ def _run(options: argparse.Namespace) -> int:
 
             check_push(options.out, options.push)
         with storage.giving_up_early():
+            if options.run:
+                check_source(options.run, RUN)
             _check_out(options)
         if options.run:
             _export(options)

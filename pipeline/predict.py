@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, DataError
+from pipeline.run_source import RUN_OR_EXPORT, check_source
 from pipeline.text import first_few, format_percent
 from pipeline.threads import spin_briefly
 
@@ -77,6 +78,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    check_source(options.run, RUN_OR_EXPORT)
     from pipeline.inference import load_classifier
     from pipeline.inference.images import find_images
     from pipeline.inference.labels import Score, read_labels

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
+from pipeline.run_source import RUN, check_source
 
 if TYPE_CHECKING:
     from pipeline.reporting.run_groups import RunTable
@@ -59,9 +60,11 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     with stopped_by_signals(), storage.patience(options.deadline), storage.giving_up_early():
+        outputs = list(dict.fromkeys(options.outputs))
+        for output in outputs:
+            check_source(output, RUN)
         from pipeline.run_report.page import write_report  # with the libraries that read images
 
-        outputs = list(dict.fromkeys(options.outputs))
         if len(outputs) == 1:
             if options.baseline or options.over:
                 raise ConfigError("--baseline and --over compare runs; give two runs or more")

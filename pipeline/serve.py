@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
 from pipeline.errors import ConfigError
 from pipeline.log import setup_logging
+from pipeline.run_source import RUN_OR_EXPORT, check_source
 from pipeline.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def _build_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     setup_logging(0)
     spin_briefly(os.environ)  # before torch is imported
-    from pipeline.serving import server
-
     with ExitStack() as stack:
         stack.enter_context(storage.patience(options.deadline))
         with stopped_by_signals(), storage.giving_up_early():
+            check_source(options.run, RUN_OR_EXPORT)
+            from pipeline.serving import server
+
             # First the port: loading the model takes seconds.
             bound = stack.enter_context(server.bind(options.host, options.port))
             app, service = _build(options, stack)

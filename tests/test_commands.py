@@ -72,6 +72,23 @@ def test_help_imports_nothing_that_takes_seconds(module):
     assert HEAVY & shown.imported == set()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "x.png", "--run"],
+        ["serve", "--run"],
+        ["export", "--out", "x", "--run"],
+        ["report"],
+    ],
+)
+def test_run_that_does_not_exist_is_refused_before_a_slow_import(words, tmp_path):
+    command, *options = words
+    shown = run(sys.executable, "-c", START, f"pipeline.{command}", *options, tmp_path / "nowhere")
+    message, imported = shown.stderr.splitlines()
+    assert shown.returncode == 2 and "nowhere: holds no results.json" in message
+    assert HEAVY & set(json.loads(imported)) == set()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_help_has_an_example_and_the_exit_statuses(module):
     text = help_of(module).text
