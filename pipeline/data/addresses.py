@@ -96,7 +96,9 @@ class NodeFiles:
                     continue
                 try:
                     if not self._folder.holds(name):
-                        return self._write(name, make())
+                        content = make()
+                        self._write(name, content)
+                        return self._read(name) or content
                 finally:
                     os.close(claim)
             except StorageError as error:
@@ -123,9 +125,8 @@ class NodeFiles:
         self._folder.remove(name)
         return None
 
-    def _write(self, name: str, content: bytes) -> bytes:
+    def _write(self, name: str, content: bytes) -> None:
         data = content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")
         with self._folder.reserved([(name, len(data))]) as (file,):
             os.pwrite(file, data, 0)
             self._folder.complete(name, file)
-        return content
