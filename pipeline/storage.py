@@ -109,15 +109,15 @@ def open_file(url: str, mode: str = "rb") -> IO[Any]:
         return filesystem.open(path, mode)
 
 
-def read_bytes(url: str, *, most: int | None = None, deadline_s: float | None = None) -> bytes:
-    """The complete content, which may have ``most`` bytes; hardly more is fetched.
+def read_bytes(url: str, *, most: int | None = None) -> bytes:
+    """The complete content, which may have ``most`` bytes; at most one more is fetched.
 
     Raises:
         StorageError: the URL cannot be read, or its content is too large.
     """
     if most is None:
-        return _call("read", url, "cat_file", deadline_s=deadline_s)
-    data = read_range(url, 0, most + 1, deadline_s=deadline_s)
+        return _call("read", url, "cat_file")
+    data = read_range(url, 0, most + 1)
     if len(data) > most:
         raise StorageError(
             f"{redact(url)}: has more than {most:,} bytes, and no such file is so large; "

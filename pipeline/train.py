@@ -94,7 +94,7 @@ def learn(options: argparse.Namespace) -> int:
         from pipeline.storage import giving_up_early
         from pipeline.training.checked_run import check_run, with_all_options
         from pipeline.training.dry_run import format_plan
-        from pipeline.training.run import open_trainer
+        from pipeline.training.run import execute
 
     if options.print_config:
         sys.stdout.write(dump_config(with_all_options(config)))
@@ -111,10 +111,7 @@ def learn(options: argparse.Namespace) -> int:
                 plan = format_plan(run)
             sys.stdout.write(plan + "\n")
         return 0
-    with open_trainer(run, world, stop) as trainer:
-        if trainer:
-            trainer.run()
-    if trainer is None and world.is_main:
+    if not execute(run, world, stop) and world.is_main:
         sys.stdout.write(f"{config.output} is finished already: nothing to do\n")
     return 0
 

@@ -78,9 +78,9 @@ class SegmentCache:
         finally:
             os.close(file)
 
-    def fetch(self, shard: RemoteShard, segments: Sequence[Segment], *, wait: bool = True) -> int:
+    def fetch(self, shard: RemoteShard, segments: Sequence[Segment]) -> int:
         """Bring ``segments`` of one shard into the cache, as :meth:`fetch_all`."""
-        return self.fetch_all({shard: segments}, wait=wait)
+        return self.fetch_all({shard: segments})
 
     def fetch_all(
         self, wanted: Mapping[RemoteShard, Sequence[Segment]], *, wait: bool = True

@@ -3,7 +3,7 @@
 The numbers of ranks and of loader workers do not appear before ``rank_slice``, so every layout
 trains on the same global batches, and a run can resume at any step on any other layout.
 
-A selection larger than ``block_bytes`` is shuffled in blocks of segments drawn at random over all
+A selection larger than ``BLOCK_BYTES`` is shuffled in blocks of segments drawn at random over all
 classes: batches stay mixed, while the cache needs only about two blocks at a time.
 
 S samples, G segments.
@@ -20,7 +20,7 @@ from pipeline.data.index import Selection
 from pipeline.errors import DataError
 from pipeline.rng import numpy_stream
 
-BLOCK_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 30  # of a block of the shuffle
 
 Tail = Literal["drop", "wrap"]
 
@@ -66,14 +66,12 @@ class EpochPlan:
         return [rank_slice(batch, layout.rank, layout.world_size) for batch in batches]
 
 
-def epoch_order(
-    selection: Selection, key: EpochKey, *, block_bytes: int = BLOCK_BYTES
-) -> np.ndarray:
+def epoch_order(selection: Selection, key: EpochKey) -> np.ndarray:
     """Every position of ``selection`` once, shuffled differently for each key."""
     # random_raw is the bare counter-based generator: its bits never change with numpy's version.
     draw = numpy_stream(key.seed, "order", key.task, key.epoch).bit_generator.random_raw
     priority_S, priority_G = draw(len(selection)), draw(len(selection.place_G))
-    return np.lexsort((priority_S, _blocks(selection, priority_G, block_bytes)))
+    return np.lexsort((priority_S, _blocks(selection, priority_G)))
 
 
 def steps_per_epoch(samples: int, global_batch: int, tail: Tail) -> int:
@@ -124,10 +122,10 @@ def replacement_candidates(selection: Selection, bad_sample: int) -> np.ndarray:
     return np.roll(peers, -after)[:-1]  # the last is the bad sample
 
 
-def _blocks(selection: Selection, priority_G: np.ndarray, block_bytes: int) -> np.ndarray:
-    """The block of each sample: segments by ``priority_G``, cut every ``block_bytes``."""
+def _blocks(selection: Selection, priority_G: np.ndarray) -> np.ndarray:
+    """The block of each sample: segments by ``priority_G``, cut every ``BLOCK_BYTES``."""
     bytes_G = selection.index.segments.bytes_G[selection.place_G]
     order_G = np.argsort(priority_G, kind="stable")
     block_G = np.empty(len(order_G), dtype=np.int64)
-    block_G[order_G] = np.cumsum(bytes_G[order_G]) // block_bytes
+    block_G[order_G] = np.cumsum(bytes_G[order_G]) // BLOCK_BYTES
     return block_G[np.searchsorted(selection.place_G, selection.place_S)]

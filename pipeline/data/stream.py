@@ -246,7 +246,6 @@ def eval_stream(
     *,
     batch_size: int,
     layout: Layout = ONE_PROCESS,
-    upcoming: Sequence[Selection] = (),
 ) -> Iterator[Batch]:
     """This rank's batches of a selection; all ranks together have each sample exactly once.
 
@@ -259,7 +258,7 @@ def eval_stream(
         StorageError: a shard cannot be read.
     """
     plan = BatchPlan(selection, eval_rows(len(selection), batch_size, layout), transform)
-    return source.batches(plan, workers=layout.workers, replace_bad=False, upcoming=upcoming)
+    return source.batches(plan, workers=layout.workers, replace_bad=False)
 
 
 def eval_rows(n_samples: int, batch_size: int, layout: Layout = ONE_PROCESS) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -33,12 +33,12 @@ class RunLoggers:
         run = LoggedRun(config.name, config.output, config.model_dump(mode="json"))
         ids = _RunIds(config.output)
         self._threads = [LoggerThread(settings, run, ids) for settings in config.loggers]
-        self._task_steps: Sequence[int] = ()
+        self._task_steps: Callable[[int], int]  # from the start on
 
-    def start(self, lines: Sequence[str], task_steps: Sequence[int]) -> None:
+    def start(self, lines: Sequence[str], task_steps: Callable[[int], int]) -> None:
         """Start the loggers; ``lines`` of ``metrics.jsonl`` are there from an earlier start.
 
-        ``task_steps`` are the optimizer steps of each task.
+        ``task_steps`` gives the optimizer steps of a task, counted from 0.
         """
         self._task_steps = task_steps
         if self._threads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 _STEP = ("learning_rate", "images_per_second", "data_wait")
@@ -20,15 +20,15 @@ class Point(NamedTuple):
     values: dict[str, float]
 
 
-def point_of(line: int, content: Mapping[str, Any], task_steps: Sequence[int]) -> Point:
-    """The point of a line; ``task_steps`` are the optimizer steps of each task.
+def point_of(line: int, content: Mapping[str, Any], task_steps: Callable[[int], int]) -> Point:
+    """The point of a line; ``task_steps`` gives the optimizer steps of a task, counted from 0.
 
     Losses are ``loss/total`` and ``loss/TERM``; accuracies, fractions, are ``accuracy/all_seen``
     and ``accuracy/task_001``, those on held-out sets ``retention/set_001``; both kinds of lines
     have their diagnostics beside them. Tasks and sets count from 1.
     """
     task = content["task"]
-    before = sum(task_steps[:task])
+    before = sum(map(task_steps, range(task)))
     if content["kind"] == "step":
         values = {"task": task + 1, "epoch": content["epoch"] + 1, "loss/total": content["loss"]}
         values |= {f"loss/{name}": value for name, value in content["terms"].items()}
@@ -43,4 +43,4 @@ def point_of(line: int, content: Mapping[str, Any], task_steps: Sequence[int]) -
     }
     diagnostics = {f"diagnostics/{name}": content.get(name) for name in _STAGE}
     values |= {name: value for name, value in diagnostics.items() if value is not None}
-    return Point(line, before + task_steps[task], values)
+    return Point(line, before + task_steps(task), values)

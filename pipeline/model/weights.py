@@ -45,20 +45,19 @@ def load_clip(
     weights: str | None,
     *,
     device: torch.device,
-    seed: int = 0,
     precision: Precision = "auto",
 ) -> FrozenClip:
     """The CLIP that ``arch`` and ``weights`` name, frozen, on ``device``.
 
     ``arch`` is any open_clip model name or ``local-dir:FOLDER`` (open_clip's own folder layout);
-    ``weights`` is a pretrained tag of the model, a file, ``random`` (seeded, for benchmarks), or
-    None for the weights in a ``local-dir:`` folder.
+    ``weights`` is a pretrained tag of the model, a file, None for the weights in a ``local-dir:``
+    folder, or ``random`` for a benchmark, always the same ones.
 
     Raises:
         WeightsError: the architecture, tag or file is unknown or cannot be read, the activation
             of the model is not that of the weights, or a weight is not a finite number.
     """
-    clip, tokenizer = _create(arch, weights, seed)
+    clip, tokenizer = _create(arch, weights)
     name = arch if weights is None else f"{arch}/{weights}"
     # Hashed before the cast to the type of the device, so that the hash is equal on all devices.
     sha256 = _hash_weights(clip)
@@ -89,18 +88,18 @@ def blank_clip(arch: str, weights: str | None = "random") -> BlankClip:
         WeightsError: as :func:`load_clip`.
     """
     is_tag = weights in open_clip.list_pretrained_tags_by_model(arch)
-    clip, tokenizer = _create(arch, "random" if is_tag else weights, seed=0)
+    clip, tokenizer = _create(arch, "random" if is_tag else weights)
     return BlankClip(clip, tokenizer, name=arch, device=torch.device("cpu"))
 
 
-def _create(arch: str, weights: str | None, seed: int) -> tuple[nn.Module, Any]:
+def _create(arch: str, weights: str | None) -> tuple[nn.Module, Any]:
     """open_clip's model and tokenizer."""
     problem = weights_problem(arch, weights)
     if problem:
         raise WeightsError(problem)
     is_random, file = weights == "random", _weights_file(arch, weights)
     openai = _read_openai(arch, file) if file else None
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     try:
         with _quiet_open_clip():
             clip, _, _ = open_clip.create_model_and_transforms(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,10 +28,10 @@ class Followers:
         self._loggers = RunLoggers(config)
         self._page = PageWriter(config.output) if config.report and world.is_main else None
 
-    def start(self, lines: Sequence[str], task_steps: Sequence[int]) -> None:
+    def start(self, lines: Sequence[str], task_steps: Callable[[int], int]) -> None:
         """Start them; ``lines`` are those of ``metrics.jsonl`` from an earlier start.
 
-        ``task_steps`` are the optimizer steps of each task.
+        ``task_steps`` gives the optimizer steps of a task, counted from 0.
         """
         if self._is_main:
             self._loggers.start(lines, task_steps)

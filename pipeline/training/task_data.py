@@ -7,7 +7,7 @@ and read by the dry run, the trainer, the evaluator and a sweep's estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -87,10 +87,9 @@ class TaskData:
         n_images = round(n_images * (1 - held_out))
         return steps_per_epoch(n_images, data.global_batch, data.tail) * self._config.optim.epochs
 
-    @property
-    def task_steps(self) -> Sequence[int]:
-        """The optimizer steps of each task, counted when they are asked for."""
-        return _TaskSteps(self)
+    def task_steps(self, index: int) -> int:
+        """The optimizer steps of the task with this index."""
+        return self.n_steps(self.tasks[index])
 
     def epoch(self, task: Task, epoch: int) -> EpochPlan:
         """The global batches of one epoch of ``task``, counted from 0."""
@@ -127,24 +126,3 @@ class TaskData:
                 groups={self.tasks[number].group for number in tasks},
             )
         return self._selections[key]
-
-
-class _TaskSteps(Sequence[int]):
-    """The number of optimizer steps of each task; see :attr:`TaskData.task_steps`."""
-
-    def __init__(self, data: TaskData) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data.tasks)
-
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
-        if isinstance(place, slice):
-            return tuple(map(self._data.n_steps, self._data.tasks[place]))
-        return self._data.n_steps(self._data.tasks[place])

@@ -18,7 +18,7 @@ from pipeline.data.cache import RemoteShard, SegmentCache, plan_spans
 from pipeline.data.index import ShardIndex
 from pipeline.data.prefetch import Need, Prefetcher
 from pipeline.data.shard import Segment
-from pipeline.data.stream import ShardSource, eval_stream
+from pipeline.data.stream import BatchPlan, ShardSource, eval_rows, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError, StorageError
 from tests.services.fault_proxy import Fault, FaultProxy, in_turn
@@ -181,7 +181,8 @@ def test_stream_fetches_the_upcoming_selection(index, tmp_path):
     cache = cache_at(tmp_path)
     source = ShardSource(index, cache=cache)
     this, other = index.select("train", [0]), index.select("train", [4])
-    stream = eval_stream(source, this, batch_size=4, transform=CLIP, upcoming=[other])
+    plan = BatchPlan(this, eval_rows(len(this), 4), CLIP)
+    stream = source.batches(plan, workers=0, replace_bad=False, upcoming=[other])
     next(stream)
     shards = remote(index)
     wait_until(

@@ -7,6 +7,7 @@ import uuid
 import numpy as np
 import pytest
 
+from pipeline.data import plan
 from pipeline.data.plan import (
     EpochKey,
     epoch_order,
@@ -45,10 +46,10 @@ def test_order_depends_on_seed_task_and_epoch(selection):
     assert len(orders) == 27
 
 
-def test_large_selection_is_shuffled_in_blocks(selection):
+def test_large_selection_is_shuffled_in_blocks(selection, monkeypatch):
     """must read few segments at a time, yet mix classes within a block"""
-    block_bytes = selection.bytes // 3
-    order = epoch_order(selection, EpochKey(1, 0, 0), block_bytes=block_bytes)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", selection.bytes // 3)
+    order = epoch_order(selection, EpochKey(1, 0, 0))
     assert sorted(order) == list(range(sum(TRAIN)))
     places = selection.place_S[order].tolist()
     first = {place: places.index(place) for place in set(places)}

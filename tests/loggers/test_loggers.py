@@ -78,7 +78,10 @@ def run_ids(config: Config) -> dict[str, str]:
 def points(logged) -> list[Point]:
     """Every line of the metrics as a point."""
     lines = (Path(logged.output) / "metrics.jsonl").read_text().splitlines()
-    return [point_of(n, json.loads(line), TASK_STEPS) for n, line in enumerate(lines, start=1)]
+    return [
+        point_of(n, json.loads(line), TASK_STEPS.__getitem__)
+        for n, line in enumerate(lines, start=1)
+    ]
 
 
 def series(points: list[Point]) -> dict[str, list[tuple[int, float]]]:
@@ -223,7 +226,7 @@ def test_logger_that_takes_no_points_is_off(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(background, "_MAX_WAITING", 3)
     config = build("local-dir:clip", "shards", tmp_path, ["tensorboard"])
     loggers = background.RunLoggers(config)
-    loggers._task_steps = TASK_STEPS  # its threads have not started, and take nothing
+    loggers._task_steps = TASK_STEPS.__getitem__  # its threads have not started, and take nothing
     line = {"kind": "stage", "task": 0, "micro": 0.5, "accuracy": [0.5]}
     for number in range(1, 9):
         loggers.add(number, line)

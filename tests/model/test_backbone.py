@@ -348,9 +348,9 @@ def named_arch(tmp_path: Path) -> str:
     return "tiny-named"
 
 
-def test_random_weights_come_from_their_seed(named_arch):
-    hashes = [load_clip(named_arch, "random", device=CPU, seed=s).sha256 for s in (3, 3, 4)]
-    assert hashes[0] == hashes[1] != hashes[2]
+def test_random_weights_are_always_the_same(named_arch):
+    first, second = (load_clip(named_arch, "random", device=CPU).sha256 for _ in range(2))
+    assert first == second
 
 
 def test_blank_clip_has_the_shapes_and_the_limits_of_the_real_one(named_arch):
