@@ -133,7 +133,7 @@ def load_backbone(config: Config, world: World) -> FrozenClip:
 def with_drawn(
     config: BenchConfig, folder: str, train: Sequence[int], test: Sequence[int], image_size: int
 ) -> BenchConfig:
-    """The configuration with drawn images in ``folder``, so many of each class."""
+    """The configuration with drawn images in ``folder``: their numbers by class."""
     side = round(image_size * _DRAWN_SIDE)
     on_main(lambda: write_drawn(folder, train, test, side))
     data = config.data.model_copy(update={"index": folder})

@@ -90,7 +90,7 @@ class LoggerThread:
     ask_to_end = add
 
     def join(self, seconds: float) -> None:
-        """Wait so long for the end of the thread."""
+        """Wait for the end of the thread, at most ``seconds``."""
         if self._thread and not self._is_off.is_set():
             self._thread.join(max(seconds, 0.0))
             if self._thread.is_alive():

@@ -109,7 +109,7 @@ class VisualPrompts(nn.Module):
         return self._options.generator == "weighted"
 
     def begin_task(self) -> None:
-        """Freeze the chunks of earlier tasks and add a chunk, unless there is but one for all."""
+        """Freeze the chunks of earlier tasks and add a chunk, unless one chunk serves all tasks."""
         if self.chunks and self._options.growth == "tuned":
             return
         self.chunks.requires_grad_(False)

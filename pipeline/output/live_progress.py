@@ -88,7 +88,7 @@ class ProgressWriter:
         self._thread: threading.Thread | None = None
 
     def show(self, progress: LiveProgress) -> None:
-        """Let the file say this soon; returns at once."""
+        """Write this soon, in the background."""
         self._newest = progress
         self._has_new.set()
         if self._thread is None:

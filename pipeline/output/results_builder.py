@@ -139,12 +139,12 @@ class ResultsBuilder:
         entry["accuracy"] = [*entry["accuracy"][:n_learned], *untested, accuracy]
 
     def retention_after(self, n_learned: int) -> list[float | None]:
-        """The accuracy on each held-out set after so many tasks."""
+        """The accuracy on each held-out set after ``n_learned`` tasks."""
         columns = (entry["accuracy"] for entry in self.retention)
         return [column[n_learned] if n_learned < len(column) else None for column in columns]
 
     def add_future(self, n_learned: int, accuracies: Sequence[float]) -> None:
-        """Add the accuracies of the tasks that follow, after so many tasks."""
+        """Add the accuracies of the tasks that follow the first ``n_learned``."""
         self.future[n_learned] = list(accuracies)
 
     def full_matrix(self) -> list[list[float | None]]:

@@ -195,7 +195,7 @@ def stage_points(values: Sequence[float | None], factor: float = 1.0) -> list[tu
 def _averaged(
     steps: Sequence[LoggedStep], merged: int, term: str | None
 ) -> list[tuple[float, float]]:
-    """Step and loss, or one of its terms, each the mean of so many logged steps."""
+    """Step and loss, or one of its terms, each the mean of ``merged`` logged steps."""
     points = []
     for start in range(0, len(steps), merged):
         part = [s for s in steps[start : start + merged] if term is None or term in s.terms]

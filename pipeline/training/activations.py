@@ -90,7 +90,7 @@ class ActivationStore:
     def get(
         self, selection: Selection, transform: Transform, stream: Stream
     ) -> KeptActivations | None:
-        """The activations of ``selection``, or None if they are not kept; every rank asks.
+        """The activations of ``selection``, or None if they are not kept; a collective call.
 
         ``stream`` gives images that have to be encoded.
         """

@@ -165,7 +165,7 @@ class TaskBatches:
         return self._to_device(self._class_of_label[label_B])
 
     def skipped_samples(self) -> dict[int, SkippedSample]:
-        """The samples that any rank could not use, by number; every rank asks.
+        """The samples that any rank could not use, by number; a collective call.
 
         Raises:
             DataError: together they are more than the run may skip.

@@ -112,7 +112,7 @@ class Encoder:
         return [(embedded.rows(rows), label_S[rows]) for rows in self._chunks(label_S)]
 
     def n_unusable(self, selection: Selection) -> int:
-        """How many samples of a selection were skipped, over all ranks; every rank asks."""
+        """How many samples of a selection were skipped, over all ranks; a collective call."""
         if not self._method.inputs.images:
             return len(selection) - len(self._features(selection).sample_S)
         return len({*selection.sample_S.tolist()} & self._batches.skipped_samples().keys())

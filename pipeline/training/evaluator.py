@@ -104,7 +104,7 @@ class Evaluator:
         self.class_means: list[Tensor] = []
 
     def test(self, seen: Sequence[Task]) -> StageScores:
-        """Test every task of ``seen``, the last of which has just been learned; every rank asks."""
+        """Test every task of ``seen``, the last of which has just been learned; a collective call."""
         self._encoder.begin_test()
         top = [self._top_classes(task, seen[-1].last) for task in seen]
         scores = [self.score(*each) for each in zip(seen, top, strict=True)]
@@ -127,7 +127,7 @@ class Evaluator:
         return TopClasses(self._data.test(task), n_possible, self._method.clip.device)
 
     def score(self, task: Task, top: TopClasses | None = None) -> TaskScore:
-        """How the images of ``task`` are classified; every rank asks."""
+        """How the images of ``task`` are classified; a collective call."""
         selection = self._data.test(task)
         images, space = self._encoder.share(selection), self._label_space
         score = score_task(self._method, images, task=task, label_space=space, top=top)

@@ -1,4 +1,4 @@
-"""Who follows a run beside its results: its loggers and its page. They neither stop nor slow it."""
+"""The followers of a run: its loggers and its page. They neither stop nor slow it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PageWriter:
         self._asked.put(True)
 
     def end(self, limit_s: float) -> None:
-        """Wait for the last page, at most so long."""
+        """Wait for the last page, at most ``limit_s`` seconds."""
         if self._thread:
             self._asked.put(False)
             self._thread.join(limit_s)

@@ -47,7 +47,7 @@ class TopClasses:
         self._table[row_B] = torch.cat([tested_B1, class_BK, probability_BK], dim=1).double()
 
     def gather(self) -> None:
-        """Take over the images of the other ranks; every rank asks, once.
+        """Take over the images of the other ranks; one collective call.
 
         Only zeros are added to a value on its way, so its bits do not depend on the ranks.
         """

@@ -61,7 +61,7 @@ class StepClock:
         self._reset()
 
     def count(self, wait_s: float) -> None:
-        """Add a step that waited so long for its images."""
+        """Add a step that waited ``wait_s`` seconds for its images."""
         self._steps += 1
         self._wait_s += wait_s
 

@@ -58,7 +58,7 @@ class ZeroShotTest:
         return list(map(evaluator.score, tasks))
 
     def skipped_samples(self) -> list[SkippedSample]:
-        """The images that could not be used so far, over all ranks; every rank asks."""
+        """The images that could not be used so far, over all ranks; a collective call."""
         return list(self._batches.skipped_samples().values())
 
     def _evaluator(self, embedding: Method) -> tuple[Encoder, Evaluator]:
@@ -80,7 +80,7 @@ class Retention:
         self._future = future
 
     def test(self, results: ResultsBuilder, learned: Evaluator, *, n_learned: int) -> None:
-        """Add the accuracies after so many tasks to ``results``; every rank asks.
+        """Add the accuracies after ``n_learned`` tasks to ``results``; a collective call.
 
         ``learned`` tests by the method as it is now.
         """
