@@ -249,9 +249,9 @@ def _shorten(text: str) -> str:
 
 
 def _path_of(error: Any) -> list[str]:
-    """The keys that lead to the wrong value; pydantic adds types such as ``list[int]``."""
-    parts = map(str, error["loc"])
-    return [part for part in parts if "[" not in part and part != "constrained-int"]
+    """The keys that lead to the wrong value; pydantic adds types: ``list[int]``, ``PartConfig``."""
+    added = re.compile(r".*\[|constrained-int$|[A-Z]\w*Config$")
+    return [part for part in map(str, error["loc"]) if not added.match(part)]
 
 
 def _fields_at(kind: type[Section], path: Sequence[str]) -> list[str]:
