@@ -104,7 +104,7 @@ class Evaluator:
         self.class_means: list[Tensor] = []
 
     def test(self, seen: Sequence[Task]) -> StageScores:
-        """Test every task of ``seen``, the last of which has just been learned; a collective call."""
+        """Test the tasks ``seen``, the last of which was just learned; a collective call."""
         self._encoder.begin_test()
         top = [self._top_classes(task, seen[-1].last) for task in seen]
         scores = [self.score(*each) for each in zip(seen, top, strict=True)]
