@@ -97,7 +97,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def place_on_node() -> tuple[int, int]:
-    """The place of this rank among the ranks of its machine, and their number; a collective call."""
+    """The place of this rank among the ranks of its machine, and their number; collective."""
     hosts = gather_objects(socket.gethostname())
     rank = dist.get_rank()
     return hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank])
