@@ -89,6 +89,15 @@ def dump_section(section: Section) -> str:
     return format_yaml(section.model_dump(mode="json"))
 
 
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below``, with the values of ``above`` in place of its own, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = overlay(merged[key], value) if both else value
+    return merged
+
+
 def section_of(annotation: Any) -> type[Section] | None:
     """The section in a type annotation, or None."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -135,8 +144,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict[str
         )
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, _read_tree(path.parent / base, (*seen, path.resolve()), read))
-    return _merge(merged, tree)
+        merged = overlay(merged, _read_tree(path.parent / base, (*seen, path.resolve()), read))
+    return overlay(merged, tree)
 
 
 def _read_text(path: Path) -> str:
@@ -172,15 +181,6 @@ def _check_texts(
             f"{place_of(key)}: {'.'.join(key) or 'a key'}: holds a character that no file can "
             f"hold, found {_show(value)}; remove it"
         )
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``below``, with the values of ``above`` in place of its own, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.config import MethodConfig
 from pipeline.errors import ConfigError
 from pipeline.methods import resolve_options
+from pipeline.settings_file import overlay
 
 _CLASSIFIER = {"name": "text_anchors", "options": {}}
 _VISUAL_PROMPTS = {
@@ -62,7 +63,7 @@ def recorded_options(method: Mapping[str, Any]) -> dict[str, Any]:
     recorded, first = method.get("options", {}).get(name, {}), dict(FIRST_OPTIONS.get(name, {}))
     if "diversity" in first and "diversity" in recorded:
         first["diversity"] = _DIVERSITY  # then, one given value replaced all those of the method
-    options = _merged(first, recorded)
+    options = overlay(first, recorded)
     return resolved_options(MethodConfig(name=name, options={name: options}))
 
 
@@ -72,12 +73,3 @@ def resolved_options(method: MethodConfig) -> dict[str, Any]:
         return resolve_options(method).options[method.name]
     except ConfigError:
         return method.options.get(method.name, {})
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with the values of ``above`` in place of its own, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
