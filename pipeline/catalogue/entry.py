@@ -13,8 +13,11 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.settings_file import Section, parse_section
+from pipeline.templates import Templates
 from pipeline.text import did_you_mean
 from pipeline.yaml_text import parse_yaml
+
+ANY_LAYOUT = "train/<class>/* and test/<class>/*; or <class>/* with --split FILE or --test-fraction"
 
 
 class Split(Section):
@@ -90,13 +93,13 @@ class Benchmark(Section):
     licence: str
     sources: dict[str, str]  # of the facts in this file
     class_count: int
-    templates: list[str] = Field(min_length=1)  # training uses the first, tests the ensemble
+    templates: Templates  # training uses the first, tests the ensemble
     splits: dict[str, Split]
     class_order: str
     protocols: dict[str, Protocol]  # the first one is the default
     published_orders: list[str] = []  # further class orders in use
     lists: list[Lists] = []  # the first one whose files are there is read
-    other_layout: str | None = None  # without lists
+    other_layout: str | None = None  # of this benchmark, without lists
     ignored: list[str] = []  # class folders of the owner that are not classes
     classes: dict[str, str]  # the name of each class by its folder or label
 
@@ -105,9 +108,6 @@ class Benchmark(Section):
         names = [" ".join(name.lower().split()) for name in self.classes.values()]
         if not len(set(names)) == len(names) == self.class_count:
             raise ValueError(f"has {len(set(names))} different names, not {self.class_count}")
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template {template!r} needs exactly one '{{}}'")
         for name, protocol in self.protocols.items():
             if protocol.initial > self.class_count:
                 raise ValueError(f"protocol {name} begins with more classes than there are")
@@ -122,8 +122,10 @@ class Benchmark(Section):
         forms = []
         for lists in self.lists:
             folders = [f"{name}<class>/*" for name in lists.train if name.endswith("/")]
-            forms.append(f"{' '.join(folders) or 'images'} with {', '.join(lists.files)}")
-        return "; or ".join(filter(None, [*forms, self.other_layout]))
+            form = f"{' '.join(folders) or 'images'} with {', '.join(lists.files)}"
+            forms.append(form if lists.split else f"{form} and --split FILE")
+        forms += [self.other_layout] if self.other_layout else []
+        return "; or ".join(forms) or ANY_LAYOUT
 
     def classes_of(self, split: Split) -> int:
         """The number of classes of one of its splits."""

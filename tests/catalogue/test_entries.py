@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.benchmarks import main
 from pipeline.catalogue.configuration import BACKBONES, configuration_text, sequence_text
-from pipeline.catalogue.entry import Benchmark, benchmark_names, read_benchmark
+from pipeline.catalogue.entry import ANY_LAYOUT, Benchmark, benchmark_names, read_benchmark
 from pipeline.catalogue.sequences import SEQUENCES, own_sequence
 from pipeline.config import Config, decisive_settings, load_config
 from pipeline.errors import ConfigError
@@ -77,7 +77,8 @@ def test_facts_have_sources(name):
     entry = read_benchmark(name)
     known = entry.sources.keys() | ({"counts"} if "splits" in entry.sources else set())
     assert {"names", "templates", "counts"} <= known
-    assert entry.url.startswith(("https://", "http://")) and entry.licence
+    assert entry.url.startswith(("https://", "http://"))
+    assert ("licence" in entry.sources) != entry.licence.endswith("(unchecked)")
     for template in entry.templates:
         assert template.count("{}") == 1 and template == template.strip()
     assert len(set(entry.templates)) == len(entry.templates)
@@ -202,8 +203,11 @@ def test_command_refuses_options_without_their_object(words):
 
 
 def test_page_shows_the_current_output(capsys):
-    """must hold for the table and for the configuration in docs/BENCHMARKS.md"""
+    """must hold for the tables and for the configuration in docs/BENCHMARKS.md"""
     page = PAGE.read_text()
+    layouts = {name: read_benchmark(name).layout for name in NAMES}
+    rows = [f"| `{name}` | `{text}` |\n" for name, text in layouts.items() if text != ANY_LAYOUT]
+    assert "".join(rows) in page
     for words in ([], ["imagenet_r", "--config", "B/16"]):
         assert main(words) == 0
         lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
