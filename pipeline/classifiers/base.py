@@ -23,6 +23,7 @@ from pipeline.classifiers.heads import LinearHead
 from pipeline.errors import ConfigError
 from pipeline.model.anchors import Anchors
 from pipeline.model.backbone import FrozenClip, ImageFeatures
+from pipeline.model.prompts import unit
 from pipeline.settings_file import Section
 from pipeline.tasks import Task
 
@@ -37,14 +38,18 @@ class Embedded(NamedTuple):
     pooled_BV: Tensor | None = None  # the pooled token that the embedding comes from, if any
     features: ImageFeatures | None = None  # of the frozen image tower, where they are asked for
 
+    @classmethod
+    def of(cls, features: ImageFeatures, terms: Mapping[str, Tensor] | None = None) -> Embedded:
+        """Unit embeddings and pooled tokens of what the image tower has made of the batch."""
+        return cls(unit(features.joint_BE), terms or {}, features.pooled_BV)
+
     def rows(self, rows: slice | Tensor) -> Embedded:
         """Some of the images, without loss terms."""
-        features, pooled_BV = self.features, self.pooled_BV
-        if features is not None:
-            features = ImageFeatures(*(column[rows] for column in features))
-        if pooled_BV is not None:
-            pooled_BV = pooled_BV[rows]
-        return Embedded(self.embedding_BE[rows], pooled_BV=pooled_BV, features=features)
+        return Embedded(
+            self.embedding_BE[rows],
+            pooled_BV=None if self.pooled_BV is None else self.pooled_BV[rows],
+            features=self.features and self.features.rows(rows),
+        )
 
 
 # A task's training images in canonical order, with their class numbers; may be read repeatedly.

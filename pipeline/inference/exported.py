@@ -96,8 +96,7 @@ class ExportedMethod(Method):
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the image tower behind the prompts, if there are any."""
         if not self._prompts:
-            features = given(features)
-            return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
+            return Embedded.of(given(features))
         image_BCHW = given(image_BCHW)
         query_BV = given(features).pooled_BV if self.inputs.features else None
         token_DBLV, first_layer = None, 0
@@ -114,7 +113,7 @@ class ExportedMethod(Method):
         adapted = self.clip.encode_image(
             image_BCHW, token_DBLV, prefixes, first_layer=0 if prefixes else first_layer
         )
-        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+        return Embedded.of(adapted)
 
 
 class Exported(NamedTuple):

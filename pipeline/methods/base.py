@@ -150,7 +150,7 @@ class Method(nn.Module):
         self.context = context
         self.clip = context.clip
         self.options = options
-        # In this order for ever: gradients are summed in the order of the tensors.
+        # This order must not change: gradients are summed in the order of the tensors.
         self.build_adaptation()
         self.anchors = self.build_anchors()
         self.classifier = build_classifier(

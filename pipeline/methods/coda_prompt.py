@@ -113,7 +113,7 @@ class CodaPrompt(Anchored):
             prefix_BLV = torch.einsum("bm,mlv->blv", weight_BM, prompt_MLV)
             prefixes[block] = Prefix(*prefix_BLV.chunk(2, dim=1))
         adapted = self.clip.encode_image(given(image_BCHW), prefixes=prefixes)
-        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+        return Embedded.of(adapted)
 
     def exported_prompts(self) -> list[PromptGroup]:
         """One group for each block, since each has its own weights."""

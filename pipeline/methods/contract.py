@@ -56,7 +56,7 @@ def check_method(
 
 
 class _Bench:
-    """Builds the method anew for each law and learns the small tasks with it."""
+    """Builds a new method for each law and learns the small tasks with it."""
 
     def __init__(self, config: MethodConfig, clip: FrozenClip) -> None:
         self.config = config
@@ -130,8 +130,7 @@ class _Bench:
     def logits(self, method: Method, rows: slice = slice(None)) -> Tensor:
         """Scores of some of the images of one batch."""
         image_BCHW, _, frozen = self.batch(_TASKS[0], 77)
-        features = ImageFeatures(*(column[rows] for column in frozen))
-        return method.logits(method.encode(image_BCHW[rows], features))
+        return method.logits(method.encode(image_BCHW[rows], frozen.rows(rows)))
 
 
 def trainable(method: Method) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """CoOp: a learned context in front of the class names, on frozen image features.
 
 ``t_c = [V]_1 … [V]_M [class c]`` and ``p(y | x) = softmax(s · cos(g(t_y), f(x)))``. All tasks train
-one context; the anchors of old classes are encoded anew with it.
+one context; the anchors of old classes are encoded again with it.
 
 Source: arXiv 2109.01134, equations 2 and 3 with the unified context, class token at the end.
 """

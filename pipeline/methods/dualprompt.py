@@ -106,7 +106,7 @@ class DualPrompt(Anchored):
         prefixes = self._prefixes(chosen_B)
         adapted = self.clip.encode_image(given(image_BCHW), prefixes=prefixes)
         distance_B = 1 - cosine_BT[:, -1]
-        return Embedded(unit(adapted.joint_BE), {"key": distance_B}, adapted.pooled_BV)
+        return Embedded.of(adapted, {"key": distance_B})
 
     def _prefixes(self, chosen_B: Tensor) -> dict[int, Prefix]:
         """The keys and values of each prefixed block, for the task that each image has chosen."""

@@ -12,7 +12,7 @@ from pipeline.methods.anchored import Anchored, AnchoredOptions
 from pipeline.methods.base import Inputs, given
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup, group_of
-from pipeline.model.prompts import VisualPromptOptions, VisualPrompts, unit
+from pipeline.model.prompts import VisualPromptOptions, VisualPrompts
 from pipeline.tasks import Task
 
 
@@ -61,7 +61,7 @@ class Finetune(Anchored):
         prompt_DBLV = self.visual_prompts(query_BV, image_BCHW.shape[0])
         first_layer = self.inputs.first_layer
         adapted = self.clip.encode_image(image_BCHW, prompt_DBLV, first_layer=first_layer)
-        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+        return Embedded.of(adapted)
 
     def exported_prompts(self) -> list[PromptGroup]:
         """The prompts of all tasks."""

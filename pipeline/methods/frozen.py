@@ -10,15 +10,6 @@ from pipeline.classifiers import Embedded
 from pipeline.methods.base import Inputs, Method, given
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup
-from pipeline.model.prompts import unit
-
-FROZEN_INPUTS = Inputs(images=False, features=True)
-
-
-def frozen_embedding(features: ImageFeatures | None) -> Embedded:
-    """Unit embeddings of the frozen image tower."""
-    features = given(features)
-    return Embedded(unit(features.joint_BE), pooled_BV=features.pooled_BV)
 
 
 class Frozen(Method):
@@ -29,11 +20,11 @@ class Frozen(Method):
     @classmethod
     def inputs_of(cls, options: Any) -> Inputs:
         """The frozen features alone."""
-        return FROZEN_INPUTS
+        return Inputs(images=False, features=True)
 
     def embed(self, image_BCHW: Tensor | None, features: ImageFeatures | None) -> Embedded:
         """Unit embeddings of the frozen image tower."""
-        return frozen_embedding(features)
+        return Embedded.of(given(features))
 
     def exported_prompts(self) -> list[PromptGroup]:
         """No prompts."""

@@ -79,7 +79,7 @@ class L2P(Anchored):
         prompt_BLV = self.prompt_MLV[chosen_BN].flatten(1, 2)
         adapted = self.clip.encode_image(given(image_BCHW), prompt_BLV[None])
         distance_B = (1 - cosine_BN).sum(dim=1)
-        return Embedded(unit(adapted.joint_BE), {"key": distance_B}, adapted.pooled_BV)
+        return Embedded.of(adapted, {"key": distance_B})
 
     def exported_prompts(self) -> list[PromptGroup]:
         """The pool."""

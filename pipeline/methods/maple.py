@@ -19,7 +19,7 @@ from pipeline.methods.base import given
 from pipeline.model.anchors import Anchors, LearnedAnchors
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup
-from pipeline.model.prompts import TextualPromptOptions, unit
+from pipeline.model.prompts import TextualPromptOptions
 from pipeline.rng import torch_stream
 
 
@@ -68,7 +68,7 @@ class Maple(Anchored):
         image_BCHW = given(image_BCHW)
         prompt_DBLV = self._prompts()[:, None].expand(-1, image_BCHW.shape[0], -1, -1)
         adapted = self.clip.encode_image(image_BCHW, prompt_DBLV)
-        return Embedded(unit(adapted.joint_BE), pooled_BV=adapted.pooled_BV)
+        return Embedded.of(adapted)
 
     def exported_prompts(self) -> list[PromptGroup]:
         """The mapped tokens."""

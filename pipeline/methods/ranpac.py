@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.classifiers import ClassifierConfig, Embedded
-from pipeline.methods.base import Inputs, Method
+from pipeline.methods.base import Inputs, Method, given
 from pipeline.methods.finetune import Finetune, FinetuneOptions
-from pipeline.methods.frozen import FROZEN_INPUTS, frozen_embedding
 from pipeline.model.backbone import ImageFeatures
 from pipeline.model.prompt_groups import PromptGroup
 from pipeline.model.prompts import VisualPromptOptions
@@ -37,7 +36,8 @@ class RanPac(Finetune):
     @classmethod
     def inputs_of(cls, options: Any) -> Inputs:
         """Images for prompts; otherwise the frozen features alone."""
-        return super().inputs_of(options) if options.first_session else FROZEN_INPUTS
+        frozen = Inputs(images=False, features=True)
+        return super().inputs_of(options) if options.first_session else frozen
 
     def build_adaptation(self) -> None:
         """Visual prompts, if the first task trains any."""
@@ -55,7 +55,7 @@ class RanPac(Finetune):
         """Unit embeddings of the adapted or the frozen image tower."""
         if self.options.first_session:
             return super().embed(image_BCHW, features)
-        return frozen_embedding(features)
+        return Embedded.of(given(features))
 
     def exported_prompts(self) -> list[PromptGroup]:
         """The prompts of the first task, if it trains any."""

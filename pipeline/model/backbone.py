@@ -54,6 +54,10 @@ class ImageFeatures(NamedTuple):
     joint_BE: Tensor  # the feature that is compared with text
     penultimate_BV: Tensor  # the pooled token as it enters the last block
 
+    def rows(self, rows: slice | Tensor) -> ImageFeatures:
+        """The features of some of the images."""
+        return ImageFeatures(*(column[rows] for column in self))
+
 
 class FrozenClip:
     """A CLIP whose parameters never change.

@@ -43,11 +43,11 @@ class FrozenFeatures:
         """The features of the samples with these numbers."""
         position_B = torch.searchsorted(self.sample_S, sample_B)
         position_B = without_waiting(position_B, self.features.joint_BE.device)
-        return ImageFeatures(*(column[position_B] for column in self.features))
+        return self.features.rows(position_B)
 
     def rows(self, rows: slice) -> tuple[ImageFeatures, Tensor]:
         """Some rows and their labels."""
-        return ImageFeatures(*(column[rows] for column in self.features)), self.label_S[rows]
+        return self.features.rows(rows), self.label_S[rows]
 
     def usable(self, sample_B: Tensor, selection: Selection) -> Tensor:
         """``sample_B`` with each unusable sample replaced, by the rule of training on images.
