@@ -116,7 +116,7 @@ class _Streams:
         yield _faster(timings, "ours", "plain", f"{label}: cold against webdataset", "≥ 1")
 
     def _stream(self, source: ShardSource) -> int:
-        """One epoch, shuffled anew; the last batch is filled from its start."""
+        """One epoch, shuffled again; the last batch is filled from its start."""
         selection = source.index.select("train", range(len(source.index.class_names)))
         plan = EpochPlan(selection, EpochKey(1, 0, next(self._numbers)), _BATCH, "wrap")
         images = sum(len(batch.label_B) for batch in train_stream(source, plan, self._transform))

@@ -18,7 +18,7 @@ MAX_PIXELS = 200_000_000  # of a sheet: 600 MB as RGB
 _GAP = 4
 _TEXT = 16  # pixels of the letters
 _LEAST_SIDE = 128  # smaller images are enlarged by a whole factor, up to this side
-# Fonts of usual systems, by their files. Pillow's own font has hardly more than ASCII.
+# Fonts of usual systems, by their files. Pillow's own font has little more than ASCII.
 _FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",

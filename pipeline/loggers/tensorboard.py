@@ -17,7 +17,7 @@ _FLUSH_S = 10  # seconds until a point is in the file
 class TensorBoardLogger:
     """Each start writes one file with all points of the run so far.
 
-    The file tells readers to forget those of earlier starts, so no step is there twice.
+    The file lets readers drop those of earlier starts, so no step is there twice.
     """
 
     last_line = 0

@@ -211,7 +211,7 @@ def read_learned(output: str, task: int, sha256: str | None) -> dict[str, Tensor
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
             f"{storage.redact(url)}: is not the file that the run wrote; restore it from a copy, "
-            "or remove the whole output to start again"
+            "or remove the output to start again"
         )
     return parse_tensors(data, url, remedy="restore it from a copy")
 

@@ -55,7 +55,7 @@ def read_start(output: str) -> Start | None:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{storage.redact(url)}: does not name a start of the command ({type(error).__name__}: "
-            f"{error}); start the command again, which writes it anew"
+            f"{error}); start the command again, which writes it again"
         ) from None
 
 
@@ -89,21 +89,18 @@ class Ownership:
         storage.write_atomically(self._url, f"{json.dumps(about, indent=2)}\n".encode())
 
     def _running_start(self) -> str | None:
-        """The start that holds the output and may still run: not one that has ended on this host.
+        """The start that owns the output and may still run, other than one of this process.
 
         Raises:
             StorageError: the output cannot be read.
         """
-        if not storage.exists(self._url):
-            return None
         try:
-            found = json.loads(storage.read_text(self._url))
-            here = found["host"] == socket.gethostname()
-            if here and (found["process"] == os.getpid() or not _is_running(found["process"])):
-                return None
-            return _describe(found)
-        except (ValueError, KeyError, TypeError):
+            start = read_start(self._output)
+        except DataError:
             return "an unknown start: the file has other content"
+        if start is None or start.has_ended or start[:2] == (os.getpid(), socket.gethostname()):
+            return None
+        return _describe(start._asdict())
 
     def raise_if_taken_over(self) -> None:
         """Raise if a later start has taken the output over.

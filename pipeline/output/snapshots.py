@@ -136,7 +136,7 @@ def read_latest(folder: str) -> Snapshot | None:
     if names:
         raise DataError(
             f"{storage.redact(folder)}: every snapshot is damaged; restore the folder from a copy, "
-            "or remove the whole output to start again"
+            "or remove the output to start again"
         )
     return None
 

@@ -62,7 +62,7 @@ def published_lines(found: PublishedRows) -> list[dict[str, Any]]:
 
 
 def published_columns(result: PublishedResult | None, method: str = "") -> dict[str, Any]:
-    """The columns that tell published results from a row of runs (None) of ``method``."""
+    """The columns that distinguish published results from a row of runs (None) of ``method``."""
     if result is None:
         return {"published_source": None, "exemplars": _kept(method), "metric": "micro"}
     return {
@@ -100,7 +100,7 @@ def _same(found: PublishedRows, rows: Sequence[Row]) -> Table:
 
 
 def _others(others: Sequence[tuple[PublishedResult, list[Difference]]]) -> Iterator[Table | Text]:
-    """The nearest results; a letter stands for what differs, which the lines below say."""
+    """The nearest results; each letter is a difference, which the lines below explain."""
     shown = _table("exemplars", "differs", "source")
     letters: dict[str, str] = {}
     for result, differences in others[:MOST_OTHERS]:

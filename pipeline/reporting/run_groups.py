@@ -218,7 +218,7 @@ def _ambiguity(one: FinishedRun, other: FinishedRun) -> str:
 
 
 class _Distinctions:
-    """The settings that tell the runs of each method apart: those that are not equal in all."""
+    """The settings in which the runs of each method differ."""
 
     def __init__(self, runs: Iterable[FinishedRun]) -> None:
         by_method: dict[str, list[FinishedRun]] = {}

@@ -1,6 +1,6 @@
 """The optimizer steps of one task on all ranks: the only door to deepspeed.
 
-The engine is built anew for every task from the tensors that the task trains. DeepSpeed steps every
+Every task has a new engine, built from the tensors that the task trains. DeepSpeed steps every
 parameter that it is given, also one without a gradient, so it is given no other tensor.
 """
 
@@ -185,8 +185,8 @@ class Engine:
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state: ``step``, and ``<parameter>.<moment>`` in the parameter's shape.
 
-        Empty before the first step. Every rank asks and gets the whole, which fits any number of
-        ranks and any ZeRO stage.
+        Empty before the first step. Every rank calls this and gets the complete state, for any
+        number of ranks and any ZeRO stage.
         """
         stored = self._optimizer.param_groups[0]["params"]
         if stored[0] not in self._optimizer.state:
@@ -285,7 +285,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 def _split(
     image_BCHW: Tensor | None, features: ImageFeatures | None, size: int
 ) -> list[tuple[Tensor | None, ImageFeatures | None]]:
-    """The inputs of the method in parts of ``size`` images, the last one perhaps smaller."""
+    """The inputs of the method in parts of ``size`` images, of which the last may be smaller."""
     columns = [] if features is None else [column.split(size) for column in features]
     parts = [None] * len(columns[0]) if image_BCHW is None else image_BCHW.split(size)
     if not columns:

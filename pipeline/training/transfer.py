@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ToDevice:
-    """Copies batches to ``device``; a GPU goes on with earlier work meanwhile.
+    """Copies batches to ``device``; a GPU continues its earlier work meanwhile.
 
     The copy leaves from pinned memory on a stream beside the running step. Work that is asked for
     later waits for it on the GPU, not on the host. On a CPU nothing is copied.
@@ -44,7 +44,7 @@ def without_waiting(value: Tensor, device: torch.device) -> Tensor:
 def start_reading(value: Tensor) -> Callable[[], Tensor]:
     """Start to copy ``value`` to the host; the result waits for the copy and gives it.
 
-    A GPU goes on with later work meanwhile.
+    A GPU continues with later work meanwhile.
     """
     value = value.detach()
     if value.device.type != "cuda":

@@ -107,7 +107,7 @@ def other_start(output: str, **changes: object) -> None:
     [
         ({}, rf"process {os.getppid()} on \S+, since 2026-01-02T03:04:05\+00:00; if that one "),
         ({"host": "other-node", "process": 7}, "process 7 on other-node, since 2026-01-02"),
-        ({"host": None, "process": "x"}, "process x on None"),
+        ({"host": None, "process": "x"}, "an unknown start: the file has other content"),
     ],
 )
 def test_start_warns_of_the_one_that_it_takes_over_from(output, caplog, changes, words):
