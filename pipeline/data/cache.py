@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.config import CacheConfig
 from pipeline.data.cache_folder import POLL_S, BoundedFolder
 from pipeline.data.shard import Segment
 from pipeline.errors import DataError, StorageError
@@ -55,6 +56,12 @@ class SegmentCache:
     def __init__(self, folder: str | Path, *, limit_bytes: int, deadline_s: float = 300.0) -> None:
         self.folder = BoundedFolder(folder, limit_bytes=limit_bytes, deadline_s=deadline_s)
         self._deadline_s = deadline_s
+
+    @classmethod
+    def of(cls, settings: CacheConfig) -> SegmentCache:
+        """The cache that a configuration describes."""
+        limit_bytes = int(settings.limit_gb * 1e9)
+        return cls(settings.folder, limit_bytes=limit_bytes, deadline_s=settings.deadline_s)
 
     @contextmanager
     def opened(self, shard: RemoteShard, segment: Segment) -> Iterator[int]:

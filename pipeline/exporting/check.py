@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -115,10 +114,7 @@ def _test_images(record: ExportRecord, index: ShardIndex) -> Iterator[tuple[Tens
     )
     class_of_label = torch.full((len(index.class_names),), -1)
     class_of_label[test.labels] = torch.arange(len(test.labels))
-    settings = CacheConfig()
-    folder = Path(settings.folder).expanduser()
-    cache = SegmentCache(folder, limit_bytes=int(settings.limit_gb * 1e9))
-    with closing(ShardSource(index, cache=cache)) as source:
+    with closing(ShardSource(index, cache=SegmentCache.of(CacheConfig()))) as source:
         for batch in eval_stream(source, selection, transform, batch_size=_BATCH):
             assert batch.image_BCHW is not None, "images were asked for"
             yield batch.image_BCHW, class_of_label[batch.label_B]

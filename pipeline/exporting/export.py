@@ -41,7 +41,6 @@ from pipeline.inference.export_record import (
     TORCH_NAME,
     ExportRecord,
 )
-from pipeline.inference.exported import ExportedMethod, LinearHeads
 from pipeline.output.learned import load_run
 from pipeline.output.results import read_results
 
@@ -88,14 +87,9 @@ class Export:
         self._files: dict[str, bytes] = {}
         self._traced = self._run
         if self._form.heads:
-            heads = LinearHeads(
-                self._form.heads, probability_scale=run.method.classifier.probability_scale
-            )
-            method = ExportedMethod(run.method.clip, self._form.prompts, heads)
-            transform = self._run.transform
-            self._traced = Classifier(
-                method.eval(), run.tasks, name=self._run.name, transform=transform
-            )
+            method = self._form.method_like(run.method).eval()
+            name, transform = self._run.name, self._run.transform
+            self._traced = Classifier(method, run.tasks, name=name, transform=transform)
             self._add_tensors(run.method.classifier.anchor_CE)
 
     def _add_tensors(self, anchor_CE: Tensor | None) -> None:

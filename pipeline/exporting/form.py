@@ -30,6 +30,7 @@ from pipeline.inference.export_record import (
     tensor_name,
 )
 from pipeline.inference.exported import ExportedMethod, LinearHeads
+from pipeline.methods.base import Method
 from pipeline.model.backbone import FrozenClip
 from pipeline.model.prompt_groups import PromptGroup
 from pipeline.output.learned import LearnedRun
@@ -78,6 +79,11 @@ class Form:
         has_more = head.projection_FM is not None or head.bias_C is not None
         return head.vectors == (("embedding",),) and not has_more
 
+    def method_like(self, method: Method) -> ExportedMethod:
+        """A method in this form, which must embed and score as ``method`` does."""
+        heads = LinearHeads(self.heads, probability_scale=method.classifier.probability_scale)
+        return ExportedMethod(method.clip, self.prompts, heads)
+
 
 def form_of(run: LearnedRun) -> Form:
     """The form of a run, whose scores are checked against those of the run on random images.
@@ -92,9 +98,7 @@ def form_of(run: LearnedRun) -> Form:
             "on a pretrained CLIP"
         )
     form = Form(method.exported_prompts(), method.classifier.heads())
-    classifier = method.classifier
-    heads = LinearHeads(form.heads, probability_scale=classifier.probability_scale)
-    exported = ExportedMethod(method.clip, form.prompts, heads)
+    exported = form.method_like(method)
     image_BCHW = random_images(method.clip.image_size, 4)
     features = method.clip.encode_image(image_BCHW)
     with torch.no_grad():
@@ -104,7 +108,7 @@ def form_of(run: LearnedRun) -> Form:
     if float(difference) > _TOLERANCE * max(float(largest), 1e-12):
         raise ConfigError(
             f"exported_prompts() of {type(method).__name__} and heads() of "
-            f"{type(classifier).__name__} do not give the scores of the run (they differ by "
+            f"{type(method.classifier).__name__} do not give the scores of the run (they differ by "
             f"{float(difference):.2g}); correct them, or export the program alone with "
             "--torch-export"
         )

@@ -16,12 +16,12 @@ from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.output.live_progress import NAME as LIVE
 from pipeline.output.live_progress import LastStep, LiveProgress, read_progress
+from pipeline.output.metrics_log import NAME as METRICS
 from pipeline.output.ownership import NAME as OWNER
 from pipeline.output.ownership import Start, read_start
 from pipeline.output.results import NAME as RESULTS
 from pipeline.output.results import RunResults, read_results
 
-_METRICS = "metrics.jsonl"
 _TAIL = 64 << 10  # bytes at the end of metrics.jsonl that hold its last lines
 _Stamp = tuple[datetime | None, int]
 
@@ -52,8 +52,8 @@ class RunProgress:
         results = self.results
         if results is None or not results.diagnostics:
             return None
-        spent = [stage.train_seconds + stage.test_seconds for stage in results.diagnostics]
-        left = (len(results.tasks) - results.n_learned) * sum(spent) / len(spent)
+        n_left = len(results.tasks) - results.n_learned
+        left = n_left * results.seconds / len(results.diagnostics)
         since = now - self.tested if self.tested and not self.is_finished else timedelta()
         return max(0.0, left - since.total_seconds())
 
@@ -73,12 +73,12 @@ class ProgressReader:
         """The progress now.
 
         Raises:
-            DataError: a file does not have its form.
+            DataError: a file is damaged.
             StorageError: a file cannot be read.
         """
         if self._has_changed(RESULTS):
             self._results = read_results(self._output)
-        if self._has_changed(_METRICS):
+        if self._has_changed(METRICS):
             self._last_step = self._read_last_step()
         if self._has_changed(OWNER):
             self._start = read_start(self._output)
@@ -126,9 +126,9 @@ class ProgressReader:
         return time.astimezone(timezone.utc) if time else None, size
 
     def _read_last_step(self) -> LastStep | None:
-        stamp = self._stamps[_METRICS]
+        stamp = self._stamps[METRICS]
         size = stamp[1] if stamp else 0
-        url = storage.join(self._output, _METRICS)
+        url = storage.join(self._output, METRICS)
         data = storage.read_range(url, max(0, size - _TAIL), size) if size else b""
         for line in reversed(data.decode(errors="replace").splitlines()):
             found = _parse(line)

@@ -9,12 +9,11 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.inspection.findings import Findings, Part, check_file
+from pipeline.output.metrics_log import NAME as METRICS
 from pipeline.output.ownership import read_start
 from pipeline.output.predictions import NAME as PREDICTIONS
 from pipeline.output.results import CONFIG_NAME, NAME, RunResults, read_results
 from pipeline.yaml_text import parse_yaml
-
-_METRICS = "metrics.jsonl"
 
 
 def inspect_run(output: str) -> Findings:
@@ -43,7 +42,6 @@ def inspect_run(output: str) -> Findings:
 
 def _facts(results: RunResults) -> dict[str, Any]:
     manifest = results.manifest
-    stages = results.diagnostics
     return {
         **_settings_facts(manifest.config),
         "classes": len(manifest.class_order),
@@ -53,8 +51,8 @@ def _facts(results: RunResults) -> dict[str, Any]:
         "forgetting": results.forgetting,
         "backward_transfer": results.backward_transfer,
         "accuracy_after_each_task": results.stage_accuracy.micro,
-        "trained_parameters": max(results.trainable_parameters, default=0),
-        "seconds": round(sum(stage.train_seconds + stage.test_seconds for stage in stages), 1),
+        "trained_parameters": results.n_trained_parameters,
+        "seconds": round(results.seconds, 1),
         "skipped_samples": len(results.skipped_samples),
         "skipped_steps": len(results.skipped_steps),
         "protocol_sha256": results.protocol.sha256,
@@ -114,16 +112,16 @@ def _result_parts(output: str, results: RunResults) -> Iterator[Part]:
 
 
 def _metrics(output: str) -> Part:
-    part = check_file(output, _METRICS)
+    part = check_file(output, METRICS)
     if part.fault:
         return part
-    lines = storage.read_text(storage.join(output, _METRICS), most=None).splitlines()
+    lines = storage.read_text(storage.join(output, METRICS), most=None).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             json.loads(line)
         except ValueError:
-            return Part(_METRICS, part.bytes, fault=f"has another text than JSON in line {number}")
-    return Part(_METRICS, part.bytes, note=f"{len(lines):,} lines")
+            return Part(METRICS, part.bytes, fault=f"has another text than JSON in line {number}")
+    return Part(METRICS, part.bytes, note=f"{len(lines):,} lines")
 
 
 def _snapshots(output: str, settings: dict[str, Any], *, is_needed: bool) -> list[Part]:

@@ -9,6 +9,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DataError
 
+NAME = "metrics.jsonl"
+
 
 class MetricsLog:
     """Lines of ``metrics.jsonl``, kept in memory because object stores cannot append."""
@@ -36,7 +38,7 @@ class MetricsLog:
         if len(lines) < n_lines:
             raise DataError(
                 f"{storage.redact(self._url)}: has {len(lines)} lines, and had {n_lines} when the "
-                "snapshot was taken; restore it from a copy, or remove the whole output to start "
+                "snapshot was taken; restore it from a copy, or remove the output to start "
                 "again"
             )
         self._lines = lines[:n_lines]

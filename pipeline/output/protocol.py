@@ -18,9 +18,8 @@ from pipeline.config import Config, decisive_settings
 from pipeline.templates import TextConfig
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
-_FOLDER = (
-    "local-dir"  # of a backbone in a folder: the folder's name does not matter, its content does
-)
+# Of a backbone in a folder: the name of the folder does not matter, its content does.
+_FOLDER = "local-dir"
 _CODE = re.compile(r'"\w[\w.]*:\w+"')  # package.module:Class
 
 # Settings of a configuration that belong to the protocol as they are.
@@ -81,7 +80,7 @@ def protocol_of(
 def compared_settings(
     config: Mapping[str, Any], identity: Mapping[str, Any], *, with_defaults: bool
 ) -> dict[str, Any]:
-    """The settings that tell compared runs apart, by dotted key; equal for runs of other seeds.
+    """The settings in which compared runs may differ, by dotted key; equal for all seeds.
 
     ``with_defaults`` adds the options of the method that are not given, which imports the method.
     Left out: the protocol, the seed, the tasks, and the settings of the machine.
@@ -101,13 +100,17 @@ def compared_settings(
 
 def default_settings(method: str, *, with_defaults: bool) -> dict[str, Any]:
     """:func:`compared_settings` of a run that gives only the settings without a default."""
-    config = {
+    return compared_settings(minimal_config(method), {}, with_defaults=with_defaults)
+
+
+def minimal_config(method: str = "-") -> dict[str, Any]:
+    """The settings that have no default, with placeholders as values."""
+    return {
         "data": {"index": "-"},
         "tasks": {"classes_per_task": 1},
         "model": {"arch": "-"},
         "method": {"name": method},
     }
-    return compared_settings(config, {}, with_defaults=with_defaults)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

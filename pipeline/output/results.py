@@ -21,13 +21,11 @@ from pydantic import (
 )
 
 from pipeline import storage
-from pipeline.config import Config, EvaluationConfig, TuningConfig, dump_config, with_absolute_paths
+from pipeline.config import EvaluationConfig, TuningConfig
 from pipeline.data.membership import Membership
 from pipeline.errors import DataError
 from pipeline.output.anchor_cosines import AnchorCosines
-from pipeline.output.metrics import summarise
 from pipeline.output.protocol import protocol_of
-from pipeline.settings_file import parse_section
 from pipeline.text import first_problem
 
 SCHEMA = 2
@@ -68,6 +66,11 @@ class StageDiagnostics(_Record):
     # Of the frozen CLIP, from which learning started; None without anchors and in older results.
     frozen_anchor_cosine: float | None = None  # mean cosine between its anchors of other classes
     cosine_to_frozen: float | None = None  # of each anchor with its own anchor there, the mean
+
+    @property
+    def seconds(self) -> float:
+        """Training and test."""
+        return self.train_seconds + self.test_seconds
 
 
 class SkippedSample(_Record):
@@ -250,6 +253,16 @@ class RunResults(_Record):
         return len(self.accuracy_matrix)
 
     @property
+    def n_trained_parameters(self) -> int:
+        """The parameters trained in the task with most of them."""
+        return max(self.trainable_parameters, default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Training and tests of all tasks."""
+        return sum(stage.seconds for stage in self.diagnostics)
+
+    @property
     def protocol(self) -> RunProtocol:
         """The protocol, derived from the manifest, so that results of older versions have one."""
         manifest = self.manifest
@@ -311,39 +324,3 @@ def finished_results(output: str) -> RunResults:
             "or give another output"
         )
     return results
-
-
-def update_summary(config: Config) -> None:
-    """Update the summary of finished results to ``config``; no measurement changes.
-
-    The summary depends on the excluded tasks and on the source of the settings (``tuning``). The
-    source can be replaced but not removed.
-    """
-    from pipeline.output.identity import config_hash  # needs torch, which takes seconds to import
-
-    results = read_results(config.output)
-    assert results is not None, "only a finished run has a summary"
-    changes = {"evaluation": config.evaluation, "tuning": config.tuning or results.tuning}
-    if all(getattr(results, key) == value for key, value in changes.items()):
-        return
-    sections = {key: value and value.model_dump(mode="json") for key, value in changes.items()}
-    recorded = parse_section(
-        Config, {**results.manifest.config, **sections}, place=storage.join(config.output, NAME)
-    )
-    manifest = results.manifest.model_copy(
-        update={
-            "config": recorded.model_dump(mode="json"),
-            "config_sha256": config_hash(recorded),
-        }
-    )
-    summary = summarise(
-        results.counts.correct,
-        results.counts.images,
-        exclude_tasks=config.evaluation.exclude_tasks,
-    )
-    summary["stage_accuracy"] = StageAccuracy(**summary["stage_accuracy"])
-    url = storage.join(config.output, CONFIG_NAME)
-    storage.write_atomically(url, dump_config(with_absolute_paths(recorded)).encode())
-    updated = results.model_copy(update={**changes, "manifest": manifest, **summary})
-    manifest = manifest.model_copy(update={"protocol": updated.protocol})
-    updated.model_copy(update={"manifest": manifest}).write(config.output)

@@ -15,6 +15,7 @@ from pipeline.distributed.collectives import on_main, raise_on_all_ranks
 from pipeline.distributed.world import World
 from pipeline.output.learned import learned_url
 from pipeline.output.live_progress import LiveProgress, ProgressWriter
+from pipeline.output.metrics_log import NAME as METRICS_NAME
 from pipeline.output.metrics_log import MetricsLog
 from pipeline.output.ownership import Ownership
 from pipeline.output.predictions import NAME as PREDICTIONS_NAME
@@ -37,7 +38,7 @@ class OutputWriter:
         self._world = world
         self._owner = owner
         self._snapshots = SnapshotWriter(snapshot_folder(config), owner.raise_if_taken_over)
-        self.metrics = MetricsLog(storage.join(config.output, "metrics.jsonl"))
+        self.metrics = MetricsLog(storage.join(config.output, METRICS_NAME))
         self._progress = ProgressWriter(config.output, owner)
 
     def write_config(self) -> None:
@@ -100,7 +101,7 @@ class OutputWriter:
                 results.write(self._config.output)
 
     def show_progress(self, progress: LiveProgress) -> None:
-        """Let ``progress.json`` say what the run does; returns at once."""
+        """Write ``progress.json`` soon, in the background."""
         if self._world.is_main:
             self._progress.show(progress)
 

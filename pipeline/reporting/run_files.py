@@ -19,8 +19,6 @@ from pipeline.reporting.run_groups import RunTable
 from pipeline.reporting.run_rows import (
     Row,
     Spread,
-    count_parameters,
-    count_seconds,
     figure_of,
     figure_titles,
 )
@@ -138,8 +136,8 @@ def _nested_row(row: Row) -> dict[str, Any]:
                 "class_order": list(run.repetition[1]),
                 **{key: figure_of(run.results, key) for key in row.figures},
                 "accuracy_after_each_task": run.results.stage_accuracy.micro,
-                "trained_parameters": count_parameters(run.results),
-                "seconds": round(count_seconds(run.results), 3),
+                "trained_parameters": run.results.n_trained_parameters,
+                "seconds": round(run.results.seconds, 3),
             }
             for run in row.group.runs
         ],

@@ -153,8 +153,8 @@ def _build_row(group: RunGroup, reference: Sequence[FinishedRun], keys: Sequence
         figures=figures,
         differences=differences if reference and not is_baseline else None,
         n_pairs=len(pairs),
-        parameters=max(map(count_parameters, group.results)),
-        seconds=fmean(map(count_seconds, group.results)),
+        parameters=max(run.n_trained_parameters for run in group.results),
+        seconds=fmean(run.seconds for run in group.results),
     )
 
 
@@ -176,13 +176,3 @@ def _pairs(
 def _difference(run: RunResults, reference: RunResults, key: str) -> float | None:
     one, other = figure_of(run, key), figure_of(reference, key)
     return None if one is None or other is None else one - other
-
-
-def count_parameters(run: RunResults) -> int:
-    """The most parameters that one task has trained."""
-    return max(run.trainable_parameters, default=0)
-
-
-def count_seconds(run: RunResults) -> float:
-    """The time of training and tests of all tasks."""
-    return sum(stage.train_seconds + stage.test_seconds for stage in run.diagnostics)

@@ -73,27 +73,23 @@ def render_comparison(tables: Sequence[ComparedTable]) -> str:
         _FOLDER / "templates/comparison.html",
         title=f"Comparison of {n_runs} runs",
         styles=[_FOLDER / "run.css"],
-        facts=_facts(tables) if len(tables) == 1 else [],
+        facts=_facts(tables[0].groups) if len(tables) == 1 else [],
         parts=[_part(table, number) for number, table in enumerate(tables, start=1)],
     )
 
 
-def _facts(tables: Sequence[ComparedTable]) -> list[Fact]:
+def _facts(groups: Sequence[ComparedGroup]) -> list[Fact]:
     """The best group by each figure."""
-    groups, facts = tables[0].groups, []
-    for key, name in (("average_incremental_accuracy", "average"), ("last_accuracy", "last")):
-        means = [(_mean(group, key), group) for group in groups]
-        known = [(mean, group) for mean, group in means if mean is not None]
+    facts = []
+    for title, choose, figure, key in (
+        ("highest average accuracy", max, "average", "average_incremental_accuracy"),
+        ("highest last accuracy", max, "last", "last_accuracy"),
+        ("least forgetting", min, "forgetting", "forgetting"),
+    ):
+        known = [(mean, group) for group in groups if (mean := _mean(group, key)) is not None]
         if known:
-            _, best = max(known, key=lambda pair: pair[0])
-            text = best.figures[FIGURES.index(name)]
-            facts.append(Fact(f"highest {name} accuracy", f"{text} %", best.label))
-    low = [(_mean(group, "forgetting"), group) for group in groups]
-    least = [(mean, group) for mean, group in low if mean is not None]
-    if least:
-        _, best = min(least, key=lambda pair: pair[0])
-        text = best.figures[FIGURES.index("forgetting")]
-        facts.append(Fact("least forgetting", f"{text} %", best.label))
+            _, best = choose(known, key=lambda pair: pair[0])
+            facts.append(Fact(title, f"{best.figures[FIGURES.index(figure)]} %", best.label))
     fastest = min(groups, key=lambda group: group.seconds)
     facts.append(Fact("least time", f"{fastest.seconds:,.1f} s", fastest.label))
     return facts
@@ -149,7 +145,7 @@ def _part(table: ComparedTable, number: int) -> _Part:
                         run.backward_transfer,
                     )
                 ),
-                f"{sum(s.train_seconds + s.test_seconds for s in run.diagnostics):,.1f}",
+                f"{run.seconds:,.1f}",
             ]
             for group in table.groups
             for output, run in group.runs.items()

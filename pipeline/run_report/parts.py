@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.output.protocol import flatten, setting_of
+from pipeline.output.protocol import flatten, minimal_config, setting_of
 from pipeline.output.results import Retention, TransferFigures
 from pipeline.pages.page import Fact
 from pipeline.run_report.run import ReportedRun
@@ -40,7 +40,6 @@ def facts(run: ReportedRun) -> list[Fact]:
     """The figures at a glance."""
     results = run.results
     images = "" if results.evaluation.split == "test" else f", {results.evaluation.split} images"
-    seconds = sum(stage.train_seconds + stage.test_seconds for stage in results.diagnostics)
     speed = results.images_per_second
     return [
         Fact(
@@ -60,12 +59,12 @@ def facts(run: ReportedRun) -> list[Fact]:
         ),
         Fact(
             "trained parameters",
-            f"{max(results.trainable_parameters, default=0):,}",
+            f"{results.n_trained_parameters:,}",
             "in the task with most of them",
         ),
         Fact(
             "time",
-            format_clock(seconds),
+            format_clock(results.seconds),
             f"training and tests; {speed:,.0f} images/s" if speed else "training and tests",
         ),
         *_transferred(results.transfer),
@@ -258,11 +257,6 @@ def _redacted(value: Any) -> Any:
 
 def _defaults() -> Mapping[str, Any]:
     """The default of each setting that has one, by dotted key."""
-    required = {
-        "data": {"index": "-"},
-        "tasks": {"classes_per_task": 1},
-        "model": {"arch": "-"},
-        "method": {"name": "-"},
-    }
+    required = minimal_config()
     complete = flatten(Config.model_validate(required).model_dump(mode="json"))
     return {key: value for key, value in complete.items() if key not in flatten(required)}

@@ -11,10 +11,9 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DataError, PipelineError
 from pipeline.output.metrics import forgetting
+from pipeline.output.metrics_log import NAME as METRICS
 from pipeline.output.predictions import Prediction, read_predictions
 from pipeline.output.results import RunResults, read_results
-
-_METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def read_run(output: str) -> ReportedRun:
 
 
 def _steps(output: str) -> Iterator[LoggedStep]:
-    url = storage.join(output, _METRICS)
+    url = storage.join(output, METRICS)
     if not storage.exists(url):
         return
     for number, line in enumerate(storage.read_text(url, most=None).splitlines(), start=1):

@@ -101,7 +101,7 @@ def task_reports(results: RunResults, repetition: int, n_tasks: int) -> list[Tas
             average_incremental_accuracy=fmean(accuracies[: task + 1]),
             last_accuracy=accuracies[task],
             forgetting=forgetting(matrix[: task + 1]),
-            seconds=stage.train_seconds + stage.test_seconds,
+            seconds=stage.seconds,
         )
         for task, stage in enumerate(results.diagnostics)
     ]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.data.cache_folder import BoundedFolder
+from pipeline.data.cache import SegmentCache
 from pipeline.data.shared_memory import check_shared_memory
 from pipeline.distributed.world import ranks_on_this_node
 from pipeline.errors import StorageError
@@ -44,10 +44,7 @@ def check_room_on_disk(run: Run, trainable: int = 0) -> None:
     config = run.config
     remote = [shard for shard in run.index.shards if not storage.is_local(shard.url)]
     if remote:
-        cache, closed = config.data.cache, run.index.closed_splits
-        folder = BoundedFolder(
-            cache.folder, limit_bytes=int(cache.limit_gb * 1e9), deadline_s=cache.deadline_s
-        )
+        folder, closed = SegmentCache.of(config.data.cache).folder, run.index.closed_splits
         folder.check_room(sum(shard.bytes for shard in remote if shard.split not in closed))
     needed = _SMALLEST_BYTES + 4 * _COPIES * trainable
     outputs = {"output": config.output, "snapshot.folder": config.snapshot.folder}

@@ -22,8 +22,8 @@ from pipeline.output.identity import identify
 from pipeline.output.manifest import build_manifest
 from pipeline.output.ownership import Ownership
 from pipeline.output.recovery import is_finished, recover
-from pipeline.output.results import update_summary
 from pipeline.output.results_builder import ResultsBuilder
+from pipeline.output.summary import update_summary
 from pipeline.output.writer import OutputWriter
 from pipeline.training.activations import ActivationStore
 from pipeline.training.batches import ShowPass, TaskBatches, show_no_pass
@@ -153,19 +153,11 @@ def open_source(run: Run) -> ShardSource:
     data = run.config.data
     return ShardSource(
         run.index,
-        cache=_build_cache(data.cache),
+        cache=SegmentCache.of(data.cache),
         pixels=_build_pixel_cache(data.cache),
         on_bad_sample=data.on_bad_sample,
         bad_sample_budget=data.bad_sample_budget,
         timeout_s=run.config.engine.timeout_s,
-    )
-
-
-def _build_cache(cache: CacheConfig) -> SegmentCache:
-    return SegmentCache(
-        Path(cache.folder).expanduser(),
-        limit_bytes=int(cache.limit_gb * 1e9),
-        deadline_s=cache.deadline_s,
     )
 
 

@@ -12,8 +12,9 @@ from pipeline.config import EvaluationConfig, TuningConfig, load_config, with_ab
 from pipeline.errors import DataError
 from pipeline.output.identity import config_hash
 from pipeline.output.metrics import backward_transfer, forgetting
-from pipeline.output.results import RunResults, read_results, update_summary
+from pipeline.output.results import RunResults, read_results
 from pipeline.output.results_builder import ResultsBuilder, Stage
+from pipeline.output.summary import update_summary
 from tests.stages import build_results, stage
 from tests.tiny import build_config
 
