@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 
 import torch
@@ -72,7 +72,8 @@ def _measure_batch(stage: Stage, sizes: BenchSizes, product: MatrixProduct) -> I
     inputs = stage.inputs()
     arguments = inputs.of(next(iter(inputs.epoch(0))))
     works: dict[str, Callable[[], object]] = {"product": product}
-    with _engine(stage) as (engine, spans):
+    spans = Spans(world.device)
+    with closing(Engine(stage.method, config, world, MANY_STEPS, span=spans)) as engine:
         works["ours"] = lambda: engine.step(0, *arguments)
         peak = peak_bytes(works["ours"], world.device)  # before the other side takes memory
         yield Figure.counted(f"{label}: peak memory", peak / 1e9, "GB")
@@ -140,16 +141,6 @@ class Spans:
         for part in _PARTS:
             self.seconds[part].append(0.0)
         self.seconds["data wait"][-1] = wait_s
-
-
-@contextmanager
-def _engine(stage: Stage) -> Iterator[tuple[Engine, Spans]]:
-    spans = Spans(stage.world.device)
-    engine = Engine(stage.method, stage.run.config, stage.world, MANY_STEPS, span=spans)
-    try:
-        yield engine, spans
-    finally:
-        engine.close()
 
 
 def _target(stage: Stage) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlflow import MlflowClient
@@ -14,6 +13,7 @@ from mlflow.entities import Metric, Param
 from pipeline.config import LoggerConfig
 from pipeline.loggers.base import End, LoggedRun
 from pipeline.loggers.points import Point
+from pipeline.settings_file import flatten
 
 _ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _PARAMS = 100  # that one call takes
@@ -46,7 +46,7 @@ class MlflowLogger:
         experiment = found.experiment_id if found else None
         experiment = experiment or self._client.create_experiment(self._experiment)
         created = self._client.create_run(experiment, run_name=self._run.name)
-        params = [Param(key, value) for key, value in _flatten(self._run.config)]
+        params = [Param(key, _text(value)) for key, value in flatten(self._run.config).items()]
         for first in range(0, len(params), _PARAMS):
             self._client.log_batch(created.info.run_id, params=params[first : first + _PARAMS])
         return created.info.run_id
@@ -62,11 +62,6 @@ class MlflowLogger:
         self._client.set_terminated(self._run_id, _ENDS[end])
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting by its dotted key, as text that is not too long."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{prefix}{key}", text[:_MAX_VALUE]
+def _text(value: Any) -> str:
+    """A setting as text that is not too long."""
+    return (value if isinstance(value, str) else json.dumps(value))[:_MAX_VALUE]

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config import Config, MethodConfig, decisive_settings
 from pipeline.data.index import ShardIndex
 from pipeline.output.first_options import FIRST_OPTIONS, recorded_options, resolved_options
-from pipeline.output.protocol import flatten
+from pipeline.settings_file import flatten
 from pipeline.tasks import Task, known_names, labels_with_images
 
 # A tolerance decides whether a run ends at an error; it does not change the steps before.

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config, decisive_settings
+from pipeline.settings_file import flatten
 from pipeline.templates import TextConfig
 
 METRICS_VERSION = 1  # raised when a figure of pipeline.output.metrics gets another definition
@@ -111,15 +112,6 @@ def minimal_config(method: str = "-") -> dict[str, Any]:
         "model": {"arch": "-"},
         "method": {"name": method},
     }
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
 
 
 def setting_of(config: Mapping[str, Any], key: str) -> Any:

@@ -189,11 +189,8 @@ def _key(table: int, group: int) -> str:
 
 def _stage_values(group: ComparedGroup) -> list[list[float | None]]:
     """For each stage the accuracy of each run."""
-    return [list(each) for each in zip(*_micro(group), strict=False)]
-
-
-def _micro(group: ComparedGroup) -> list[list[float | None]]:
-    return [run.stage_accuracy.micro for run in group.runs.values()]
+    columns = [run.stage_accuracy.micro for run in group.runs.values()]
+    return [list(each) for each in zip(*columns, strict=False)]
 
 
 def _stage_means(group: ComparedGroup) -> list[float | None]:

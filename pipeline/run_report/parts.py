@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.output.protocol import flatten, minimal_config, setting_of
+from pipeline.output.protocol import minimal_config, setting_of
 from pipeline.output.results import Retention, TransferFigures
 from pipeline.pages.page import Fact
 from pipeline.run_report.run import ReportedRun
+from pipeline.settings_file import flatten
 from pipeline.text import NOT_KNOWN, format_clock, format_percent
 
 Table = list[list[str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
         recovered = on_main(lambda: recover(config, identity))
         owner = Ownership(config.output)
         on_main(owner.take)
-        with ExitStack() as closing:
+        with ExitStack() as stack:
             method = build_method(config.method, MethodContext.of(config, clip))
             writer = OutputWriter(config, world, owner)
             display = Display(
@@ -86,9 +86,11 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 note=config.tuning.note if config.tuning else None,
                 publish=writer.show_progress,
             )
+            runs = (run, *run.held_out)
+            sources = [stack.enter_context(closing(open_source(each))) for each in runs]
             batches, *held_out_batches = (
-                open_batches(each, world, _open(each, closing), method, stop, display.images)
-                for each in (run, *run.held_out)
+                open_batches(each, world, source, method, stop, display.images)
+                for each, source in zip(runs, sources, strict=True)
             )
             held_out = [
                 ZeroShotTest(each, world, method, its)
@@ -109,13 +111,6 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 Retention(held_out, future),
             )
         _log_origin(config, world)
-
-
-def _open(run: Run, closing: ExitStack) -> ShardSource:
-    """The samples of a run until the end of a block."""
-    source = open_source(run)
-    closing.callback(source.close)
-    return source
 
 
 def open_batches(

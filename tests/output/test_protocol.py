@@ -10,8 +10,9 @@ import pytest
 from pipeline import storage
 from pipeline.data.index import read_index
 from pipeline.output.identity import identify
-from pipeline.output.protocol import compared_settings, flatten, protocol_of, setting_of
+from pipeline.output.protocol import compared_settings, protocol_of, setting_of
 from pipeline.output.results import RunResults
+from pipeline.settings_file import flatten
 from tests.stages import build_results, stage
 from tests.tiny import build_config, tiny_tasks
 
