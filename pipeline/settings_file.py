@@ -222,7 +222,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _explain(kind: type[Section], error: ValidationError) -> tuple[list[str], str]:
     """The first wrong key, and one line about it."""
     errors = error.errors()
-    path = _path_of(errors[0])
+    own = (each for each in errors if each["type"] == "value_error")  # there the type is right
+    path = _path_of(next(own, errors[0]))
     within = (each for each in errors if path == _path_of(each)[: len(path)])
     first = max(within, key=lambda each: len(_path_of(each)))  # the innermost is the most precise
     path = _path_of(first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+from pipeline.export import main as export
+from pipeline.inference import load_classifier
 from pipeline.methods.base import MethodContext, task_prompts
 from pipeline.model.anchors import FixedAnchors, LearnedAnchors
 from pipeline.model.backbone import FrozenClip
@@ -25,7 +29,7 @@ from pipeline.training.checked_run import check_run
 from pipeline.training.label_space import open_label_space
 from tests.interruptions import StopAt, changed, start
 from tests.shards import draw_arrival, store
-from tests.tiny import build_config
+from tests.tiny import build_config, draw_images
 
 pytestmark = pytest.mark.usefixtures("one_clip")
 
@@ -119,6 +123,27 @@ def test_loaded_run_has_the_anchors_that_it_was_tested_with(finished, tiny_clip,
     assert [task.group for task in loaded.tasks] == [0, 1][:stage]
     anchor_CE = loaded.method.anchors.for_evaluation()
     torch.testing.assert_close(anchor_CE, by_hand(tiny_clip, stage), rtol=1e-5, atol=1e-6)
+
+
+def test_export_scores_as_the_run_and_its_card_has_the_templates(finished, tmp_path):
+    assert export(["--run", finished.output, "--out", str(tmp_path)]) == 0
+    outputs = (finished.output, str(tmp_path))
+    of_run, of_export = (load_classifier(output)(draw_images(4)) for output in outputs)
+    torch.testing.assert_close(of_export.float(), of_run, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "README.md").read_text()
+    assert "| templates of index 1 | `a drawing of a {}.`; `{} in ink.` |" in card
+    assert "| templates of index 2 | `a photo of a {}.` |" in card
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"), [([0, 2], "more than the 2 indexes"), ([0], "groups has another number")]
+)
+def test_record_of_other_indexes_is_refused(finished, tmp_path, groups, words):
+    shutil.copytree(finished.output, tmp_path / "copy")
+    file = tmp_path / "copy" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": groups}))
+    with pytest.raises(DataError, match=words):
+        load_run(str(tmp_path / "copy"))
 
 
 def test_equal_lists_are_one_list(tiny_arch, sets, tmp_path):
