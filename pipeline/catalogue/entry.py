@@ -43,10 +43,10 @@ class Lists(Section):
     """Text files of the owner that name the images of a split, one a line.
 
     A line pattern has the groups ``path`` and ``label``; or ``id``, which the file ``ids`` maps to
-    them. ``train_path`` and ``test_path`` make the path from the groups and the number of the line,
-    such as ``image_{id:0>5}`` and ``{line}``. The file ``names`` maps a ``label`` to a class. An
-    entry of ``train`` that ends with a slash is a folder of class folders. A MATLAB file counts as
-    the lines of :func:`pipeline.data.prepare.matlab_file.matlab_text`.
+    them. ``path`` makes the path from the groups, the number of the line and the split, such as
+    ``image_{id:0>5}``, ``{line}`` and ``cars_{split}``. The file ``names`` maps a ``label`` to a
+    class. An entry of ``train`` that ends with a slash is a folder of class folders. A MATLAB file
+    counts as the lines of :func:`pipeline.data.prepare.matlab_file.matlab_text`.
     """
 
     split: str | None  # that they define; None: they only give the class of each image
@@ -54,23 +54,18 @@ class Lists(Section):
     test: list[str] = []
     train_line: re.Pattern[str]
     test_line: re.Pattern[str] | None = None  # None: as train_line
-    train_path: str = "{path}"
-    test_path: str = "{path}"
+    path: str = "{path}"
     ids: str | None = None
     ids_line: re.Pattern[str] | None = None
     names: str | None = None
     names_line: re.Pattern[str] | None = None
     heading: re.Pattern[str] | None = None  # a line without an image
-    images: str | None = None  # the folder that has the images, if others are beside it
 
     @property
-    def parts(self) -> tuple[tuple[str, list[str], re.Pattern[str], str], ...]:
-        """Split, files, pattern of a line and format of a path; files start at any folder."""
+    def parts(self) -> tuple[tuple[str, list[str], re.Pattern[str]], ...]:
+        """Split, files and pattern of a line; the paths of files start at any folder."""
         test_line = self.test_line or self.train_line
-        return (
-            ("train", self.train, self.train_line, self.train_path),
-            ("test", self.test, test_line, self.test_path),
-        )
+        return ("train", self.train, self.train_line), ("test", self.test, test_line)
 
     @property
     def patterns(self) -> tuple[re.Pattern[str], ...]:

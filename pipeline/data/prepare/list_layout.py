@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -87,7 +87,8 @@ def read_lists(forms: Sequence[Lists], tree: Tree) -> tuple[Listing, str | None]
 
 def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listing:
     texts = {name: tree.text(file) for name, file in files.items()}
-    pool = _Pool([file for file in tree.files if file not in files.values()], lists.images, tree)
+    others = (file for file in tree.files if file not in files.values())
+    pool = _Pool(keep_images(others, tree.left_out))
     images, missing = [], []
     for split, path, label, place in _entries(lists, texts, pool, tree.place):
         location = pool.take(path, place)
@@ -110,11 +111,8 @@ def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listin
 class _Pool:
     """Images by the end of their path, without suffix; each is taken once."""
 
-    def __init__(self, files: Sequence[tuple[str, str]], folder: str | None, tree: Tree) -> None:
-        images = list(keep_images(files, tree.left_out))
-        if folder is not None:
-            images = [file for file in images if f"/{folder}/" in f"/{file[0]}"]
-        self.images = images
+    def __init__(self, images: Iterable[tuple[str, str]]) -> None:
+        self.images = list(images)
         self._by_end: dict[int, dict[str, list[tuple[str, str]]]] = {}
         self._taken: set[str] = set()
 
@@ -166,7 +164,7 @@ def _entries(
         "id": table(lists.ids, lists.ids_line, "id"),
         "label": table(lists.names, lists.names_line, "label"),
     }
-    for split, names, line, path_format in lists.parts:
+    for split, names, line in lists.parts:
         for name in names:
             if name.endswith("/"):
                 yield from ((split, path, label, name) for path, label in pool.below(name))
@@ -177,7 +175,7 @@ def _entries(
                         unknown = f"an unknown {key} {groups[key]}"
                         raise DataError(f"{place}: {name}, line {number}: has {unknown}; {_AGAIN}")
                     groups |= known[groups[key]] if known else {}
-                path = path_format.format(line=number, **groups)
+                path = lists.path.format(split=split, line=number, **groups)
                 yield split, path, groups.get("name", groups["label"]), name
 
 
