@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 
@@ -17,7 +18,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import open_clip
 import pytest
 import s3fs
 
@@ -29,6 +29,9 @@ from tests.services.nodes import why_unavailable as why_no_nodes
 from tests.services.object_store import Bucket, ObjectStore, why_unavailable
 from tests.services.slurm import PROGRAMS as SLURM_PROGRAMS
 from tests.services.slurm import Slurm
+
+# Until all tests are collected: a million objects that stay would be searched again and again.
+gc.disable()
 
 pytest_plugins = ["tests.tiny", "tests.launches", "tests.interruptions", "tests.fake_gpu"]
 
@@ -54,9 +57,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from now on, of the tests only."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_tokenizer() -> Iterator[None]:
     """Reads the vocabulary of a model once: it takes as long as a step, and nothing changes it."""
+    import open_clip  # after gc.disable()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))
         yield

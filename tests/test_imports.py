@@ -20,14 +20,10 @@ def test_collection_is_off_within_the_block_and_as_before_after_it(enabled):
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def test_objects_of_the_block_are_not_searched_again():
-    try:
-        with without_collection():
-            cycle: list[object] = []
-            cycle.append(cycle)
-        assert not any(each is cycle for each in gc.get_objects())
-    finally:
-        gc.unfreeze()
+    with without_collection():
+        cycle: list[object] = []
+        cycle.append(cycle)
+    assert not any(each is cycle for each in gc.get_objects())
