@@ -38,10 +38,17 @@ def progress_of(
 class ProgressLine(Progress):
     """Description, bar, time left, count, then ``figures``: what stands further right goes first.
 
-    Nothing is shown where ``console`` is no terminal.
+    Nothing is shown where ``console`` is no terminal. The time left follows from the speed of the
+    last ``window_s`` seconds; updates must be less apart.
     """
 
-    def __init__(self, *figures: ProgressColumn, console: Console, transient: bool = False) -> None:
+    def __init__(
+        self,
+        *figures: ProgressColumn,
+        console: Console,
+        transient: bool = False,
+        window_s: float = 30.0,
+    ) -> None:
         smallest, largest = _BAR_WIDTHS
         self._console = console
         self._all = (
@@ -55,6 +62,7 @@ class ProgressLine(Progress):
             *self._all,
             console=console,
             transient=transient,
+            speed_estimate_period=window_s,
             disable=not shows_live_display(console),
         )
 

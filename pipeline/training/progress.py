@@ -22,6 +22,7 @@ from pipeline.text import format_clock, shows_live_display
 log = logging.getLogger(__name__)
 
 _PASS_LINE_S = 10.0  # between two lines about one pass over images
+_SPEED_WINDOW_S = 3600.0  # for the time left; two logged steps can be minutes apart
 _COLUMN_WIDTH = 8  # of an accuracy in the table, with its borders
 _OTHER_WIDTH = 20  # of the table's columns that are no task
 _OTHER_HEIGHT = 8  # of title, heading, borders and bar
@@ -106,7 +107,9 @@ class Display:
         n_figures = 4
         columns = (f"{{task.fields[figures][{place}]}}" for place in range(n_figures))
         self._bar = ProgressLine(
-            *(TextColumn(column, markup=False) for column in columns), console=self._console
+            *(TextColumn(column, markup=False) for column in columns),
+            console=self._console,
+            window_s=_SPEED_WINDOW_S,
         )
         self._total = self._bar.add_task("all steps", total=None, figures=[""] * n_figures)
 

@@ -79,6 +79,21 @@ def test_narrow_terminal_keeps_place_bar_and_time_left(capsys, monkeypatch, widt
     assert "…" not in line and len(line.rstrip()) <= width
 
 
+def test_time_left_is_known_if_steps_are_minutes_apart(caplog, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with (
+        caplog.at_level(logging.INFO, logger="pipeline"),
+        Display(n_tasks=1, n_epochs=3, shown=True) as display,
+    ):
+        display.expect(4)
+        for step, seconds in enumerate((0, 100, 200)):
+            monkeypatch.setattr(display._bar, "get_time", lambda seconds=seconds: float(seconds))
+            display.step(report(0, step), done=step + 1, task_steps=4)
+    assert [line.rpartition("eta ")[2] for line in caplog.messages] == [
+        "unknown", "0:03:20", "0:01:40",
+    ]  # fmt: skip
+
+
 def test_pass_over_images_is_counted(caplog, monkeypatch):
     """must say what the run does with which task; a pass within one interval gets no line"""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
