@@ -23,16 +23,21 @@ def format_percent(fractions: Sequence[float | None], *, digits: int = 1) -> str
     if not known or len(known) < len(fractions):
         return NOT_KNOWN
     if len(known) == 1:
-        return f"{known[0]:.{digits}f}"
-    return f"{fmean(known):.{digits}f} ± {stdev(known):.{digits}f}"
+        return _format_fixed(known[0], digits)
+    return f"{_format_fixed(fmean(known), digits)} ± {stdev(known):.{digits}f}"
 
 
 def format_spread(mean: float | None, deviation: float | None, *, digits: int = 1) -> str:
     """A mean fraction in per cent, with its standard deviation unless that is None."""
     if mean is None:
         return NOT_KNOWN
-    text = f"{100 * mean:.{digits}f}"
+    text = _format_fixed(100 * mean, digits)
     return text if deviation is None else f"{text} ± {100 * deviation:.{digits}f}"
+
+
+def _format_fixed(value: float, digits: int) -> str:
+    """``value`` with so many digits; zero has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def format_bytes(size: float) -> str:
