@@ -10,6 +10,13 @@ import pytest
 from pipeline.serve import main
 
 
+@pytest.fixture
+def unread_run(tmp_path: Path) -> Path:
+    """A run that has a file of results, which none of these refusals reads."""
+    (tmp_path / "results.json").touch()
+    return tmp_path
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
     """The one line of stderr of a command that ends with status 2."""
     assert main([str(option) for option in options]) == 2
@@ -18,16 +25,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
     return err
 
 
-def test_port_in_use_is_refused_before_the_run_is_loaded(capsys, tmp_path: Path):
+def test_port_in_use_is_refused_before_the_run_is_loaded(capsys, unread_run: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = refusal(capsys, "--run", tmp_path / "missing", "--port", port)
+        found = refusal(capsys, "--run", unread_run, "--port", port)
     assert f"127.0.0.1:{port}: Address already in use; choose another --port" in found
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "::zz"])
-def test_address_of_another_machine_is_refused(capsys, host):
-    assert "an address of this machine" in refusal(capsys, "--run", "x", "--host", host)
+def test_address_of_another_machine_is_refused(capsys, unread_run: Path, host):
+    found = refusal(capsys, "--run", unread_run, "--host", host)
+    assert "an address of this machine" in found
 
 
 def test_folder_without_a_run_is_refused(capsys, tmp_path: Path):
@@ -43,8 +51,8 @@ def test_folder_without_a_run_is_refused(capsys, tmp_path: Path):
         (["--max-megapixels", "68"], "--max-megapixels 68"),
     ],
 )
-def test_impossible_option_is_refused(capsys, options, words):
-    assert words in refusal(capsys, "--run", "x", "--port", 0, *options)
+def test_impossible_option_is_refused(capsys, unread_run: Path, options, words):
+    assert words in refusal(capsys, "--run", unread_run, "--port", 0, *options)
 
 
 @pytest.mark.parametrize(
