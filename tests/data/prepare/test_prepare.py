@@ -393,8 +393,8 @@ def test_signal_ends_every_process_and_the_same_command_continues(tmp_path, numb
     else:
         process.send_signal(number)
     output, error = process.communicate(timeout=60)
-    assert (process.returncode, output) == (75, "")
-    assert error == "error: stopped by a signal; start the same command again to continue\n"
+    stopped = "error: stopped by a signal; start the same command again to continue\n"
+    assert (process.returncode, output, error) == (75, "", stopped)
     deadline = time.monotonic() + 10
     while _lives(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
