@@ -39,7 +39,7 @@ class ProgressLine(Progress):
     """Description, bar, time left, count, then ``figures``: what stands further right goes first.
 
     Nothing is shown where ``console`` is no terminal. The time left follows from the speed of the
-    last ``window_s`` seconds; updates must be less apart.
+    last ``window_s`` seconds; the time between two updates must be shorter than that.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ from pipeline.training.checked_run import Run
 from pipeline.training.features import pixels_of
 from pipeline.training.transfer import ToDevice
 
-# Starts to show a pass of so many images; the result takes their number so far.
+# Called with the number of images of a pass; returns a function of the number read so far.
 ShowPass = Callable[[int], Callable[[int], None]]
 
 

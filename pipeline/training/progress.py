@@ -149,7 +149,8 @@ class Display:
     def images(self, n_images: int) -> Callable[[int], None]:
         """Start a pass of all ranks over images without steps.
 
-        The result shows the number of images so far. In a file, every 10 seconds.
+        The result is a function that shows the number of images so far. A log gets a line every
+        10 seconds.
         """
         place = f"task {self._task + 1}/{self._n_tasks} {self._doing}"
         started = stated = time.perf_counter()
