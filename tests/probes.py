@@ -6,7 +6,9 @@ Configurations name them as any class outside the package: ``tests.probes:KeyPoo
 from __future__ import annotations
 
 import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,4 +104,19 @@ class Paced(TpptVT):
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
         if self.task.index > 0:
             time.sleep(float(os.environ.get(self.PACE, "0")))
+        return super().losses(embedded, label_N)
+
+
+class Held(TpptVT):
+    """Waits in each step after the first task while a file exists, or until it is asked to stop.
+
+    A test can so interrupt several runs in their second task, however fast each of them is.
+    """
+
+    HOLD = "FILE_THAT_HOLDS_RUNS"  # in the environment
+
+    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
+        request = signal.getsignal(signal.SIGUSR2).__self__
+        while self.task.index > 0 and Path(os.environ[self.HOLD]).exists() and not request.is_made:
+            time.sleep(0.05)
         return super().losses(embedded, label_N)

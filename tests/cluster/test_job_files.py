@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import dump_config, load_config
 from pipeline.events import VARIABLE, read_events
 from pipeline.sweep.trial_table import TrialRecord
 from tests.chaos.comparison import RunContent, read_run
+from tests.interruptions import changed
 from tests.launches import RANK, ROOT, SECONDS, TinyRun, environment, event_file
+from tests.probes import Held
 from tests.services.nodes import wait_until
 from tests.services.slurm import ENDED, Slurm
+from tests.variants import VARIANTS
 
 FILE = ROOT / "cluster" / "slurm" / "train.sbatch"
 SWEEP_FILE = ROOT / "cluster" / "slurm" / "sweep.sbatch"
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=1")
 START = "job {number}, start {start}, on n[1-2]\n"
+HELD = f"{Held.__module__}:{Held.__name__}"
 QUICK_END = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # of Ray on a node without its head
 
 
 class Job:
     """A job of a job file with a configuration; only its resources differ from the file."""
 
-    def __init__(self, slurm: Slurm, folder: Path, file: Path, config: Path) -> None:
+    def __init__(
+        self,
+        slurm: Slurm,
+        folder: Path,
+        file: Path,
+        config: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.slurm, self.log = slurm, folder / "job.log"
         self.output = folder / config.stem  # from RUNS and the name of the configuration
         self.number = slurm.submit(
             *TWO_RANKS, f"--output={self.log}", str(file), str(config),
             folder=ROOT,
             environment=environment() | QUICK_END
-            | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))},
+            | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))} | dict(variables or {}),
         )  # fmt: skip
 
     def log_text(self, *, start: int = 1) -> str:
@@ -195,21 +206,30 @@ def test_requeued_sweep_finishes_without_repeating_a_trial(
     free_slurm: Slurm, tiny_run: TinyRun, tmp_path: Path
 ):
     """must run its trials on both nodes, stop them on a signal, and resume them afterwards"""
-    output, config = tmp_path / "sweep", tmp_path / "tiny_sweep.yaml"
-    config.write_text(SWEEP.format(output=output, run=tiny_run.config))
-    job = Job(free_slurm, tmp_path, SWEEP_FILE, config)
+    run, hold, output = tmp_path / "tiny.yaml", tmp_path / "hold", tmp_path / "sweep"
+    options = VARIANTS["anchors kept as learned"].options["tppt_vt"]
+    method = {"name": HELD, "options": {HELD: options}}
+    run.write_text(dump_config(changed(load_config(tiny_run.config), method=method)))
+    config = tmp_path / "tiny_sweep.yaml"
+    config.write_text(SWEEP.format(output=output, run=run))
+    hold.touch()
+    job = Job(free_slurm, tmp_path, SWEEP_FILE, config, {Held.HOLD: str(hold)})
 
     def is_under_way() -> bool:
         started = list(output.glob("trials/*/run-0/snapshots"))
-        return len(started) >= 2 and all(node.processes(RANK) for node in free_slurm.compute)
+        return len(started) == 2 and all(node.processes(RANK) for node in free_slurm.compute)
 
     wait_until(lambda: is_under_way() or job.has_ended(), timeout_s=2 * SECONDS, every_s=0.2)
     assert is_under_way(), job.log_text()
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
+    job.wait_for("goes back to the queue", start=1)
+    hold.unlink()
 
     job.wait_for("Running command on head node", start=2)
     ended = free_slurm.wait(job.number, *ENDED, timeout_s=2 * SECONDS)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log_text()
+    logs = [file.read_text() for file in output.glob("trials/*/run-0.log")]
+    assert sum("continuing at task 2" in log for log in logs) == 2
     records = [
         TrialRecord.model_validate_json(file.read_text())
         for file in sorted(output.glob("trials/*/trial.json"))
