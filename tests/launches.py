@@ -96,10 +96,10 @@ class Started:
         assert self.status() == 0, self.log.read_text()[-4000:]
 
     def wait_for_task(self, task: int) -> None:
-        """Return as soon as rank 0 has done a step of ``task``, from 0."""
+        """Return as soon as rank 0 has done a step of ``task``, from 0, or of a later one."""
 
         def is_there() -> bool:
-            return any(step["task"] == task for step in self._events("step"))
+            return any(step["task"] >= task for step in self._events("step"))
 
         wait_until(
             lambda: is_there() or self.process.poll() is not None, timeout_s=SECONDS, every_s=0.01
