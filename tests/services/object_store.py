@@ -37,6 +37,7 @@ user = {user}
 swift_dir = {folder}
 devices = {folder}/devices
 mount_check = false
+fallocate_reserve = 0
 log_level = WARNING
 
 [pipeline:main]
