@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.credentials import LEAVE_OUT, contains_credentials, scrub
 from pipeline.errors import ConfigError
 from pipeline.text import did_you_mean
 from pipeline.yaml_text import MAX_BYTES, MAX_DEPTH, format_yaml, parse_yaml
 
-_CREDENTIALS = re.compile(r"://[^/\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE)
 _MAX_SHOWN = 80  # characters of a value in a message
 _MAX_FILES = 100  # files that one file may be based on
 
@@ -179,12 +179,8 @@ def _check_texts(
     elif isinstance(value, list):
         for inner in value:
             _check_texts(inner, place_of, key)
-    elif isinstance(value, str) and _CREDENTIALS.search(value):
-        origin = place_of(key).partition("=")[0]  # without the value of an override
-        raise ConfigError(
-            f"{origin}: {'.'.join(key)}: holds credentials; leave them out of the URL and set "
-            "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment"
-        )
+    elif isinstance(value, str) and contains_credentials(value):
+        raise ConfigError(f"{place_of(key)}: {'.'.join(key)}: holds credentials; {LEAVE_OUT}")
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
         raise ConfigError(
             f"{place_of(key)}: {'.'.join(key) or 'a key'}: holds a character that no file can "
@@ -194,6 +190,8 @@ def _check_texts(
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
+    if contains_credentials(override):
+        raise ConfigError(f"override {_show(dotted)}: holds credentials; {LEAVE_OUT}")
     if not separator or not dotted:
         raise ConfigError(f"override {_show(override)}: write key=value, for instance seed=2")
     if re.search("[\ud800-\udfff]", override):
@@ -247,9 +245,9 @@ def _explain(kind: type[Section], error: ValidationError) -> tuple[list[str], st
 
 
 def _show(value: Any) -> str:
-    """``value`` for a message, cut if it is long."""
+    """``value`` for a message, without credentials, cut if it is long."""
     try:
-        return _shorten(repr(value))
+        return _shorten(scrub(repr(value)))
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
 

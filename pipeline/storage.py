@@ -30,10 +30,11 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
+from pipeline.credentials import LEAVE_OUT, contains_login
+from pipeline.credentials import scrub as scrub
 from pipeline.errors import StorageError
 from pipeline.retry import RetryDeadlineExceeded, retry_until
 from pipeline.storage_errors import codes, explain
-from pipeline.storage_errors import scrub as scrub
 
 DEADLINE_S = 120.0  # default time for the retries of one call
 MAX_TEXT_BYTES = 256 << 20  # of a text or JSON file that is read at once
@@ -249,11 +250,8 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = found[1].lower() if found else "file"
     if "::" in url or url.startswith(("pipe:", "shell:")):
         raise StorageError(f"{redact(url)}: chained and program URLs are refused; give a plain one")
-    if protocol == "s3" and "@" in url.split("/")[2]:
-        raise StorageError(
-            f"{redact(url)}: the URL contains credentials; "
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, instead"
-        )
+    if protocol in ("s3", "s3a") and contains_login(url):
+        raise StorageError(f"{redact(url)}: the URL contains credentials; {LEAVE_OUT}")
     root = "/".join(url.split("/")[:3]) if found else "file://"
     try:
         filesystem = _instance(root, os.getpid(), tuple(map(os.environ.get, _SETTINGS)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 
+from pipeline.credentials import scrub
 from pipeline.retry import cannot_be_reached, causes
 from pipeline.text import shorten
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/@\s'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
 _NO_KEY = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError"}
 _WRONG_SECRET = {"SignatureDoesNotMatch"}
 _OLD_TOKEN = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken"}
@@ -56,14 +54,6 @@ def codes(error: BaseException) -> set[str]:
             found.add(str(response.get("Error", {}).get("Code")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
     return found
-
-
-def scrub(text: str) -> str:
-    """``text`` without the credentials in its URLs, and with known secrets masked."""
-    text = _URL.sub(r"\1\3", text)
-    for secret in filter(None, map(os.environ.get, _SECRETS)):
-        text = text.replace(secret, "***")
-    return text
 
 
 def _refusal(found: set[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.credentials import LEAVE_OUT, contains_credentials
 from pipeline.errors import ConfigError
 
 MAX_BYTES = 1 << 20  # of a text
@@ -45,6 +46,8 @@ def parse_yaml(text: str, *, place: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+    if contains_credentials(text):  # which ``problem`` may show
+        raise ConfigError(f"{place}: not valid YAML, and a URL holds credentials; {LEAVE_OUT}")
     short = textwrap.shorten(problem, _MAX_REASON, placeholder=" …")
     is_marker = "'@'" in short  # of a file with a list
     remedy = "write the value that starts with @ in quotes" if is_marker else "correct the text"

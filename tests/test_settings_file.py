@@ -259,10 +259,40 @@ def test_damaged_file_is_refused_or_read(file):
         ("data.index", "[shards, 's3://AKIA:hush@bucket/more']"),
         ("snapshot.folder", "https://host/run?X-Amz-Signature=hush"),
         ("data.cache.folder", "ftp://someone@host/cache"),
+        ("data.index", "s3://AKIA:a/hush@bucket/shards"),  # a secret key of Amazon with a slash
+        ("data.index.first", "s3://AKIA:hush@bucket/shards"),  # not the key of a setting
+        ("data.index", "[s3://AKIA:hush@bucket/shards"),  # not YAML
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_shown(file, key, url):
     """must not appear in a printed configuration, a log or results.json"""
-    with pytest.raises(ConfigError, match=f"{key}: holds credentials; .* AWS_PROFILE") as refused:
+    with pytest.raises(ConfigError, match=f"'{key}': holds credentials; .* AWS_PROFILE") as refused:
         load_config(file, [f"{key}={url}"])
     assert "hush" not in str(refused.value) and "someone" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "output: s3://AKIA:hush@bucket/run",
+        "output: s3://AKIA:a/hush@bucket/run",
+        "output: s3://AKIA:hush@bucket/run: x",  # not YAML
+        "base: [{url: s3://AKIA:hush@bucket/run}]",  # no file
+    ],
+)
+def test_credentials_in_a_file_are_not_shown(file, line):
+    file.write_text(f"{line}\n{SMALLEST}")
+    with pytest.raises(ConfigError) as refused:
+        load_config(file)
+    assert "hush" not in str(refused.value)
+
+
+def test_credentials_in_place_of_an_override_are_not_shown(file):
+    with pytest.raises(ConfigError, match="override 's3://bucket/run': holds credentials") as found:
+        load_config(file, ["s3://AKIA:hush@bucket/run"])
+    assert "hush" not in str(found.value)
+
+
+def test_colons_of_an_arn_are_no_credentials(file):
+    url = "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/photos/run@2"
+    assert load_config(file, [f"output={url}"]).output == url

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from pipeline import storage, storage_errors
+from pipeline.credentials import contains_credentials
 from pipeline.errors import StorageError
 
 
@@ -99,10 +100,19 @@ def test_unknown_protocol_is_explained():
         storage.read_bytes("nope://x/y")
 
 
-def test_credentials_in_a_url_are_refused_and_not_shown():
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "S3"])
+@pytest.mark.parametrize("secret", ["verysecret", "a/verysecret", "a@verysecret", "a//verysecret"])
+def test_credentials_in_a_url_are_refused_and_not_shown(scheme, secret):
     with pytest.raises(StorageError, match="AWS_PROFILE") as caught:
-        storage.read_bytes("s3://key:verysecret@bucket/file")
-    assert "verysecret" not in str(caught.value)
+        storage.read_bytes(f"{scheme}://key:{secret}@bucket/file")
+    assert str(caught.value).startswith(f"{scheme}://bucket/file: the URL contains credentials")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a:b@c", "s3://arn:aws:s3:eu-west-1:1:accesspoint/a/b@c", "gs://bucket/a@b"]
+)
+def test_name_of_a_file_is_no_credential(url):
+    assert storage.redact(url) == url and not contains_credentials(url)
 
 
 def test_no_message_shows_a_secret(monkeypatch):
