@@ -17,11 +17,15 @@ A command shows a ``PipelineError`` as one line on stderr and ends with its exit
 exception is a fault of this program and keeps its traceback.
 """
 
+from typing import Literal
+
 
 class PipelineError(Exception):
     """A failure that the user can correct."""
 
     exit_status = 2
+    # Which of several ranks print it: rank 0, the first rank of each node, or each that raises it.
+    printed_by: Literal["main", "node", "rank"] = "main"
 
 
 class ConfigError(PipelineError):
@@ -52,6 +56,7 @@ class LostRankError(PipelineError):
     """A rank that died, hangs or cannot be reached; the same command continues from a snapshot."""
 
     exit_status = 1
+    printed_by = "rank"  # each knows another part, and rank 0 may be the lost one
 
 
 class TakenOverError(PipelineError):

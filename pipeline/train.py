@@ -31,7 +31,12 @@ if not __package__:  # run as a file, as `deepspeed` does: import from the check
 import argparse
 import atexit
 import contextlib
-from typing import NoReturn
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.errors import PipelineError
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -85,7 +90,8 @@ def learn(options: argparse.Namespace) -> int:
     if not (options.dry_run or options.print_config):
         stop.listen()  # at once: a signal that comes while the rest is imported is not lost
     adopt_step(os.environ)
-    config = load_config(options.config, options.overrides)  # a wrong one is reported at once
+    with _errors_before_meeting("node"):
+        config = load_config(options.config, options.overrides)  # a wrong one is reported at once
 
     with without_collection():  # these import torch, which takes seconds
         from pipeline.distributed.world import read_world
@@ -99,11 +105,12 @@ def learn(options: argparse.Namespace) -> int:
     if options.print_config:
         sys.stdout.write(dump_config(with_all_options(config)))
         return 0
-    world = read_world(os.environ)
+    with _errors_before_meeting("rank"):
+        world = read_world(os.environ)
     if world.is_main:
         EventLog(os.environ).add("imported")
     setup_logging(world.rank)
-    with giving_up_early():
+    with _errors_before_meeting("node"), giving_up_early():
         run = check_run(config, world.world_size)
     if options.dry_run:
         if world.is_main:
@@ -134,15 +141,28 @@ def _report_end(error: Exception, status: int) -> None:
         EventLog(os.environ).add_end(error, status)
 
 
-def _speaks(error: Exception) -> bool:
-    """Whether this rank prints ``error``: rank 0, and each rank that lost another one.
+@contextlib.contextmanager
+def _errors_before_meeting(printed_by: Literal["node", "rank"]) -> Iterator[None]:
+    """Name this rank in its errors, and print them: rank 0 may have other files, and no error."""
+    from pipeline.errors import PipelineError
 
-    Each of those knows another part, and rank 0 may be the lost one.
-    """
-    from pipeline.errors import LostRankError
+    try:
+        yield
+    except PipelineError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            raise
+        named = type(error)(f"rank {rank} on {socket.gethostname()}: {error}")
+        named.printed_by = printed_by
+        raise named from error
 
+
+def _speaks(error: PipelineError) -> bool:
+    """Whether this rank prints ``error``."""
     rank = os.environ.get("RANK", "0")
-    return not rank.isdigit() or int(rank) == 0 or isinstance(error, LostRankError)
+    if not rank.isdigit() or int(rank) == 0 or error.printed_by == "rank":
+        return True
+    return error.printed_by == "node" and os.environ.get("LOCAL_RANK") == "0"
 
 
 def leave(status: int) -> NoReturn:

@@ -224,3 +224,24 @@ def test_launcher_returns_the_status_and_one_rank_prints_the_error(file):
         "2 or another number of ranks"
     ]
     assert not (file.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "override", "words"),
+    [
+        ("0", "0", "data.index=nowhere", "error: data.index: cannot read nowhere/index.json"),
+        ("2", "0", "data.index=nowhere", "error: rank 2 on .*: data.index: cannot read nowhere/i"),
+        ("2", "0", "seed=x", "error: rank 2 on .*: .*seed"),
+        ("3", "1", "data.index=nowhere", None),  # the first rank of its node says it
+        ("99", "1", "seed=1", "error: rank 99 on .*: .*RANK is 99 and WORLD_SIZE is 4"),
+    ],
+)
+def test_each_node_reports_its_own_files(
+    file, capsys, monkeypatch, rank, local_rank, override, words
+):
+    """must not be silent where rank 0 has no error, nor repeat that of a node on each rank"""
+    for name, value in {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--config", str(file), override]) == 2
+    err = capsys.readouterr().err
+    assert re.match(words, err) and err.count("\n") == 1 if words else not err

@@ -12,11 +12,12 @@ from pipeline.config import CacheConfig, Config
 from pipeline.data.cache import SegmentCache
 from pipeline.data.pixel_cache import PixelCache
 from pipeline.data.stream import ShardSource
-from pipeline.distributed.collectives import on_main
+from pipeline.distributed.collectives import on_main, raise_on_all_ranks
 from pipeline.distributed.preemption import StopRequest
 from pipeline.distributed.world import World, process_group
 from pipeline.methods import build_method
 from pipeline.methods.base import Method, MethodContext
+from pipeline.model.backbone import FrozenClip
 from pipeline.model.weights import load_clip
 from pipeline.output.identity import identify
 from pipeline.output.manifest import build_manifest
@@ -26,6 +27,7 @@ from pipeline.output.results_builder import ResultsBuilder
 from pipeline.output.summary import update_summary
 from pipeline.output.writer import OutputWriter
 from pipeline.training.activations import ActivationStore
+from pipeline.training.agreement import check_agreement
 from pipeline.training.batches import ShowPass, TaskBatches, show_no_pass
 from pipeline.training.checked_run import Run
 from pipeline.training.progress import Display
@@ -68,9 +70,7 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
             on_main(lambda: update_summary(config))
             yield None
             return
-        model = config.model
-        clip = load_clip(model.arch, model.weights, device=world.device, precision=model.precision)
-        check_room_for_batches(run, clip.image_size)
+        clip = _load_clip(run, world)
         identity = {**expected, "backbone_sha256": clip.sha256}
         on_main(lambda: check_room_on_disk(run))
         recovered = on_main(lambda: recover(config, identity))
@@ -111,6 +111,16 @@ def open_trainer(run: Run, world: World, stop: StopRequest) -> Iterator[Trainer 
                 Retention(held_out, future),
             )
         _log_origin(config, world)
+
+
+def _load_clip(run: Run, world: World) -> FrozenClip:
+    """The backbone, on ranks that agree and have room for their batches."""
+    model = run.config.model
+    with raise_on_all_ranks():
+        clip = load_clip(model.arch, model.weights, device=world.device, precision=model.precision)
+        check_room_for_batches(run, clip.image_size)
+    check_agreement(run, clip.sha256)
+    return clip
 
 
 def open_batches(
@@ -170,6 +180,7 @@ def _start_results(run: Run, world: World, identity: Mapping[str, Any]) -> Resul
         tasks=run.tasks,
         index_sha256=run.index.sha256,
         membership=run.index.membership,
+        memberships=run.index.memberships,
         train_images=sum(run.index.count("train").values()),
         identity=identity,
         ranks=world.world_size,
