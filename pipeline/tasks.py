@@ -181,6 +181,22 @@ def with_known_classes(
     )
 
 
+def lone_classes_problem(tasks: Sequence[Task], owner: str) -> str | None:
+    """The reason why a softmax over the classes of each task teaches nothing, or None.
+
+    ``owner`` has the option ``loss_classes``. One task of one class among several is accepted: the
+    last task has the rest of the classes.
+    """
+    alone = sum(len(task.classes) == 1 for task in tasks)
+    if alone == 0 or alone <= 1 < len(tasks):
+        return None
+    return (
+        f"tasks: {alone} of {len(tasks)} tasks have one class, so their loss is always 0 and "
+        "nothing is learned; at least two classes must compete; set loss_classes=seen among "
+        f"the options of the {owner}, or raise tasks.classes_per_task"
+    )
+
+
 def labels_with_images(tasks: Sequence[Task]) -> list[tuple[int, ...]]:
     """For each task the labels of the index that it has images of, in the order of its classes."""
     labels = _all_labels(tasks)

@@ -5,7 +5,7 @@ A new one is one file and one line in ``CLASSIFIERS``. Imports the base modules 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pipeline.classifiers.base import (
@@ -25,6 +25,7 @@ from pipeline.classifiers.text_anchors import TextAnchors
 from pipeline.classifiers.weighted_sum import WeightedSum
 from pipeline.plugins import find_class
 from pipeline.settings_file import Section, parse_section
+from pipeline.tasks import Task
 
 __all__ = [
     "CLASSIFIERS",
@@ -42,6 +43,7 @@ __all__ = [
     "TextAnchors",
     "WeightedSum",
     "build_classifier",
+    "classifier_problem",
     "find_classifiers",
     "parse_classifier",
 ]
@@ -80,6 +82,19 @@ def find_classifiers(classifier: ClassifierConfig) -> Iterator[tuple[str, type[C
     for _, part in parse_classifier(classifier, place="classifier"):
         if isinstance(part, ClassifierConfig):
             yield from find_classifiers(part)
+
+
+def classifier_problem(classifier: ClassifierConfig, tasks: Sequence[Task]) -> str | None:
+    """The reason why a classifier, or one in its options, cannot learn ``tasks``, or None.
+
+    Raises:
+        ConfigError: as :func:`parse_classifier`.
+    """
+    options = parse_classifier(classifier, place="classifier")
+    kind = find_class(classifier.name, CLASSIFIERS, Classifier, place="classifier.name")
+    parts = [part for _, part in options if isinstance(part, ClassifierConfig)]
+    problems = (classifier_problem(part, tasks) for part in parts)
+    return kind.check(options, tasks) or next(filter(None, problems), None)
 
 
 def build_classifier(classifier: ClassifierConfig, context: ClassifierContext) -> Classifier:

@@ -12,7 +12,7 @@ Axes: B images · N images of the global batch · C classes seen so far · E emb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -90,6 +90,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.context = context
         self.options = options
+
+    @classmethod
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
+        """The reason why these options cannot learn ``tasks``, with its remedy, or None."""
+        return None
 
     @property
     def reads_features(self) -> bool:

@@ -5,6 +5,7 @@ Axes: B images · N images of the global batch · C classes · E embedding width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from pipeline.classifiers.base import Classifier, ClassifierContext, Embedded
 from pipeline.classifiers.heads import LinearHead
 from pipeline.model.class_rows import initial_rows, newest_rows, positions
 from pipeline.settings_file import Section
-from pipeline.tasks import Task
+from pipeline.tasks import Task, lone_classes_problem
 
 
 class LinearOptions(Section):
@@ -39,6 +40,12 @@ class Linear(Classifier):
         self.weights = nn.ParameterList()  # per task, C×E
         self.biases = nn.ParameterList()  # per task, C
         self._tasks: list[Task] = []
+
+    @classmethod
+    def check(cls, options: LinearOptions, tasks: Sequence[Task]) -> str | None:
+        """Refuse tasks of one class if its row competes with no other one."""
+        is_seen = options.loss_classes == "seen"
+        return None if is_seen else lone_classes_problem(tasks, "classifier")
 
     def begin_task(self, task: Task) -> None:
         """Freeze the rows of earlier tasks and add those of ``task``."""

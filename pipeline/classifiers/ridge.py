@@ -8,6 +8,8 @@ Source: RanPAC, arXiv 2307.02251: random projection, ReLU, Gram matrix, ridge re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -22,11 +24,13 @@ from pipeline.classifiers.base import (
 from pipeline.classifiers.closed_form import ClosedForm, ClosedFormOptions
 from pipeline.classifiers.heads import LinearHead
 from pipeline.classifiers.vectors import vectors_of, width_of
+from pipeline.errors import ConfigError
 from pipeline.model.prompts import unit
 from pipeline.rng import torch_stream
 from pipeline.tasks import Task
 
 _MOST_BYTES = 256 * 10**6  # of the Gram matrix, in memory and in the file of each task
+_GIVE_STRENGTH = "give `strength` in its options (300 suits 2,000 random features)"
 _STRENGTHS = tuple(10 ** (half / 2) for half in range(-8, 13))  # two per decade
 
 
@@ -85,6 +89,16 @@ class Ridge(ClosedForm):
         self.register_buffer("strength", torch.zeros((), dtype=torch.float64))
         self._weight_MC: Tensor | None = None
 
+    @classmethod
+    def check(cls, options: RidgeOptions, tasks: Sequence[Task]) -> str | None:
+        """Refuse to choose λ where no class competes with another one."""
+        if options.strength or len(tasks[0].classes) > 1:
+            return None
+        return (
+            "tasks: the first task has one class, and the strength of 'ridge' is chosen on "
+            f"images of two or more; {_GIVE_STRENGTH}"
+        )
+
     def fit(self, moment: Moment, images: EmbeddedImages) -> None:
         """Add the task's images to the Gram matrix and to the sums of their classes."""
         map_FF = self.follow_drift(moment, images)
@@ -139,6 +153,11 @@ class Ridge(ClosedForm):
     def _choose_strength(self, images: EmbeddedImages) -> float:
         kept, held = split_off(images)
         expanded_BM, target_BC = self._together(held)
+        if not len(target_BC):
+            raise ConfigError(
+                "the first task has too few training images: the strength of 'ridge' is chosen "
+                f"on every fifth one; {_GIVE_STRENGTH}"
+            )
         if sum(len(label_B) for _, label_B in kept) < len(self.gram_MM):
             # (ΦᵀΦ + λ I)⁻¹ Φᵀ = Φᵀ (ΦΦᵀ + λ I)⁻¹: the smaller matrix gives the same predictions.
             kept_SM, sum_XC = self._together(kept)

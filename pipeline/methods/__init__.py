@@ -5,9 +5,10 @@ Imports the base modules, ``model`` and ``classifiers``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline.classifiers import find_classifiers, parse_classifier
+from pipeline.classifiers import classifier_problem, find_classifiers, parse_classifier
 from pipeline.config import MethodConfig
 from pipeline.methods.acil import Acil
 from pipeline.methods.base import Method, MethodContext, MethodOptions
@@ -29,6 +30,7 @@ from pipeline.methods.vpt_deep import VptDeep
 from pipeline.methods.zeroshot import ZeroShot
 from pipeline.plugins import find_class
 from pipeline.settings_file import parse_section
+from pipeline.tasks import Task
 
 METHODS: dict[str, type[Method]] = {
     "zeroshot": ZeroShot,
@@ -85,6 +87,17 @@ def resolve_options(method: MethodConfig) -> MethodConfig:
     classifier = parse_classifier(options.classifier, place=f"method.options.{method.name}")
     tree["classifier"]["options"] = classifier.model_dump(mode="json")
     return method.model_copy(update={"options": {**method.options, method.name: tree}})
+
+
+def tasks_problem(method: MethodConfig, tasks: Sequence[Task]) -> str | None:
+    """The reason why a method or its classifier cannot learn ``tasks``, with its remedy, or None.
+
+    Raises:
+        ConfigError: as :func:`parse_options`.
+    """
+    options = parse_options(method)
+    problem = find_method(method.name).check(options, tasks)
+    return problem or classifier_problem(options.classifier, tasks)
 
 
 def takes_known_classes(method: MethodConfig) -> dict[str, bool]:

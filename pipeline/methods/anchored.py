@@ -17,7 +17,7 @@ from pipeline.model.anchors import Anchors, FixedAnchors, LearnedAnchors, OldAnc
 from pipeline.model.class_rows import positions
 from pipeline.model.losses import image_to_text
 from pipeline.model.prompts import TextualPromptOptions
-from pipeline.tasks import Task
+from pipeline.tasks import Task, lone_classes_problem
 
 
 class AnchoredOptions(MethodOptions):
@@ -36,15 +36,7 @@ class Anchored(Method):
     @classmethod
     def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
         """Refuse tasks of one class if its anchor competes with no other one."""
-        alone = sum(len(task.classes) == 1 for task in tasks)
-        is_rest = alone <= 1 < len(tasks)  # the last task often has one class
-        if options.loss_classes == "seen" or alone == 0 or is_rest:
-            return None
-        return (
-            f"tasks: {alone} of {len(tasks)} tasks have one class, so their loss is always 0 and "
-            "nothing is learned; at least two classes must compete; set loss_classes=seen among "
-            "the options of the method, or raise tasks.classes_per_task"
-        )
+        return None if options.loss_classes == "seen" else lone_classes_problem(tasks, "method")
 
     def build_anchors(self) -> Anchors:
         """The text embeddings of the frozen text tower."""

@@ -5,6 +5,9 @@ Axes: B images of this rank · D prompted layers · L tokens · V vision width �
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from pipeline.classifiers import Embedded
@@ -26,6 +29,19 @@ class Finetune(Anchored):
     """Prompt tuning of the image tower against fixed anchors."""
 
     Options = FinetuneOptions
+
+    @classmethod
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
+        """As for every method with anchors, of the tasks that train anything."""
+        if options.visual_prompts.growth != "first_task" or cls.context_tokens(options):
+            return super().check(options, tasks)
+        if len(tasks[0].classes) > 1:
+            return None
+        return (
+            "tasks: the first task has one class and alone trains prompts (visual_prompts.growth "
+            "is 'first_task'), so their loss is always 0; raise tasks.initial_classes, or choose "
+            "another growth"
+        )
 
     def build_adaptation(self) -> None:
         """Visual prompts, empty before the first task."""

@@ -7,6 +7,7 @@ a head that it then drops; here visual prompts are trained against the text anch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,11 @@ class RanPac(Finetune):
     """A closed-form classifier over features that never change after the first task."""
 
     Options = RanPacOptions
+
+    @classmethod
+    def check(cls, options: Any, tasks: Sequence[Task]) -> str | None:
+        """As for ``finetune``, if the first task trains prompts."""
+        return super().check(options, tasks) if options.first_session else None
 
     @classmethod
     def inputs_of(cls, options: Any) -> Inputs:

@@ -19,6 +19,7 @@ from pipeline.methods import (
     parse_options,
     resolve_options,
     takes_known_classes,
+    tasks_problem,
 )
 from pipeline.methods.base import Inputs
 from pipeline.model.weights import weights_problem
@@ -71,7 +72,7 @@ def check_run(config: Config, world_size: int) -> Run:
     if config.evaluation.split == "validation":
         index = index.with_closed("test")
     tasks = _split(config, index)
-    problem = method.check(options, tasks) or _known_classes_problem(config, tasks)
+    problem = tasks_problem(config.method, tasks) or _known_classes_problem(config, tasks)
     if problem:
         raise ConfigError(problem)
     _check_a_task_is_reported(config, tasks)

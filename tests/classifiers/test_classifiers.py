@@ -149,6 +149,15 @@ def test_strength_is_chosen_on_held_out_images_of_the_first_task(tiny_clip, proj
     assert float(chosen.strength) == pytest.approx(min(errors, key=errors.get))
 
 
+def test_strength_is_not_chosen_on_no_image(tiny_clip):
+    classifier = build(tiny_clip, "ridge")
+    classifier.begin_task(TASKS[0])
+    embedded, label_B = task_images(0)[0]
+    with pytest.raises(ConfigError, match="too few training images: .*; give `strength` in its op"):
+        classifier.fit("end", [(embedded.rows(slice(0, 4)), label_B[:4])])
+    classifier.fit("end", [(embedded.rows(slice(0, 5)), label_B[:5])])
+
+
 def test_every_fifth_image_is_held_out():
     images = task_images(0)
     kept, held = split_off(images)

@@ -156,6 +156,48 @@ def test_tasks_without_a_loss_are_refused(tiny_arch, tmp_path, method, options, 
         check(tiny_arch, index, tasks={"classes_per_task": 1}, **sections)
 
 
+RIDGE = {"name": "ridge", "options": {"projection": 31}}
+GIVEN = {"name": "ridge", "options": {"projection": 31, "strength": 3.0}}
+LINEAR = {"name": "linear"}
+FIRST_ALONE = "the first task has one class and alone trains prompts .*; raise tasks.initial_class"
+NO_STRENGTH = "the first task has one class, and the strength of 'ridge' .*; give `strength` in"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("acil", {}, None),
+        ("ranpac", {"first_session": False}, NO_STRENGTH),
+        ("ranpac", {"first_session": False, "classifier": GIVEN}, None),
+        ("ranpac", {"classifier": GIVEN}, FIRST_ALONE),
+        ("finetune", {"visual_prompts": {"growth": "first_task"}}, FIRST_ALONE),
+        ("zeroshot", {"classifier": {"name": "sum", "options": {"second": RIDGE}}}, NO_STRENGTH),
+        ("zeroshot", {"classifier": {"name": "sum", "options": {"second": GIVEN}}}, None),
+        ("linear_probe", {}, "loss_classes=seen among the options of the classifier"),
+        ("zeroshot", {"classifier": LINEAR | {"options": {"loss_classes": "seen"}}}, None),
+    ],
+)
+def test_tasks_of_one_class_are_refused_where_they_teach_nothing(
+    tiny_arch, tmp_path, method, options, words
+):
+    """must be accepted by a closed form, which adds up its statistics class by class"""
+    index = write_index(tmp_path, ["ant", "bee", "cow"])
+    sections = {"method": {"name": method, "options": {method: options}}}
+    if words is None:
+        check(tiny_arch, index, tasks={"classes_per_task": 1}, **sections)
+    else:
+        with pytest.raises(ConfigError, match=words):
+            check(tiny_arch, index, tasks={"classes_per_task": 1}, **sections)
+
+
+def test_prompts_of_the_first_task_do_not_mind_later_tasks_of_one_class(tiny_arch, tmp_path):
+    index = write_index(tmp_path, ["ant", "bee", "cow", "dog"])
+    tasks = {"classes_per_task": 1, "initial_classes": 2}
+    check(tiny_arch, index, method={"name": "ranpac"}, tasks=tasks)
+    with pytest.raises(ConfigError, match="2 of 3 tasks have one class"):
+        check(tiny_arch, index, method={"name": "finetune"}, tasks=tasks)
+
+
 def write_weeks(folder: Path) -> list[str]:
     """Three indexes of 3, 3 and 1 classes."""
     groups = ["ant bee cow".split(), "dog elk fox".split(), ["gnu"]]
