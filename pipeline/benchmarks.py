@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from pipeline.catalogue.configuration import (
     ARCHITECTURES,
@@ -29,7 +30,8 @@ from pipeline.catalogue.configuration import (
     split_line,
 )
 from pipeline.catalogue.entry import Benchmark, benchmark_names, read_benchmark
-from pipeline.catalogue.sequences import SEQUENCES, BenchmarkSequence, own_sequence
+from pipeline.catalogue.published import read_published
+from pipeline.catalogue.sequences import SEQUENCES, SPLIT, BenchmarkSequence, own_sequence
 from pipeline.cli import build_parser, run_command
 from pipeline.text import print_wide
 
@@ -69,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         name = "_".join(options.names)
         print(sequence_text(name, sequence, options.config, weights=weights), end="")
     elif sequence:
-        _print_lines(_sequence_details(sequence))
+        _print_lines(_sequence_details(options.names[0], sequence))
     elif options.config:
         (name,) = options.names
         text = configuration_text(name, options.config, weights=weights, protocol=options.protocol)
@@ -110,15 +112,30 @@ def _print_table() -> None:
         print(f"{name}: {sequence.title}, {len(sequence.benchmarks)} benchmarks in sequence")
 
 
-def _sequence_details(sequence: BenchmarkSequence) -> Iterator[str]:
+def _sequence_details(name: str, sequence: BenchmarkSequence) -> Iterator[str]:
+    own = {sequence.templates.get(benchmark, ()) for benchmark in sequence.benchmarks}
+    shared = own.pop() if len(own) == 1 else ()
     yield f"{sequence.title}: {sequence.source}"
     yield f"  label space  {sequence.label_space} (evaluation.label_space)"
-    yield f"  templates    {' '.join(sequence.templates) or 'those of each benchmark'}"
+    yield f"  templates    {' '.join(shared) or 'those of each benchmark, or else as below'}"
     if sequence.note:
         yield f"  note         {sequence.note}"
-    for name in sequence.benchmarks:
-        entry = read_benchmark(name)
-        yield f"{name}: {entry.title}, {entry.class_count} classes"
+    for benchmark in sequence.benchmarks:
+        entry = read_benchmark(benchmark)
+        yield f"{benchmark}: {entry.title}, {entry.class_count} classes"
+        if split := sequence.splits.get(benchmark):
+            yield f"  split {SPLIT}: {split_line(entry, split)}; {split.about}"
+        if not shared:
+            yield from (f"  template {text}" for text in sequence.templates.get(benchmark, ()))
+    yield "published results: transfer, average and last in per cent"
+    results = [each for each in read_published() if each.sequence == name]
+    for source, of_source in groupby(results, key=lambda each: each.source):
+        first, *more = of_source
+        splits = zip(first.benchmarks, first.split_names, strict=True)
+        known = ", ".join(f"{benchmark} {split}" for benchmark, split in splits if split)
+        yield f"  {source}; splits: {known or 'not stated'}"
+        for each in (first, *more):
+            yield f"    {each.method:<12} {each.transfer}  {each.average}  {each.last}"
 
 
 def _details(entry: Benchmark) -> Iterator[str]:

@@ -208,7 +208,7 @@ def test_an_unknown_membership_is_said(capsys):
         split = entry.splits["official"].model_copy(update={"sha256": known})
         other = entry.model_copy(update={"splits": {"official": split}})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.reporting.published.read_benchmark", lambda name, e=other: e)
+            patch.setattr("pipeline.catalogue.published.read_benchmark", lambda name, e=other: e)
             assert facts_of(run_of()) == facts
 
 

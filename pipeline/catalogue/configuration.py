@@ -69,7 +69,7 @@ def sequence_text(
         "data": {"index": [f"data/{each}" for each in names], "workers": 4},
         "tasks": {"classes_per_task": "all", "known_classes": "apart"},
     }
-    templates = [[*sequence.templates] or entry.templates for entry in entries]
+    templates = [sequence.templates_of(each) for each in names]
     settings = _settings(f"{name}_{_short(arch)}", sections, (arch, weights), templates)
     settings["evaluation"] = {"label_space": sequence.label_space, "future_tasks": True}
     return _comment(_sequence_lines(sequence, entries)) + _checked(settings)

@@ -54,6 +54,7 @@ class ShardIndex:
     group_labels: tuple[tuple[int, ...], ...]
     orientation: str | None = None  # of images with an EXIF tag: "applied", "ignored"; None: no tag
     membership: Membership | None = None  # the benchmark and split, if it was prepared as one
+    memberships: tuple[Membership | None, ...] = ()  # the same of each joined index
     closed_splits: frozenset[str] = frozenset()  # splits that must not be opened
     files: NodeFiles | None = field(default=None, repr=False, compare=False)
     _tables: dict[int, SampleTable] = field(default_factory=dict, repr=False, compare=False)

@@ -53,6 +53,7 @@ def join_indexes(
         shards=tuple(shards),
         sha256=hashlib.sha256("".join(index.sha256 for index in indexes).encode()).hexdigest(),
         group_labels=tuple(group_labels),
+        memberships=tuple(index.membership for index in indexes),
     )
 
 

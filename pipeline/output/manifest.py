@@ -23,13 +23,15 @@ def build_manifest(
     tasks: Sequence[Task],
     index_sha256: str,
     membership: Membership | None = None,
+    memberships: Sequence[Membership | None] = (),
     train_images: int | None = None,
     identity: Mapping[str, Any],
     ranks: int,
 ) -> dict[str, Any]:
     """Everything that is needed to reproduce the results, in plain JSON types.
 
-    ``train_images`` is the number of training images of the index, of all its classes.
+    ``memberships`` are those of each of several indexes. ``train_images`` is the number of training
+    images of the index, of all its classes.
     """
     settings = config.model_dump(mode="json")
     return {
@@ -38,6 +40,7 @@ def build_manifest(
         "class_order": [label for task in tasks for label in task.labels],
         "index_sha256": index_sha256,
         **({"membership": asdict(membership)} if membership else {}),
+        **({"memberships": [m and asdict(m) for m in memberships]} if any(memberships) else {}),
         "train_images": train_images,
         "backbone_sha256": identity["backbone_sha256"],
         "identity": identity,

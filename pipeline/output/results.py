@@ -133,6 +133,7 @@ class RunManifest(_Record):
     class_order: list[int]
     index_sha256: str
     membership: Membership | None = None  # the benchmark and its split, if the index names them
+    memberships: list[Membership | None] = []  # the same of each index of several
     train_images: int | None = None  # of all classes of the index; None in older results
     backbone_sha256: str
     identity: dict[str, Any]  # see pipeline.output.identity
@@ -140,6 +141,11 @@ class RunManifest(_Record):
     packages: dict[str, str] = {}
     git_commit: str | None = None
     world_size: int
+
+    @property
+    def benchmarks(self) -> list[Membership | None]:
+        """The benchmark and its split of each index, in order; None: the index names none."""
+        return self.memberships or [self.membership]
 
 
 class RunResults(_Record):

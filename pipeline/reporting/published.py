@@ -1,16 +1,19 @@
 """Published results beside runs: only those of the same protocol; of others, which facts differ.
 
-A fact that a source does not state counts as a difference. The metric and the test transform are
-rarely stated, so they count only where they are; exemplars are a column of every table.
+A run of several indexes is compared with results on sequences of benchmarks, in which each one is
+a task. A fact that a source does not state counts as a difference. The metric and the test
+transform are rarely stated, so they count only where they are; exemplars are a column of every
+table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline import storage
-from pipeline.catalogue.entry import Split, read_benchmark
+from pipeline.catalogue.entry import Split
 from pipeline.catalogue.published import PublishedResult
 from pipeline.output.protocol import setting_of
 from pipeline.output.results import RunResults
@@ -19,31 +22,32 @@ from pipeline.reporting.run_groups import RunTable
 from pipeline.text import first_few
 
 NOT_STATED = "not stated"
+Metric = Literal["micro", "macro"]
 
 
 @dataclass(frozen=True)
 class PublishedRows:
-    """The published results on the benchmark of a table of runs, best first."""
+    """The published results on the benchmark of a table of runs, or on sequences, best first."""
 
     protocol: str  # that of the runs, in words
     same: list[PublishedResult]  # of the same protocol
     others: list[tuple[PublishedResult, list[Difference]]]  # nearest first, with what differs
-    split_by_name: str | None = None  # the split, if the catalogue has no hash of its images
+    metric: Metric = "micro"  # of the figures of the runs beside them
+    split_by_name: str | None = None  # the splits of which the catalogue has no hash
     unnamed: str | None = None  # the output of a run that names no benchmark; then no result fits
 
 
 def find_published(table: RunTable, published: Sequence[PublishedResult]) -> PublishedRows:
-    """The results of ``published`` on the benchmark of the runs in ``table``."""
+    """The results of ``published`` on the benchmark of the runs in ``table``, or on sequences."""
     runs = [run for group in table.groups for run in group.runs]
     for run in runs:
-        if run.results.manifest.membership is None:
+        if None in run.results.manifest.benchmarks:
             return PublishedRows("", [], [], unnamed=storage.redact(run.output))
     first = runs[0].results
-    membership = first.manifest.membership
-    name = membership.benchmark if membership else ""
+    names = _names(first)
     same, others = [], []
     for result in sorted(published, key=lambda each: -(each.average or each.last or 0)):
-        if result.benchmark == name:
+        if result.sequence if len(names) > 1 else result.benchmark == names[0]:
             found = (differences_to_published(run.results, result) for run in runs)
             differences = next(filter(None, found), [])  # with --over order, runs differ
             if differences:
@@ -51,7 +55,9 @@ def find_published(table: RunTable, published: Sequence[PublishedResult]) -> Pub
             else:
                 same.append(result)
     others.sort(key=lambda pair: len(pair[1]))
-    return PublishedRows(_describe(first), same, others, _split_by_name(first))
+    by_name = ", ".join(_splits_by_name(first, same[0])) if same else None
+    metric: Metric = "macro" if len(names) > 1 else "micro"
+    return PublishedRows(_describe(first), same, others, metric, by_name or None)
 
 
 def differences_to_published(run: RunResults, published: PublishedResult) -> list[Difference]:
@@ -60,44 +66,88 @@ def differences_to_published(run: RunResults, published: PublishedResult) -> lis
             *_evaluation(run, published)]  # fmt: skip
 
 
+def _names(run: RunResults) -> tuple[str, ...]:
+    """The benchmark of each index, in order."""
+    return tuple(each.benchmark if each else NOT_STATED for each in run.manifest.benchmarks)
+
+
 def _data(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
-    membership = run.manifest.membership
-    if membership is None:
-        yield Difference("benchmark", NOT_STATED, published.benchmark)
-        return
-    if membership.benchmark != published.benchmark:
-        yield Difference("benchmark", membership.benchmark, published.benchmark)
-        return
-    split = read_benchmark(membership.benchmark).splits.get(membership.split)
-    if membership.split != published.split:
-        yield Difference("split", membership.split, published.split or NOT_STATED)
-    elif split is not None and split.sha256 not in (None, membership.sha256):
-        yield Difference("images of the split", membership.sha256[:8], str(split.sha256)[:8])
-    if split is not None and sum(map(len, run.tasks)) == sum(published.task_sizes):
-        yield from _images(run, split)
+    if _names(run) != published.benchmarks:
+        fact = "benchmarks" if published.sequence else "benchmark"
+        yield Difference(fact, ", ".join(_names(run)), published.title)
+    else:
+        yield from _splits(run, published)
     held_out = setting_of(run.manifest.config, "data.validation_fraction")
     if held_out:
         yield Difference("data.validation_fraction", f"{held_out:g}", "0")
 
 
-def _images(run: RunResults, split: Split) -> Iterator[Difference]:
+def _splits(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
+    """Other splits of the same benchmarks, by name, by the hash and by the number of images."""
+    names: list[tuple[str, str]] = []
+    hashes: list[tuple[str, str]] = []
+    splits: list[Split | None] = []
+    for membership, theirs in zip(run.manifest.benchmarks, published.split_names, strict=True):
+        assert membership is not None, "its benchmark is that of a published result"
+        split = published.splits_of(membership.benchmark).get(membership.split)
+        splits.append(split)
+        place = f"{membership.benchmark} " if published.sequence else ""
+        if membership.split != theirs:
+            names.append((f"{place}{membership.split}", f"{place}{theirs or NOT_STATED}"))
+        elif split is not None and split.sha256 not in (None, membership.sha256):
+            pair = membership.sha256[:8], str(split.sha256)[:8]
+            hashes.append((f"{place}{pair[0]}", f"{place}{pair[1]}"))
+    for fact, pairs in (("split", names), ("images of the split", hashes)):
+        if pairs:
+            yield Difference(fact, *(", ".join(texts) for texts in zip(*pairs, strict=True)))
+    known = [split for split in splits if split is not None]
+    if len(known) == len(splits) and sum(map(len, run.tasks)) == sum(published.task_sizes):
+        yield from _images(run, known)
+
+
+def _images(run: RunResults, splits: Sequence[Split]) -> Iterator[Difference]:
     """Other numbers of images, as ``prepare --allow-other-counts`` accepts them."""
+    train, test = ([getattr(split, key) for split in splits] for key in ("train", "test"))
     for fact, found, expected in (
-        ("training images", run.manifest.train_images, split.train),
-        ("tested images", sum(run.counts.images[-1]), split.test),
+        ("training images", run.manifest.train_images, train),
+        ("tested images", sum(run.counts.images[-1]), test),
     ):
-        if expected is not None and found != expected:
+        if None not in expected and found != sum(expected):
             shown = NOT_STATED if found is None else f"{found:,}"
-            yield Difference(fact, shown, f"{expected:,}")
+            yield Difference(fact, shown, f"{sum(expected):,}")
 
 
 def _tasks(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     sizes = tuple(map(len, run.tasks))
     if sizes != published.task_sizes:
         n_tasks, n_classes = len(published.task_sizes), sum(published.task_sizes)
-        theirs = f"{published.protocol} ({n_tasks} tasks, {n_classes} classes)"
+        name = published.protocol or "a task of each benchmark"
+        theirs = f"{name} ({n_tasks} tasks, {n_classes} classes)"
         yield Difference("tasks", name_sizes(sizes), theirs)
-    yield from _order(run, published)
+    if published.sequence:
+        yield from _templates(run, published)
+    else:
+        yield from _order(run, published)
+
+
+def _templates(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
+    """Other templates of a benchmark than those of the sequence; training uses the first."""
+    sequence = published.found_sequence
+    if _names(run) != published.benchmarks or sequence is None:
+        return
+    if published.templates is None:
+        yield Difference("text.templates", "those of the run", NOT_STATED)
+        return
+    given = run.protocol.settings["text.templates"]
+    of_each = given if isinstance(given[0], list) else [given] * len(sequence.benchmarks)
+    wanted = [sequence.templates_of(name) for name in sequence.benchmarks]
+    pairs = zip(sequence.benchmarks, of_each, wanted, strict=False)
+    other = [name for name, mine, theirs in pairs if mine != theirs]
+    if other:
+        yield Difference("text.templates", f"others for {first_few(other)}", "of the sequence")
+    is_ensemble = setting_of(run.manifest.config, "text.ensemble")
+    if not is_ensemble and any(len(each) > 1 for each in wanted):
+        yield Difference("text.ensemble", "false", "true")
 
 
 def _order(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
@@ -124,8 +174,10 @@ def _model(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
 def _evaluation(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     if run.evaluation.split != "test":
         yield Difference("evaluation.split", run.evaluation.split, "test")
-    if run.evaluation.label_space != "seen":
-        yield Difference("evaluation.label_space", run.evaluation.label_space, "seen")
+    if run.evaluation.label_space != published.tested_among:
+        yield Difference(
+            "evaluation.label_space", run.evaluation.label_space, published.tested_among
+        )
     if run.evaluation.exclude_tasks:
         yield Difference("evaluation.exclude_tasks", str(run.evaluation.exclude_tasks), "0")
     transform = setting_of(run.manifest.config, "data.eval_transform")
@@ -133,23 +185,27 @@ def _evaluation(run: RunResults, published: PublishedResult) -> Iterator[Differe
         theirs = " or ".join(published.eval_transforms)
         yield Difference("data.eval_transform", transform, theirs)
     # Of tasks with equally many images, both means are the same.
-    if published.metric == "macro" and len(set(run.counts.images[-1])) > 1:
+    is_micro = published.sequence is None and len(set(run.counts.images[-1])) > 1
+    if published.metric == "macro" and is_micro:
         yield Difference("metric", "micro", "macro")
 
 
-def _split_by_name(run: RunResults) -> str | None:
-    membership = run.manifest.membership
-    if membership is None:
-        return None
-    split = read_benchmark(membership.benchmark).splits.get(membership.split)
-    return None if split and split.sha256 else membership.split
+def _splits_by_name(run: RunResults, published: PublishedResult) -> Iterator[str]:
+    """The splits of which the catalogue has no hash."""
+    for each in run.manifest.benchmarks:
+        if each and not published.splits_of(each.benchmark)[each.split].sha256:
+            yield f"{each.benchmark} {each.split}" if published.sequence else each.split
 
 
 def _describe(run: RunResults) -> str:
-    membership, config = run.manifest.membership, run.manifest.config
-    data = f"{membership.benchmark}, split {membership.split}" if membership else NOT_STATED
+    config, benchmarks = run.manifest.config, run.manifest.benchmarks
     weights = setting_of(config, "model.weights") or run.manifest.backbone_sha256[:8]
-    return (
-        f"{data}, {name_sizes([len(names) for names in run.tasks])}, order {name_order(config)}, "
-        f"{run.protocol.settings['model.arch']} {storage.redact(weights)}"
-    )
+    facts = [
+        " + ".join(f"{each.benchmark}, split {each.split}" for each in benchmarks if each),
+        name_sizes([len(names) for names in run.tasks]),
+        f"label space {run.evaluation.label_space}"
+        if len(benchmarks) > 1
+        else f"order {name_order(config)}",
+        f"{run.protocol.settings['model.arch']} {storage.redact(weights)}",
+    ]
+    return ", ".join(facts)

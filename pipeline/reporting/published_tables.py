@@ -13,13 +13,17 @@ from rich.text import Text
 from pipeline.catalogue.published import PublishedResult
 from pipeline.reporting.protocols import Difference
 from pipeline.reporting.published import NOT_STATED, PublishedRows
-from pipeline.reporting.run_rows import Row
+from pipeline.reporting.run_rows import Row, Spread
 from pipeline.text import NOT_KNOWN
 
 MOST_OTHERS = 10  # results of other protocols in a table
-_KEYS = {  # of a published figure: its key in results.json
-    "average": "average_incremental_accuracy",
-    "last": "last_accuracy",
+_FIGURES = ("transfer", "average", "last", "forgetting")  # of a published result
+_TITLES = {  # of each figure, by its key in results.json
+    "transfer": "transfer",
+    "average_over_matrix": "average",
+    "last_over_tasks": "last",
+    "average_incremental_accuracy": "average",
+    "last_accuracy": "last",
     "forgetting": "forgetting",
 }
 
@@ -43,7 +47,7 @@ def published_notes(found: PublishedRows) -> list[str]:
     """What a reader of the rows alone must know."""
     if found.unnamed is not None:
         return [_unnamed(found.unnamed)]
-    others = f"{len(found.others)} published results on this benchmark have another protocol"
+    others = f"{len(found.others)} other published results have another protocol"
     same = f"{len(found.same)} published results have the protocol {found.protocol}"
     return [f"{same}; {others}", *(_split_notes(found) if found.same else ())]
 
@@ -54,22 +58,18 @@ def published_lines(found: PublishedRows) -> list[dict[str, Any]]:
         {
             "run": result.method,
             "method": result.method,
-            **{f"{key}_mean": fraction for key, fraction in _fractions(result).items()},
-            **published_columns(result),
+            **{f"{key}_mean": _fraction(percent) for key, percent in result.figures.items()},
+            "published_source": result.source,
+            "exemplars": result.exemplars,
+            "metric": result.metric,
         }
         for result in found.same
     ]
 
 
-def published_columns(result: PublishedResult | None, method: str = "") -> dict[str, Any]:
-    """The columns that distinguish published results from a row of runs (None) of ``method``."""
-    if result is None:
-        return {"published_source": None, "exemplars": _kept(method), "metric": "micro"}
-    return {
-        "published_source": result.source,
-        "exemplars": result.exemplars,
-        "metric": result.metric,
-    }
+def run_columns(found: PublishedRows, method: str) -> dict[str, Any]:
+    """The columns of a row of runs of ``method`` that published results have too."""
+    return {"published_source": None, "exemplars": _kept(method), "metric": found.metric}
 
 
 def published_content(found: PublishedRows) -> dict[str, Any]:
@@ -85,15 +85,16 @@ def published_content(found: PublishedRows) -> dict[str, Any]:
 
 
 def _same(found: PublishedRows, rows: Sequence[Row]) -> Table:
-    shown = _table("forgetting", "exemplars", "metric", "source")
+    keys = found.same[0].figures.keys()
+    shown = _table(*(_TITLES[key] for key in keys), "exemplars", "metric", "source")
     for row in rows:
         times = f" ×{len(row.group.runs)}" if len(row.group.runs) > 1 else ""
-        figures = [row.figures[key].text() for key in _KEYS.values()]
+        figures = [row.figures.get(key, Spread(None, None)).text() for key in keys]
         kept = _shown(_kept(row.group.method))
-        shown.add_row(f"{row.group.label}{times}", *figures, kept, "micro", "here")
+        shown.add_row(f"{row.group.label}{times}", *figures, kept, found.metric, "here")
     shown.add_section()
     for result in found.same:
-        figures = [_percent(getattr(result, key)) for key in _KEYS]
+        figures = [_percent(percent) for percent in result.figures.values()]
         exemplars, metric = _shown(result.exemplars), _shown(result.metric)
         shown.add_row(result.method, *figures, exemplars, metric, _source(result))
     return shown
@@ -101,14 +102,15 @@ def _same(found: PublishedRows, rows: Sequence[Row]) -> Table:
 
 def _others(others: Sequence[tuple[PublishedResult, list[Difference]]]) -> Iterator[Table | Text]:
     """The nearest results; each letter is a difference, which the lines below explain."""
-    shown = _table("exemplars", "differs", "source")
+    titles = [_TITLES[key] for key in others[0][0].figures if key != "forgetting"]
+    shown = _table(*titles, "exemplars", "differs", "source")
     letters: dict[str, str] = {}
     for result, differences in others[:MOST_OTHERS]:
         clauses = "; ".join(
             f"{fact}: {one} here, {other} published" for fact, one, other in differences
         )
         letter = letters.setdefault(clauses, ascii_lowercase[len(letters)])
-        figures = _percent(result.average), _percent(result.last)
+        figures = [_percent(getattr(result, title)) for title in titles]
         cells = (_shown(result.exemplars), letter, _source(result))
         shown.add_row(result.method, *figures, *cells)
     yield Text("nearest published results of other protocols, not to be compared (%)")
@@ -121,7 +123,7 @@ def _others(others: Sequence[tuple[PublishedResult, list[Difference]]]) -> Itera
 def _table(*titles: str) -> Table:
     shown = Table()
     shown.add_column("method", overflow="fold")
-    for title in ("average", "last", *titles):
+    for title in titles:
         is_text = title in ("source", "differs", "metric")
         shown.add_column(title, justify="left" if is_text else "right", overflow="fold")
     return shown
@@ -153,17 +155,12 @@ def _unnamed(output: str) -> str:
 
 
 def _record(result: PublishedResult) -> dict[str, Any]:
-    fractions = _fractions(result)
-    return result.model_dump(mode="json") | {key: fractions[long] for key, long in _KEYS.items()}
+    fractions = {name: _fraction(getattr(result, name)) for name in _FIGURES}
+    return result.model_dump(mode="json") | fractions
 
 
-def _fractions(result: PublishedResult) -> dict[str, float | None]:
-    """The figures as fractions by their key in results.json."""
-    percents = {long: getattr(result, key) for key, long in _KEYS.items()}
-    return {
-        key: None if percent is None else round(percent / 100, 6)
-        for key, percent in percents.items()
-    }
+def _fraction(percent: float | None) -> float | None:
+    return None if percent is None else round(percent / 100, 6)
 
 
 def _kept(method: str) -> int | None:

@@ -6,14 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline import storage
 from pipeline.reporting.published import PublishedRows
 from pipeline.reporting.published_tables import (
-    published_columns,
     published_content,
     published_lines,
+    run_columns,
 )
 from pipeline.reporting.run_groups import RunTable
 from pipeline.reporting.run_rows import (
@@ -34,12 +35,15 @@ def to_csv(tables: Tables, published: Sequence[PublishedRows] = ()) -> str:
     ``published``, one of each table, adds the lines of its results of the same protocol.
     """
     file = io.StringIO()
-    lines = [_flat_row(table, row) for table, rows in tables for row in rows]
-    if published:
-        lines = [line | published_columns(None, line["method"]) for line in lines]
-        for (table, _), found in zip(tables, published, strict=True):
-            protocol = {"protocol_sha256": " ".join(_hashes(table))}
-            lines += [line | protocol for line in published_lines(found)]
+    pairs = list(zip_longest(tables, published))
+    lines = [
+        _flat_row(table, row) | (run_columns(found, row.group.method) if found else {})
+        for (table, rows), found in pairs
+        for row in rows
+    ]
+    for (table, _), found in pairs:
+        protocol = {"protocol_sha256": " ".join(_hashes(table))}
+        lines += [line | protocol for line in (published_lines(found) if found else ())]
     columns = dict.fromkeys(column for line in lines for column in line)
     writer = csv.DictWriter(file, [*columns], lineterminator="\n")
     writer.writeheader()

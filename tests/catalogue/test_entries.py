@@ -116,7 +116,7 @@ def test_configuration_agrees_with_the_shipped_one(name, shipped):
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_sequences_have_the_templates_of_each_benchmark(name, tmp_path):
-    """must give each of them those of its entry, unless the source has one list for all"""
+    """must give each of them those of its entry, unless the source of the sequence has others"""
     sequence, file = SEQUENCES[name], tmp_path / "run.yaml"
     for arch, weights in BACKBONES:
         file.write_text(sequence_text(name, sequence, arch, weights=weights))
@@ -125,8 +125,9 @@ def test_sequences_have_the_templates_of_each_benchmark(name, tmp_path):
         assert (config.tasks.classes_per_task, config.tasks.known_classes) == ("all", "apart")
         assert config.evaluation.label_space == sequence.label_space
         found = [config.text.templates_of(k) for k in range(len(sequence.benchmarks))]
-        own = [read_benchmark(each).templates for each in sequence.benchmarks]
-        assert found == ([[*sequence.templates]] * len(own) if sequence.templates else own)
+        for each, templates in zip(sequence.benchmarks, found, strict=True):
+            other = sequence.templates.get(each)
+            assert templates == ([*other] if other else read_benchmark(each).templates)
 
 
 def test_orders_of_mtil_have_the_same_1201_classes():
@@ -212,3 +213,6 @@ def test_page_shows_the_current_output(capsys):
         assert main(words) == 0
         lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
         assert "\n".join(lines) in page, f"tppt benchmarks {' '.join(words)}"
+    assert main(["mtil"]) == 0
+    _, heading, results = capsys.readouterr().out.partition("published results")
+    assert heading + results in page and results.count("\n") > 5
