@@ -84,6 +84,19 @@ def test_failed_write_leaves_the_old_content_and_no_other_file(tmp_path, monkeyp
     assert storage.read_bytes(url) == b"old"
 
 
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_file_has_the_permissions_of_every_new_file(tmp_path, monkeypatch, mask):
+    """must not change the umask meanwhile: that of a process belongs to all its threads"""
+    before = os.umask(mask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+            storage.write_atomically(str(tmp_path / "file"), b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_missing_file_is_named():
     with pytest.raises(StorageError, match="cannot read /no/such/file: there is no such file"):
         storage.read_bytes("/no/such/file")
