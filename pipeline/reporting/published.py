@@ -84,22 +84,20 @@ def _data(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
 
 def _splits(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     """Other splits of the same benchmarks, by name, by the hash and by the number of images."""
-    names: list[tuple[str, str]] = []
-    hashes: list[tuple[str, str]] = []
-    splits: list[Split | None] = []
-    for membership, theirs in zip(run.manifest.benchmarks, published.split_names, strict=True):
-        assert membership is not None, "its benchmark is that of a published result"
-        split = published.splits_of(membership.benchmark).get(membership.split)
-        splits.append(split)
-        place = f"{membership.benchmark} " if published.sequence else ""
-        if membership.split != theirs:
-            names.append((f"{place}{membership.split}", f"{place}{theirs or NOT_STATED}"))
-        elif split is not None and split.sha256 not in (None, membership.sha256):
-            pair = membership.sha256[:8], str(split.sha256)[:8]
-            hashes.append((f"{place}{pair[0]}", f"{place}{pair[1]}"))
+    memberships = [each for each in run.manifest.benchmarks if each]
+    splits = [published.splits_of(each.benchmark).get(each.split) for each in memberships]
+    names, hashes = [], []
+    for mine, split, theirs in zip(memberships, splits, published.split_names, strict=True):
+        place = f"{mine.benchmark} " if published.sequence else ""
+        if mine.split != theirs:
+            stated = f"{place}{theirs or NOT_STATED}" if any(published.split_names) else NOT_STATED
+            names.append((f"{place}{mine.split}", stated))
+        elif split is not None and split.sha256 not in (None, mine.sha256):
+            hashes.append((f"{place}{mine.sha256[:8]}", f"{place}{str(split.sha256)[:8]}"))
     for fact, pairs in (("split", names), ("images of the split", hashes)):
         if pairs:
-            yield Difference(fact, *(", ".join(texts) for texts in zip(*pairs, strict=True)))
+            one, other = (", ".join(dict.fromkeys(texts)) for texts in zip(*pairs, strict=True))
+            yield Difference(fact, one, other)
     known = [split for split in splits if split is not None]
     if len(known) == len(splits) and sum(map(len, run.tasks)) == sum(published.task_sizes):
         yield from _images(run, known)

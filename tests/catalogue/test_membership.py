@@ -39,14 +39,15 @@ def test_hash_is_that_of_the_documented_lines():
     assert hash_membership([("train", "ant", "1.jpg"), ("test", "ant", "2.jpg")]) == known
 
 
-def test_index_keeps_the_membership_and_a_join_has_none():
+def test_index_keeps_the_membership_and_a_join_has_each():
     index = store(f"memory://{uuid.uuid4().hex}", draw_samples())
     content = format_index(index.class_names, index.class_folders, index.shards, None, MEMBERSHIP)
     named = parse_index(index.url, content)
     assert named.membership == MEMBERSHIP and index.membership is None
     assert named.with_closed("test").membership == MEMBERSHIP
     assert named.sha256 != index.sha256
-    assert join_indexes([index, named], known_classes="allow").membership is None
+    joined = join_indexes([index, named], known_classes="allow")
+    assert joined.membership is None and joined.memberships == (None, MEMBERSHIP)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,9 @@ def test_results_name_the_benchmark_and_its_split():
     facts = {"tasks": (), "index_sha256": "0", "identity": identity, "ranks": 1}
     content = json.loads(json.dumps(build_manifest(config, membership=MEMBERSHIP, **facts)))
     assert RunManifest.model_validate(content).membership == MEMBERSHIP
-    without = build_manifest(config, **facts)
+    joined = build_manifest(config, memberships=(None, MEMBERSHIP), **facts)
+    assert RunManifest.model_validate(joined).benchmarks == [None, MEMBERSHIP]
+    without = build_manifest(config, memberships=(None, None), **facts)
     assert content.keys() - without.keys() == {"membership"}
     assert RunManifest.model_validate(without).membership is None
 
