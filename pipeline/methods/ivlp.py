@@ -15,7 +15,10 @@ from pipeline.model.prompts import TextualPromptOptions, VisualPromptOptions
 
 
 class IvlpOptions(FinetuneOptions):
-    """The tokens of both towers; the authors' code has two in each of 12 blocks."""
+    """The tokens of both towers; the authors' code has two in each of 12 blocks.
+
+    It keeps the words "of a" behind the two of the text tower; here the class name follows them.
+    """
 
     visual_prompts: VisualPromptOptions = SHARED.model_copy(update={"length": 2})
     textual_prompts: TextualPromptOptions = TextualPromptOptions(length=2, depth=12)

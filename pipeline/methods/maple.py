@@ -24,7 +24,10 @@ from pipeline.rng import torch_stream
 
 
 class MapleOptions(AnchoredOptions):
-    """The textual tokens; the authors' code has two in each of 9 blocks."""
+    """The textual tokens; the authors' code has two in each of 9 blocks.
+
+    It keeps the words "of a" behind them; here the class name follows them.
+    """
 
     textual_prompts: TextualPromptOptions = TextualPromptOptions(length=2, depth=9)
 

@@ -2,7 +2,9 @@
 
 Source: arXiv 2307.02251: features φ(x) = relu(x P), their Gram matrix G and class sums Q
 accumulated over tasks, weights (G + λ I)⁻¹ Q. The paper adapts the backbone in the first task with
-a head that it then drops; here visual prompts are trained against the text anchors.
+a head that it then drops; here visual prompts are trained against the text anchors. The authors'
+code takes raw vectors and chooses λ in each task; here vectors have length 1, and the first task
+chooses λ.
 """
 
 from __future__ import annotations

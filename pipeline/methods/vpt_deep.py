@@ -4,7 +4,7 @@
 replace those of the block before. All tasks train one set. Text anchors replace the paper's linear
 head.
 
-Source: arXiv 2203.12119, equations 5 and 6.
+Source: arXiv 2203.12119, section 3.2, VPT-Deep.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ _FEW = 3
 class Prefix(NamedTuple):
     """Further keys and values of one attention, beside those of the tokens.
 
-    They enter where the normalised tokens do, before the projections to keys and values.
+    They enter where the normalised tokens do, before the projections to keys and values, as in the
+    equations of the paper. The authors' code inserts them behind the projections.
 
     Source: prefix tuning as in DualPrompt, arXiv 2204.04799.
     """

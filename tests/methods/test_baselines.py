@@ -104,7 +104,7 @@ def test_coop_reads_names_behind_its_context_and_images_as_they_are(build, tiny_
 
 @pytest.mark.parametrize("label", ["vpt_deep", "ivlp"])
 def test_shared_prompts_replace_each_other_from_block_to_block(label, build, tiny_clip):
-    """arXiv 2203.12119, equations 5 and 6: one set for all images, which all tasks train"""
+    """arXiv 2203.12119, section 3.2, VPT-Deep: one set for all images, which all tasks train"""
     method = build(label)
     assert isinstance(method, (VptDeep, Ivlp))
     [chunk] = method.visual_prompts.chunks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +125,17 @@ class Adder(Finetune):
 def test_broken_law_is_named_with_its_remedy(name, words, tiny_clip):
     with pytest.raises(ContractError, match=f"{HERE}:{name}: {words}"):
         check_method(f"{HERE}:{name}", clip=tiny_clip)
+
+
+def test_example_of_the_page_obeys_the_laws(tiny_clip, tmp_path, monkeypatch):
+    """must be found as a class outside the package, with its options"""
+    page = (Path(__file__).parents[2] / "docs" / "METHODS.md").read_text()
+    name, text = re.findall(r"^```py\n# my_package/(\w+).py\n(.*?)^```", page, re.M | re.S)[0]
+    (tmp_path / f"page_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    check_method(f"page_{name}:Adapters", {"share": 0.3}, clip=tiny_clip)
+    with pytest.raises(ConfigError, match="share: .*greater than or equal to 0, found -1"):
+        check_method(f"page_{name}:Adapters", {"share": -1}, clip=tiny_clip)
 
 
 def test_unknown_method_is_named():
