@@ -186,7 +186,7 @@ def test_results_on_other_sequences_say_what_differs(output, run, capsys):
     assert (zscl["transfer"], zscl["average"], zscl["last"]) == (0.681, 0.754, 0.836)
     differing = {each["setting"]: each["other"] for each in zscl["differences"]}
     assert differing["benchmarks"].startswith("mtil (aircraft, caltech101, cifar100")
-    assert differing["tasks"] == "a task of each benchmark (11 tasks, 1201 classes)"
+    assert differing.keys() == {"benchmarks", "architecture", "weights"}
     assert {each["benchmark"] for each in found["other_protocols"]} == {None}
 
 

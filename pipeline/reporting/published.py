@@ -116,6 +116,8 @@ def _images(run: RunResults, splits: Sequence[Split]) -> Iterator[Difference]:
 
 
 def _tasks(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
+    if published.sequence and _names(run) != published.benchmarks:
+        return  # hence other tasks
     sizes = tuple(map(len, run.tasks))
     if sizes != published.task_sizes:
         n_tasks, n_classes = len(published.task_sizes), sum(published.task_sizes)
@@ -131,9 +133,7 @@ def _tasks(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
 def _templates(run: RunResults, published: PublishedResult) -> Iterator[Difference]:
     """Other templates of a benchmark than those of the sequence; training uses the first."""
     sequence = published.found_sequence
-    if _names(run) != published.benchmarks or sequence is None:
-        return
-    if published.templates is None:
+    if sequence is None or published.templates is None:
         yield Difference("text.templates", "those of the run", NOT_STATED)
         return
     given = run.protocol.settings["text.templates"]

@@ -26,7 +26,8 @@ KEYS = {
 }  # fmt: skip
 MANIFEST_KEYS = {
     "config", "config_sha256", "class_order", "index_sha256", "backbone_sha256", "packages",
-    "git_commit", "world_size", "identity", "protocol", "membership", "train_images",
+    "git_commit", "world_size", "identity", "protocol", "membership", "memberships",
+    "train_images",
 }  # fmt: skip
 
 
