@@ -5,8 +5,9 @@ A new one is one file and one line in ``CLASSIFIERS``. Imports the base modules 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline.classifiers.base import (
     Classifier,
@@ -23,6 +24,7 @@ from pipeline.classifiers.linear import Linear
 from pipeline.classifiers.ridge import Ridge
 from pipeline.classifiers.text_anchors import TextAnchors
 from pipeline.classifiers.weighted_sum import WeightedSum
+from pipeline.errors import ConfigError
 from pipeline.plugins import find_class
 from pipeline.settings_file import Section, parse_section
 from pipeline.tasks import Task
@@ -46,6 +48,7 @@ __all__ = [
     "classifier_problem",
     "find_classifiers",
     "parse_classifier",
+    "shared_options",
 ]
 
 CLASSIFIERS: dict[str, type[Classifier]] = {
@@ -70,6 +73,15 @@ def parse_classifier(classifier: ClassifierConfig, *, place: str) -> Section:
         if isinstance(part, ClassifierConfig):
             parse_classifier(part, place=f"{place}.options.{name}")
     return options
+
+
+def shared_options(name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that the classifier called ``name`` has; none without such a one."""
+    try:
+        kind = find_class(str(name), CLASSIFIERS, Classifier, place="classifier.name")
+    except ConfigError:  # reported with its place by parse_classifier
+        return {}
+    return {key: value for key, value in options.items() if key in kind.Options.model_fields}
 
 
 def find_classifiers(classifier: ClassifierConfig) -> Iterator[tuple[str, type[Classifier]]]:

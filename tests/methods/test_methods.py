@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.classifiers import Moment
 from pipeline.config import MethodConfig
 from pipeline.errors import ConfigError
-from pipeline.methods import METHODS, build_method, parse_options
+from pipeline.methods import METHODS, build_method, parse_options, resolve_options
 from pipeline.methods.base import Losses, Method
 from pipeline.model.backbone import FrozenClip
 from pipeline.model.losses import (
@@ -124,6 +124,24 @@ def test_a_method_gets_its_own_options():
     options = {"tppt_v": {"anchor_residuals": True}, "tppt_vt": {"old_anchors": "frozen"}}
     assert parse_options(MethodConfig(name="tppt_v", options=options)).anchor_residuals
     assert parse_options(MethodConfig(name="tppt_vt", options=options)).old_anchors == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "options"),
+    [
+        ("ranpac", "class_means", {"vectors": ["embedding"], "drift_map": False}),
+        ("ranpac", "tests.probes:Ridge", {}),
+        ("tppt_ridge", "text_anchors", {}),
+        ("acil", "ridge", {"projection": 2000, "strength": 300.0}),
+        ("simplecil", "ridge", {"vectors": ["frozen_joint"], "projection": 0, "strength": None}),
+    ],
+)
+def test_another_classifier_keeps_the_options_that_it_has_too(name, classifier, options):
+    """must need no more than its name"""
+    given = {name: {"classifier": {"name": classifier}}}
+    resolved = resolve_options(MethodConfig(name=name, options=given)).options[name]["classifier"]
+    assert resolved["name"] == classifier
+    assert resolved["options"].items() >= options.items()
 
 
 def test_zeroshot_is_open_clip_itself(tiny_clip):
