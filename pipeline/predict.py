@@ -10,9 +10,11 @@ by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.run_source import RUN_OR_EXPORT, check_source
 from pipeline.text import first_few, format_percent
 from pipeline.threads import spin_briefly
@@ -89,6 +91,8 @@ def _predict(options: argparse.Namespace) -> int:
     found = find_images(paths)
     for problem in found.problems:
         _say(problem)
+    if options.out is not None:
+        _check_out(options.out)
     if not found.images:
         raise DataError("no image was found; give files, folders, archives or patterns of images")
     device = choose_device(options.device)
@@ -122,6 +126,28 @@ def _with_stdin(paths: Sequence[str]) -> list[str]:
         lines = (line.removesuffix(b"\r") for line in data.split(separator))
         complete += [os.fsdecode(line) for line in lines if line]
     return complete
+
+
+def _check_out(url: str) -> None:
+    """Refuse a place for the rows where no file can be written, before images are classified.
+
+    Raises:
+        StorageError: it is a folder, or cannot be reached.
+    """
+    if not storage.is_local(url):
+        storage.exists(url)
+        return
+    path = os.path.abspath(storage.local_path(url)) if url else ""
+    try:
+        if not path or os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it names a folder")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"--out {url!r} cannot be written: {error.strerror}; give another file"
+        ) from None
 
 
 @contextmanager
@@ -200,15 +226,15 @@ def _progress(total: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
 
 def _summarise(found: FoundImages, n_failed: int) -> None:
     """One line about all images, on stderr."""
-    parts = [f"{len(found.images) - n_failed:,} images classified"]
+    parts = [f"{_count(len(found.images) - n_failed, 'image')} classified"]
     if n_failed:
         parts.append(f"{n_failed:,} not")
     if found.problems:
-        parts.append(f"{len(found.problems):,} paths without an image")
+        parts.append(f"{_count(len(found.problems), 'path')} without an image")
     if found.n_repeated:
         parts.append(f"{found.n_repeated:,} named twice")
     if found.left_out:
-        parts.append(f"{len(found.left_out):,} other files left out ({found.left_out})")
+        parts.append(f"{_count(len(found.left_out), 'other file')} left out ({found.left_out})")
     _say(", ".join(parts))
 
 
@@ -217,8 +243,9 @@ def _show_score(score: Score, classifier: Classifier, *, per_class: bool) -> Non
     n_tested = score.images.total()
     if n_tested:
         _say(
-            f"accuracy {format_percent([score.micro])} % of {n_tested:,} images, "
-            f"{format_percent([score.macro])} % as the mean of {len(score.images):,} classes"
+            f"accuracy {format_percent([score.micro])} % of {_count(n_tested, 'image')}, "
+            f"{format_percent([score.macro])} % as the mean of "
+            f"{_count(len(score.images), 'class', 'classes')}"
         )
     if per_class:
         for number, name in enumerate(score.classes):
@@ -228,11 +255,15 @@ def _show_score(score: Score, classifier: Classifier, *, per_class: bool) -> Non
                 _say(f"  {name} (task {task}): {right:,} of {n:,}, {100 * right / n:.1f} %")
     if score.unknown:
         _say(
-            f"{score.unknown.total():,} images are not in the accuracy: at stage "
+            f"not in the accuracy: {_count(score.unknown.total(), 'image')}; at stage "
             f"{classifier.stage} the run does not know {first_few(sorted(score.unknown))}"
         )
     if score.n_unlabelled:
-        _say(f"{score.n_unlabelled:,} images have no label")
+        _say(f"without a label: {_count(score.n_unlabelled, 'image')}")
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _say(line: str) -> None:

@@ -21,6 +21,6 @@ def check_source(source: str, files: tuple[str, ...]) -> None:
     """
     if not any(storage.exists(storage.join(source, name)) for name in files):
         raise DataError(
-            f"{storage.redact(source)}: holds no {' and no '.join(files)}; give the output of a "
+            f"{storage.redact(source) or repr(source)}: holds no {' and no '.join(files)}; give the output of a "
             "run that has learned at least one task"
         )

@@ -58,7 +58,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add("--name", metavar="TEXT", help="name of the run in answers (default: RUN as given)")
     add("--weights", metavar="PATH", help="the backbone's weights, if they have moved")
-    add("--device", default="cpu", help="torch device, such as cuda:0 (default: cpu)")
+    add("--device", default="cpu", help="cpu, cuda:0, or auto (default: cpu)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all networks")
     add(
         "--port", type=number_from(0, 65535), default=8080, help="default: 8080; 0 for any free one"
@@ -165,11 +165,9 @@ def _loader(options: argparse.Namespace) -> Callable[[], Classifier]:
     import torch
 
     from pipeline.inference import load_classifier
+    from pipeline.inference.prediction import choose_device
 
-    try:
-        device = torch.device(options.device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {options.device!r}: {str(error).splitlines()[0]}") from None
+    device = choose_device(options.device)
 
     def load() -> Classifier:
         classifier = load_classifier(

@@ -93,7 +93,7 @@ def test_task_leaves_its_classes_alone(predict, folder, learned_run):
     assert status == 0 and all({row[f"class_{n}"] for n in (1, 2, 3)} == names for row in rows)
     assert sum(float(rows[0][f"probability_{n}"]) for n in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
     assert "class_4" not in out and {row["task_1"] for row in rows} == {"2"}
-    assert "3 images are not in the accuracy: at stage 3 the run does not know kite" in err
+    assert "not in the accuracy: 3 images; at stage 3 the run does not know kite" in err
     assert "task 9 is not learned; choose one from 1 to 3" in predict("--task", 9, "kite")[2]
 
 
@@ -102,6 +102,14 @@ def test_rows_go_to_a_file_or_url(predict, folder):
     for place in ("rows.csv", "memory://predict/rows.csv"):
         assert predict("--out", place, "kite")[:2] == (0, "")
         assert storage.read_text(place) == expected
+
+
+@pytest.mark.parametrize("place", ["kite", "", "kite/0.png/rows.csv"])
+def test_place_where_no_rows_can_be_written_is_refused_first(predict, folder, place):
+    """must not cost the hours of classification before it"""
+    status, out, err = predict("--out", place, "kite")
+    assert (status, out, err.count("\n")) == (2, "", 1) and f"--out {place!r} cannot be" in err
+    assert sorted(path.name for path in folder.iterdir()) == ["kite"]
 
 
 def test_unreadable_files_are_named_and_counted(predict, folder):
@@ -115,13 +123,13 @@ def test_unreadable_files_are_named_and_counted(predict, folder):
     for name in ("cut.png cannot be decoded", "text.jpg cannot", "gone.png cannot be read"):
         assert any(line.startswith(name) for line in lines)
     assert "*.none: no file has a name of this form" in lines
-    assert summary == "3 images classified, 3 not, 1 paths without an image"
+    assert summary == "3 images classified, 3 not, 1 path without an image"
     status, strict, err = predict("--strict", *paths)
     assert (status, strict) == (2, out)
     assert "error: 4 images or paths could not be classified, and --strict" in err
 
 
-@pytest.mark.parametrize("paths", [["gone.png"], ["*.none"]])
+@pytest.mark.parametrize("paths", [["gone.png"], ["*.none"], [""]])
 def test_nothing_to_classify_is_an_error(predict, folder, paths):
     status, _, err = predict(*paths)
     assert status == 2 and err.splitlines()[-1].startswith("error: no image ")
@@ -183,7 +191,7 @@ def test_labels_by_folder_give_the_accuracy(predict, learned_run, tiny_images):
     assert f"{100 * sum(macro) / len(macro):.1f} % as the mean of 7 classes" in err
     for number, name in enumerate(NAMES):
         assert f"{name} (task " in err and f", {100 * macro[number]:.1f} %" in err
-    assert "1 images are not in the accuracy: at stage 3 the run does not know dodo" in err
+    assert "not in the accuracy: 1 image; at stage 3 the run does not know dodo" in err
     _, _, err = predict("--labels", "folders", "--stage", 1, root)
     unknown = ", ".join(sorted(name.replace(" ", "_") for name in [*NAMES[3:], "dodo"]))
     assert f"at stage 1 the run does not know {unknown}" in err
@@ -200,7 +208,7 @@ def test_labels_by_table_give_the_accuracy(predict, folder):
     assert status == 0 and f"accuracy {100 * right / 3:.1f} % of 3 images" in err
     shutil.copy("kite/0.png", "kite/3.png")
     _, _, err = predict("--labels", "labels.csv", "kite")
-    assert "1 images have no label" in err
+    assert "without a label: 1 image" in err
 
 
 @pytest.mark.parametrize(

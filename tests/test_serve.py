@@ -48,6 +48,8 @@ def test_folder_without_a_run_is_refused(capsys, tmp_path: Path):
     ("options", "words"),
     [
         (["--device", "gpu9"], "--device 'gpu9'"),
+        (["--device", "cuda:99"], "--device 'cuda:99' cannot be used"),
+        (["--device", "meta"], "--device 'meta' cannot be used"),
         (["--max-megapixels", "68"], "--max-megapixels 68"),
     ],
 )

@@ -87,7 +87,13 @@ def place_of(path: str) -> str:
 
 
 def _matches(path: str) -> list[str]:
-    """The paths that a pattern names, sorted; ``path`` itself if it is none."""
+    """The paths that a pattern names, sorted; ``path`` itself if it is none.
+
+    Raises:
+        DataError: there is no such path, or ``path`` is empty, as an unset variable of a shell is.
+    """
+    if not path:
+        raise DataError("an empty path names no image; give . for the working folder")
     if not glob.has_magic(path) or path.startswith(_WEB):
         return [path]
     if storage.is_local(path):

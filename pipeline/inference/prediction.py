@@ -35,16 +35,23 @@ class Prediction(NamedTuple):
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the GPU if there is one.
+    """The device of a name such as ``cuda:1``; ``auto`` is the GPU if there is one.
 
     Raises:
-        ConfigError: this machine has no such device.
+        ConfigError: torch does not know such a device, or this machine has none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU; give --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # fails where the device itself is missing
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"--device {name!r} cannot be used ({reason}); give a device of this machine, such as "
+            "cpu"
+        ) from None
+    return device
 
 
 def classify(
