@@ -29,11 +29,12 @@ from typing import IO, Any
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
 from pipeline.credentials import LEAVE_OUT, contains_login
 from pipeline.credentials import scrub as scrub
 from pipeline.errors import StorageError
-from pipeline.retry import RetryDeadlineExceeded, retry_until
+from pipeline.retry import RetryDeadlineExceeded, T, retry_until
 from pipeline.storage_errors import codes, explain
 
 DEADLINE_S = 120.0  # default time for the retries of one call
@@ -58,7 +59,8 @@ _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 _deadline_s = DEADLINE_S  # see patience
 _unreachable_s = math.inf  # see giving_up_early
 
-# The time limit of one attempt: a base, and the time that its bytes need on a very slow line.
+# The time limit of one attempt: a base, which the deadline cuts off, and the time that its bytes
+# need on a very slow line. A line that stands still is noticed by ``read_timeout``.
 _ATTEMPT_S = 60.0
 _SLOWEST_BYTES_PER_S = 256 << 10
 
@@ -100,18 +102,24 @@ def set_deadline(seconds: float) -> None:
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
-    """An open file; the caller closes it. Unlike the other calls, this one has no retries.
+    """An open file; the caller closes it. Each read is retried like a call of :func:`read_range`.
 
     Raises:
-        StorageError: the URL cannot be opened.
+        StorageError: the URL cannot be opened. Reading raises it if the URL cannot be read.
     """
-    with _explained("open", url):
+
+    def attempt(seconds_left: float) -> IO[Any]:
         filesystem, path = _filesystem(url)
         return filesystem.open(path, mode)
 
+    file = _retried("open", url, attempt)
+    if isinstance(file, AbstractBufferedFile) and mode == "rb":  # it does not retry by itself
+        file.cache.fetcher = lambda start, stop: read_range(url, start, stop)
+    return file
+
 
 def read_bytes(url: str, *, most: int | None = None) -> bytes:
-    """The complete content, which may have ``most`` bytes; at most one more is fetched.
+    """The complete content: at most ``most`` bytes, which give a large file the time it needs.
 
     Raises:
         StorageError: the URL cannot be read, or its content is too large.
@@ -146,16 +154,9 @@ def read_range(url: str, start: int, stop: int, *, deadline_s: float | None = No
     Raises:
         StorageError: the URL cannot be read.
     """
+    size, span = stop - start, {"start": start, "end": stop}
     try:
-        return _call(
-            "read",
-            url,
-            "cat_file",
-            start=start,
-            end=stop,
-            deadline_s=deadline_s,
-            bytes_=stop - start,
-        )
+        return _call("read", url, "cat_file", deadline_s=deadline_s, bytes_=size, **span)
     except StorageError as error:
         cause = error.__cause__
         if cause and "InvalidRange" in str(cause.__cause__):  # the object ends before ``start``
@@ -282,15 +283,23 @@ def _call(
     **options: Any,
 ) -> Any:
     """One filesystem call, retried until ``deadline_s``; ``bytes_`` is roughly its traffic."""
-    limit_s = _deadline_s if deadline_s is None else deadline_s
 
     def attempt(seconds_left: float) -> Any:
         filesystem, path = _filesystem(url)
-        attempt_s = min(seconds_left, _ATTEMPT_S + bytes_ / _SLOWEST_BYTES_PER_S)
+        attempt_s = min(seconds_left, _ATTEMPT_S) + bytes_ / _SLOWEST_BYTES_PER_S
         if not isinstance(filesystem, AsyncFileSystem):
             return getattr(filesystem, method)(path, *arguments, **options)
         call = getattr(filesystem, "_" + method)
         return sync(filesystem.loop, _within, attempt_s, call, path, *arguments, **options)
+
+    return _retried(verb, url, attempt, deadline_s)
+
+
+def _retried(
+    verb: str, url: str, attempt: Callable[[float], T], deadline_s: float | None = None
+) -> T:
+    """``attempt(seconds left)``, retried until ``deadline_s``."""
+    limit_s = _deadline_s if deadline_s is None else deadline_s
 
     def describe(error: BaseException) -> str:
         return f"cannot {verb} {redact(url)}: {explain(error, url)}"

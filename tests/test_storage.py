@@ -235,3 +235,21 @@ def test_content_over_the_limit_is_refused_and_not_fetched(folder):
             call(url, most=999)
     storage.write_atomically(url, b"")
     assert storage.read_bytes(url, most=9) == b""
+
+
+def test_attempt_has_the_time_that_its_bytes_need(bucket, monkeypatch):
+    """must not cut off a large file that arrives, whatever the limit on retries is"""
+    limits = []
+
+    async def record(limit_s, call, *arguments, **options):
+        limits.append(limit_s)
+        return await call(*arguments, **options)
+
+    monkeypatch.setattr(storage, "_within", record)
+    monkeypatch.setattr(storage, "_SLOWEST_BYTES_PER_S", 1)
+    url = f"s3://{bucket.name}/file"
+    with storage.patience(5):
+        storage.write_atomically(url, bytes(1000))
+        assert storage.read_bytes(url, most=1000) == bytes(1000)
+        assert storage.read_range(url, 0, 1000) == bytes(1000)
+    assert len(limits) == 3 and all(1000 < limit <= 1006 for limit in limits)

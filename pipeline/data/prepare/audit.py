@@ -109,7 +109,7 @@ def _shard_faults(work: tuple[str, Shard]) -> list[str]:
     url, shard = work
     place = storage.redact(storage.join(url, shard.name))
     try:
-        data = storage.read_bytes(storage.join(url, shard.name))
+        data = storage.read_bytes(storage.join(url, shard.name), most=shard.bytes)
         table = read_table(storage.join(url, shard.table_name), shard.samples, shard.table_sha256)
     except PipelineError as error:
         return [str(error)]

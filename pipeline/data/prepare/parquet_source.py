@@ -21,7 +21,7 @@ from pipeline.data.prepare.source_images import (
     file_errors_named,
 )
 from pipeline.data.prepare.splits import NOT_CHOSEN, SplitChoice, split_in_name
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -172,6 +172,8 @@ def read_image_bytes(url: str, wanted: Sequence[int]) -> Iterator[tuple[int, byt
             ):
                 if remaining and remaining[-1] == row:
                     yield remaining.pop(), _image_bytes(value)
+        except StorageError:
+            raise
         except Exception as error:  # pyarrow raises almost anything on damaged pages
             failure = SampleError(f"cannot be read ({describe(error)})")
             while remaining and remaining[-1] < stop:
