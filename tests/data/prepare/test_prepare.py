@@ -372,15 +372,30 @@ def test_interruption_is_reported_with_status_75(images, tmp_path, monkeypatch, 
     assert "stopped by a signal; start the same command again" in capsys.readouterr().err
 
 
+# The command, held before its last image until a signal comes.
+HELD_COMMAND = """
+import contextlib, sys, time
+from pipeline import prepare
+
+@contextlib.contextmanager
+def hold(what):
+    yield lambda done, total: time.sleep(600 if done == total - 1 else 0)
+
+prepare._progress_display = hold
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_every_process_and_the_same_command_continues(tmp_path, number):
+    """must end a command in the middle of its work, however fast the machine is"""
     source, out = tmp_path / "in", tmp_path / "out"
     data = draw_image_file(5, size=(300, 300), kind="PNG")
-    for split, count in (("train", 300), ("test", 1)):
+    for split, count in (("train", 150), ("test", 1)):
         (source / split / "ant").mkdir(parents=True)
         for row in range(count):
             (source / split / "ant" / f"{row}.png").write_bytes(data)
-    command = [sys.executable, "-m", "pipeline.prepare", "shard", "--source", str(source)]
+    command = [sys.executable, "-c", HELD_COMMAND, "shard", "--source", str(source)]
     command += ["--out", str(out), "--jobs", "2", "--shard-size", "1MB", "--resize", "200"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -441,6 +456,27 @@ def test_verify_finds_every_kind_of_fault(images, tmp_path, capsys):
     assert "4 faults" in out.err
 
 
+def test_copy_that_is_stopped_leaves_no_index_over_mixed_shards(images, tmp_path, monkeypatch):
+    """must never show a data set whose shards are partly those of another one"""
+    prepare(images, tmp_path / "a", "--shard-size", "20kB")
+    prepare(images, tmp_path / "b", "--shard-size", "30kB")
+    target, write = str(tmp_path / "copy"), storage.write_atomically
+    copy_data_set(str(tmp_path / "a"), target)
+
+    def stop(url: str, data: bytes, **options: object) -> None:
+        if url.endswith("test-000000.json"):
+            raise KeyboardInterrupt
+        write(url, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_atomically", stop)
+        with pytest.raises(KeyboardInterrupt):
+            copy_data_set(str(tmp_path / "b"), target, overwrite=True)
+    assert not os.path.exists(f"{target}/index.json")
+    copy_data_set(str(tmp_path / "b"), target, overwrite=True)
+    assert contents(target) == contents(str(tmp_path / "b"))
+
+
 def test_statistics_find_copies_across_splits(tmp_path, capsys):
     folder = write_folder(tmp_path / "in")
     shutil.copy(folder / "train/ant/p.1.jpg", folder / "test/zebra_2/leak.jpg")
@@ -469,6 +505,8 @@ def test_copy_is_verified_and_resumes(images, tmp_path, capsys):
     prepare(images, tmp_path / "b")
     assert run("copy", tmp_path / "b", target) == 2
     assert "belongs to another data set" in capsys.readouterr().err
+    assert run("copy", tmp_path / "b", target, "--overwrite") == 0
+    assert contents(target) == contents(str(tmp_path / "b"))  # no file of the longer data set
     overwrite_byte(str(tmp_path / "b" / "train-000000.tar"), 99)
     with pytest.raises(DataError, match="was not copied"):
         copy_data_set(str(tmp_path / "b"), str(tmp_path / "c"))
