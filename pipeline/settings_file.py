@@ -164,6 +164,8 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         start = "" if path.is_absolute() else f"; its path starts at {Path.cwd()}"
         raise ConfigError(f"{path}: no such configuration file{start}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; give a file, such as one of configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 

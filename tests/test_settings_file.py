@@ -143,7 +143,7 @@ def test_path_without_a_text_file_is_refused(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="cannot be read as text"):
         load_config(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(ConfigError, match="is a folder; give a file"):
         load_config(tmp_path)
 
 

@@ -530,6 +530,21 @@ def test_damaged_gzip_file_of_mnist_is_refused(tmp_path, capsys, spoil):
     assert "download it again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        (["mnist"], "mnist is read from train-images-idx3-ubyte and the three other files"),
+        (["dtd", "--split", "coop"], "dtd is read from images with labels/train1.txt, "),
+        (["imagenet_a"], "imagenet_a is read from train/<class>/* and test/<class>/*"),
+    ],
+)
+def test_source_without_the_benchmark_is_refused_with_its_layout(tmp_path, capsys, options, layout):
+    """must say it for each kind of layout: files of the owner, lists, folders of a split"""
+    write(tmp_path, "in/deeper/notes.txt", "no image")
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", *options) == 2
+    assert layout in capsys.readouterr().err
+
+
 def test_images_that_the_split_does_not_name_are_left_out(tmp_path, capsys):
     root = imagenet_r(tmp_path / "in")
     split = write_split(tmp_path / "few.json", PATHS[:1], PATHS[1:2])

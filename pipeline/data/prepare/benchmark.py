@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.catalogue.entry import Benchmark, Split, read_benchmark
 from pipeline.data.membership import Membership, hash_membership
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
+from pipeline.data.prepare.file_tree import NoImageError
 from pipeline.data.prepare.folder_source import FolderSource
 from pipeline.data.prepare.list_layout import open_tree, read_lists
 from pipeline.data.prepare.parquet_source import ParquetSource
@@ -80,7 +81,10 @@ def _in_splits(
         if found is not None:
             return found[0], str(found[1])
     name = _split_name(choice, entry, splits)
-    return source.list_images(splits), name
+    try:
+        return source.list_images(splits), name
+    except NoImageError as error:
+        raise DataError(f"{error}; {choice.name} is read from {entry.layout}") from None
 
 
 def _name_of_file(url: str, entry: Benchmark) -> str:

@@ -27,6 +27,10 @@ _VIDEO_SUFFIXES = frozenset("avi m4v mkv mov mp4 mpeg mpg webm wmv".split())
 _SYSTEM_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
+class NoImageError(DataError):
+    """A source has no image of the expected form."""
+
+
 @dataclass(frozen=True)
 class _File:
     """One file: the parts of its path, and its place for the source."""
@@ -41,7 +45,8 @@ def select_images(
     """The images among ``files``, pairs of path and location; the others go to ``left_out``.
 
     Raises:
-        DataError: a path leaves the tree, or no image has the expected form.
+        NoImageError: no image has the expected form.
+        DataError: a path leaves the tree.
     """
     place = storage.redact(url)
     found = [_File(_checked_parts(path, place), location) for path, location in files]
@@ -60,7 +65,7 @@ def select_images(
             f"it looks like <class>/* with {len(flat):,} classes: add --test-fraction 0.2 to draw "
             f"a test split, or {remedy}"
         )
-    raise DataError(
+    raise NoImageError(
         f"{place}: contains no image of the form {LAYOUT}{_reasons(left_out)}; {remedy}"
     )
 
@@ -195,7 +200,7 @@ def _class_folders(files: Iterable[_File]) -> set[str]:
 
 def _refuse_nothing(images: Sequence[SourceImage], place: str, left_out: LeftOut) -> None:
     if not images:
-        raise DataError(
+        raise NoImageError(
             f"{place}: contains no image of the form {LAYOUT}{_reasons(left_out)}; "
             "rearrange it, or list its images in a CSV with path, label and split"
         )
