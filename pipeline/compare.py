@@ -93,7 +93,7 @@ def _build_parser() -> argparse.ArgumentParser:
             const=_STDOUT,
             help=f"also write the rows as {title}; without FILE print them instead of the table",
         )
-    add("--published", action="store_true", help="also show public results on the benchmark")
+    add("--published", action="store_true", help="also show public results on the benchmark(s)")
     add(
         "--published-file",
         metavar="FILE",
