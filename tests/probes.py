@@ -5,6 +5,7 @@ Configurations name them as any class outside the package: ``tests.probes:KeyPoo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ from pipeline.classifiers import (
     EmbeddedImages,
     Moment,
 )
+from pipeline.distributed.collectives import sum_over_ranks
 from pipeline.methods.base import Inputs, Losses, Method
 from pipeline.methods.tppt_vt import TpptVT
 from pipeline.model.anchors import FixedAnchors
@@ -108,15 +110,31 @@ class Paced(TpptVT):
 
 
 class Held(TpptVT):
-    """Waits in each step after the first task while a file exists, or until it is asked to stop.
+    """Waits at a step while a file exists, or until a rank is asked to stop.
 
-    A test can so interrupt several runs in their second task, however fast each of them is.
+    So a test disturbs a run at that step, on a machine of any speed. The file holds the task and
+    the steps in it that a start does before it waits; an empty one means ``1 0``.
     """
 
-    HOLD = "FILE_THAT_HOLDS_RUNS"  # in the environment
+    HOLD = "FILE_THAT_HOLDS_RUNS"  # in the environment, if any: held runs and others are equal
+
+    def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
+        self._steps_done = 0
 
     def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
-        request = signal.getsignal(signal.SIGUSR2).__self__
-        while self.task.index > 0 and Path(os.environ[self.HOLD]).exists() and not request.is_made:
-            time.sleep(0.05)
+        file = os.environ.get(self.HOLD)
+        while file and self._is_held(Path(file)):
+            time.sleep(0.02)
+        self._steps_done += 1
         return super().losses(embedded, label_N)
+
+    def _is_held(self, file: Path) -> bool:
+        """Whether the ranks wait; all of them leave together, so none waits for another one."""
+        is_held = False
+        with contextlib.suppress(FileNotFoundError):
+            place = [int(word) for word in file.read_text().split()] or [1, 0]
+            is_held = [self.task.index, self._steps_done] >= place
+        is_asked = signal.getsignal(signal.SIGUSR2).__self__.is_made
+        n_held, n_asked = sum_over_ranks(torch.tensor([is_held, is_asked]).int()).tolist()
+        return n_held > 0 and n_asked == 0

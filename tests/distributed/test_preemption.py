@@ -27,6 +27,7 @@ from pipeline.errors import Preempted
 from pipeline.events import VARIABLE, read_events
 from tests.chaos.comparison import RunContent, read_run
 from tests.interruptions import changed, newest_snapshot, start_on_ranks
+from tests.probes import Held
 from tests.processes import command, left_after, marked
 from tests.services.nodes import wait_until
 from tests.services.object_store import free_ports
@@ -36,17 +37,19 @@ from tests.variants import VARIANTS
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "pipeline" / "train.py")
 PROGRAMS = Path(sys.executable).parent
+HELD = f"{Held.__module__}:{Held.__name__}"
 MARK = "MARK_OF_THIS_RUN"
 START_S = 200.0  # longest time for the start of two ranks on a busy machine
 
 
 @pytest.fixture(scope="module")
 def config(tiny_arch: str, tiny_shards: str) -> Config:
-    """A run with loader workers that takes long enough to be stopped."""
+    """A run with loader workers that waits at a step, see :meth:`Command.begin`."""
+    options = VARIANTS["anchors kept as learned"].options["tppt_vt"]
     return build_config(
-        tiny_arch, tiny_shards, method=VARIANTS["anchors kept as learned"].model_dump(),
-        optim={"epochs": 20}, data={"workers": 1}, engine={"timeout_s": 10},
-        snapshot={"every_steps": 20},
+        tiny_arch, tiny_shards, method={"name": HELD, "options": {HELD: options}},
+        optim={"epochs": 8}, data={"workers": 1}, engine={"timeout_s": 10},
+        snapshot={"every_steps": 5},
     )  # fmt: skip
 
 
@@ -61,17 +64,22 @@ class Command:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
 
-    def begin(self, words: list[str] | None = None) -> None:
-        """Start it."""
+    def begin(self, words: list[str] | None = None, *, steps: int | None = None) -> None:
+        """Start it; after so many steps of its task it waits for a signal."""
+        hold = self.folder / "hold"
+        hold.unlink(missing_ok=True)
+        if steps is not None:
+            hold.write_text(f"0 {steps}")
         (self.folder / "config.yaml").write_text(dump_config(self.config))
         self.starts += 1
         on_cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        own = {MARK: self.mark, VARIABLE: str(self.event_file), Held.HOLD: str(hold)}
         environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "PYTHONPATH")}
         with open(self.log, "x") as log:
             self.process = subprocess.Popen(
                 [*(words or self.words), "--config", "config.yaml"],
                 cwd=self.folder,
-                env=environment | on_cpu | {MARK: self.mark, VARIABLE: str(self.event_file)},
+                env=environment | on_cpu | own,
                 stdout=log,
                 stderr=log,
             )
@@ -96,15 +104,16 @@ class Command:
         events, _ = read_events(self.event_file)
         return [event for event in events if event["event"] == name]
 
-    def wait_for_steps(self, count: int) -> None:
-        """Return as soon as the latest start has done ``count`` steps."""
+    def begin_and_wait(self, words: list[str] | None = None, *, steps: int) -> None:
+        """Start it, and return once it has done so many steps and waits for a signal."""
+        self.begin(words, steps=steps)
         wait_until(
-            lambda: len(self.events("step")) >= count or self.process.poll() is not None,
+            lambda: len(self.events("step")) >= steps or self.process.poll() is not None,
             timeout_s=START_S,
             every_s=0.05,
         )
         assert self.process.poll() is None, self.log_text[-4000:]
-        assert len(self.events("step")) >= count, self.log_text[-4000:]
+        assert len(self.events("step")) >= steps, self.log_text[-4000:]
 
     def resumed_at(self) -> str:
         """The snapshot from which the latest start continued."""
@@ -227,8 +236,7 @@ def test_stopped_in_every_way_one_after_another(run, expected):
 def stop(run: Command, launcher: str, number: signal.Signals, victims: Any, status: int) -> None:
     """Start the run and stop it in one of the ``WAYS``."""
     way = f"{launcher}: {number.name} {victims.__name__}"
-    run.begin(TORCHRUN if launcher == "torchrun" else None)
-    run.wait_for_steps(3)
+    run.begin_and_wait(TORCHRUN if launcher == "torchrun" else None, steps=3)
     for process in victims(run):
         process.send_signal(number)
     assert run.status() == status, f"{way}: {run.log_text[-4000:]}"
@@ -239,8 +247,7 @@ def stop(run: Command, launcher: str, number: signal.Signals, victims: Any, stat
 
 def lose_a_rank(run: Command, number: signal.Signals) -> None:
     """Start the run and kill or freeze rank 1: rank 0 must report it, and the job must end."""
-    run.begin()
-    run.wait_for_steps(23)  # beyond a snapshot
+    run.begin_and_wait(steps=7)  # beyond a snapshot
     run.ranks()[1].send_signal(number)
     assert run.status() not in (0, 75), run.log_text[-4000:]
     errors = [line for line in run.log_text.splitlines() if line.startswith("error: rank 0 lost")]
@@ -257,11 +264,10 @@ def lose_a_rank(run: Command, number: signal.Signals) -> None:
 def test_one_process_without_a_launcher(run, tmp_path):
     """must end with 75 and one line, also if a signal comes while the program is being loaded"""
     run.words = [sys.executable, "-m", "pipeline.train"]
-    run.config = changed(run.config, optim={"epochs": 8})
-    os.symlink(ROOT / "pipeline", run.folder / "pipeline")
+    for package in ("pipeline", "tests"):
+        os.symlink(ROOT / package, run.folder / package)
     for number in STOP_SIGNALS:
-        run.begin()
-        run.wait_for_steps(2)
+        run.begin_and_wait(steps=2)
         for process in with_children(psutil.Process(run.process.pid)):  # as a terminal does it
             process.send_signal(number)
         assert run.status() == 75, run.log_text[-4000:]
@@ -289,7 +295,8 @@ def test_second_ctrl_c_ends_at_once(run, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(free_ports(1)[0]))
     run.words = [sys.executable, "-m", "pipeline.train"]
     run.config = changed(run.config, engine={"timeout_s": 600})
-    os.symlink(ROOT / "pipeline", run.folder / "pipeline")
+    for package in ("pipeline", "tests"):
+        os.symlink(ROOT / package, run.folder / package)
     run.begin()
     process = psutil.Process(run.process.pid)
     assert wait_until(process.net_connections, timeout_s=START_S)  # until it waits

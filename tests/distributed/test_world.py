@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 
 import pytest
 import torch
@@ -178,15 +177,21 @@ def test_new_group_has_all_ranks():
 
 
 def hang_on_rank_one(world: World, place: str) -> str:
-    """The error of each rank when rank 1 hangs for longer than the timeout."""
+    """The error of rank 0 when rank 1 hangs until then."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*address, is_master=False)
+    store.set(f"rank {world.rank} is up", "")
+    store.wait([f"rank {rank} is up" for rank in range(world.world_size)])  # may take long
     try:
-        with process_group(world, timeout_s=2):
+        with process_group(world, timeout_s=3):
             if world.rank == 1:
-                time.sleep(4)
+                store.wait(["rank 0 has noticed it"])
             elif place == "in a collective":
                 sum_over_ranks(torch.zeros(1))
     except LostRankError as error:
         return str(error)
+    finally:
+        store.set(f"rank {world.rank} has noticed it", "")
     return "no error"
 
 
