@@ -105,9 +105,9 @@ def _predict(options: argparse.Namespace) -> int:
         _summarise(found, n_failed)
         if labels is not None:
             _show_score(score, classifier, per_class=options.per_class)
+        if n_failed == len(found.images):  # --out keeps the file that it has
+            raise DataError("no image could be classified; see the lines above")
     n_problems = n_failed + len(found.problems)
-    if n_failed == len(found.images):
-        raise DataError("no image could be classified; see the lines above")
     if options.strict and n_problems:
         raise DataError(f"{n_problems:,} images or paths could not be classified, and --strict "
                         "was given; see the lines above")  # fmt: skip

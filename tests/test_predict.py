@@ -131,8 +131,11 @@ def test_unreadable_files_are_named_and_counted(predict, folder):
 
 @pytest.mark.parametrize("paths", [["gone.png"], ["*.none"], [""]])
 def test_nothing_to_classify_is_an_error(predict, folder, paths):
-    status, _, err = predict(*paths)
+    """must leave the rows of an earlier call alone"""
+    (folder / "rows.csv").write_text("earlier")
+    status, _, err = predict("--out", "rows.csv", *paths)
     assert status == 2 and err.splitlines()[-1].startswith("error: no image ")
+    assert (folder / "rows.csv").read_text() == "earlier"
 
 
 def test_names_are_written_so_that_they_can_be_read_again(predict, folder):

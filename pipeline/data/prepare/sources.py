@@ -25,7 +25,7 @@ def open_source(url: str) -> ImageSource | ParquetSource:
     """The source at ``url``, of the kind that its name and content show.
 
     Raises:
-        DataError: ``url`` has no file, a compressed archive, or a file of another kind.
+        DataError: ``url`` is missing, empty, a compressed archive, or a file of another kind.
     """
     is_folder = storage.is_local(url) and os.path.isdir(storage.local_path(url))
     suffix = "" if is_folder else PurePosixPath(url).suffix.lower()
@@ -48,7 +48,8 @@ def open_source(url: str) -> ImageSource | ParquetSource:
     paths = list_tree(url, LeftOut()) if is_folder or not storage.is_local(url) else iter(())
     first = next(paths, None)
     if first is None:
-        raise DataError(f"{place}: has no file; give {_KINDS}")
+        found = "has no file" if is_folder or not storage.is_local(url) else "does not exist"
+        raise DataError(f"{place}: {found}; give {_KINDS}")
     if is_parquet_name(first[0]) or any(is_parquet_name(path) for path, _ in paths):
         return ParquetSource(url)
     return FolderSource(url)

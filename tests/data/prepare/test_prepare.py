@@ -258,7 +258,8 @@ def test_data_set_is_overwritten_only_with_the_option(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "has no file; give a folder, .tar, .zip, .csv, .jsonl or .parquet"),
+        ("nowhere", "does not exist; give a folder, .tar, .zip, .csv, .jsonl or .parquet"),
+        ("nothing", "has no file; give a folder, .tar, .zip"),
         ("empty.csv", "has no column label, path, split"),
         ("bad-split.csv", "line 2: split 'dev' is not one of train"),
         ("missing.csv", "train/ant/gone.jpg cannot be read .*No such file"),
@@ -285,6 +286,7 @@ def test_bad_source_is_explained_in_one_line(tmp_path, capsys, source, message):
     (tmp_path / "bad.jsonl").write_text("{'path': 1}\n")
     for name in ("text.tar", "text.zip", "train.parquet"):
         (tmp_path / name).write_text("text")
+    (tmp_path / "nothing").mkdir()
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "0.jpg").write_bytes(draw_image_file(1))
     (tmp_path / "broken/train/ant").mkdir(parents=True)
