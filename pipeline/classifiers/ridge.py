@@ -30,7 +30,7 @@ from pipeline.rng import torch_stream
 from pipeline.tasks import Task
 
 _MOST_BYTES = 256 * 10**6  # of the Gram matrix, in memory and in the file of each task
-_GIVE_STRENGTH = "give `strength` in its options (300 suits 2,000 random features)"
+_GIVE_STRENGTH = "give `strength` beside its other options (300 suits 2,000 random features)"
 _STRENGTHS = tuple(10 ** (half / 2) for half in range(-8, 13))  # two per decade
 
 

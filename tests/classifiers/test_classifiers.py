@@ -153,7 +153,7 @@ def test_strength_is_not_chosen_on_no_image(tiny_clip):
     classifier = build(tiny_clip, "ridge")
     classifier.begin_task(TASKS[0])
     embedded, label_B = task_images(0)[0]
-    with pytest.raises(ConfigError, match="too few training images: .*; give `strength` in its op"):
+    with pytest.raises(ConfigError, match="too few training images: .*; give `strength` beside"):
         classifier.fit("end", [(embedded.rows(slice(0, 4)), label_B[:4])])
     classifier.fit("end", [(embedded.rows(slice(0, 5)), label_B[:5])])
 

@@ -160,7 +160,7 @@ RIDGE = {"name": "ridge", "options": {"projection": 31}}
 GIVEN = {"name": "ridge", "options": {"projection": 31, "strength": 3.0}}
 LINEAR = {"name": "linear"}
 FIRST_ALONE = "the first task has one class and alone trains prompts .*; raise tasks.initial_class"
-NO_STRENGTH = "the first task has one class, and the strength of 'ridge' .*; give `strength` in"
+NO_STRENGTH = "the first task has one class, and the strength of 'ridge' .*; give `strength`"
 
 
 @pytest.mark.parametrize(
