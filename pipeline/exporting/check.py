@@ -55,7 +55,7 @@ def check_scores(run: Predict, forms: Mapping[str, Predict], image_size: int) ->
         wanted_BC = run(image_BCHW).double()
         for form, predict in forms.items():
             difference = float((predict(image_BCHW).double() - wanted_BC).abs().max())
-            if difference > _NEARLY * max(1.0, float(wanted_BC.abs().max())):
+            if not difference <= _NEARLY * max(1.0, float(wanted_BC.abs().max())):  # or NaN
                 raise DataError(
                     f"{form}: its scores differ from those of the run by {difference:.2g} on "
                     f"{n_images} random images, and nothing was exported; leave this form out, and "

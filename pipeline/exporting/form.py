@@ -105,7 +105,7 @@ def form_of(run: LearnedRun) -> Form:
         wanted_BC = method.logits(method.encode(image_BCHW, features)).double()
         found_BC = exported.logits(exported.encode(image_BCHW, features)).double()
     largest, difference = wanted_BC.abs().max(), (wanted_BC - found_BC).abs().max()
-    if float(difference) > _TOLERANCE * max(float(largest), 1e-12):
+    if not float(difference) <= _TOLERANCE * max(float(largest), 1e-12):  # or NaN
         raise ConfigError(
             f"exported_prompts() of {type(method).__name__} and heads() of "
             f"{type(method.classifier).__name__} do not give the scores of the run (they differ by "

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 def load(folder=Path(__file__).parent, *, arch=None, weights=None, device="cpu"):
     """The model, its preprocessing and its classes."""
-    info = json.loads((Path(folder) / "export.json").read_text())
+    info = json.loads((Path(folder) / "export.json").read_text("utf-8"))
     for name, tensor in load_file(Path(folder) / "classifier.safetensors", device=device).items():
         kind, number, part = name.split(".")
         info[kind][int(number)][part] = tensor

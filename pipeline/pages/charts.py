@@ -40,7 +40,7 @@ _MISSING_DEPTH = 20.0  # from the lowest value to the points without one
 _AXIS_DEPTH = 30.0  # from the lowest value to the axis, which lies below those
 
 # Parallel coordinates.
-_AXES_WIDTH = 920.0  # for all of them together, if each then has a gap within these limits:
+_AXES_WIDTH = 890.0  # for all of them together, if each then has a gap within these limits:
 _LEAST_GAP, _LARGEST_GAP = 140.0, 220.0
 _AXES_HEIGHT = 260.0
 _AXES_LEFT = 110.0  # for the tick labels of the first axis
@@ -146,8 +146,8 @@ def line_chart(
         if lines:
             marks.append(item_line(each.item, lines, has_dots=has_dots))
             ends[each.item] = lines[-1][-1][1]
-    marks += names_beside(ends, frame.right + TEXT_GAP)
     whole = (frame.right + name_width(ends), below[1] + _LINE_HEIGHT)
+    marks += names_beside(ends, (frame.right + TEXT_GAP, whole[1]))
     return Drawing(whole, title, description, *marks, kind=_kind(series))
 
 
@@ -209,9 +209,9 @@ def parallel_coordinates(
         for number, slot in enumerate(missing):
             at = (left + side, _slot_y(frame, number))
             labels.append(svg.text(at, slot.reason, f"{kind} {slot.kind}"))
-    labels += names_beside(ends, frame.right + _NAME_GAP)
     n_slots = max(map(len, slots), default=0)
     size = (frame.right + _AXES_RIGHT, _slot_y(frame, n_slots - 1) + _LINE_HEIGHT)
+    labels += names_beside(ends, (frame.right + _NAME_GAP, size[1]))
     # Labels come last: with a margin in the colour of the page they stay readable over lines.
     return Drawing(size, title, description, *rules, *lines, *labels, kind=_kind(rows))
 
@@ -317,11 +317,28 @@ def name_width(items: Iterable[Item]) -> float:
     return max(_NAME_WIDTH, 2 * TEXT_GAP + svg.TITLE_CHARACTER * longest) if longest else _MARGIN
 
 
-def names_beside(ends: dict[Item, float], left: float) -> list[Element]:
-    """The names of items beside the ends of their lines, moved down where they would overlap."""
-    marks, lowest = [], -math.inf
+def names_beside(ends: dict[Item, float], corner: Pixels) -> list[Element]:
+    """The names of items beside the ends of their lines, moved where they would overlap.
+
+    ``corner`` is their left edge, and the lower edge of the drawing, above which they stay.
+    """
+    left, bottom = corner
     named = [(y, item) for item, y in ends.items() if item.name]
-    for y, item in sorted(named, key=lambda pair: (pair[0], pair[1].key)):
+    named.sort(key=lambda pair: (pair[0], pair[1].key))
+    heights, lowest = [], -math.inf
+    for y, _ in named:
         lowest = max(y, lowest + _LINE_HEIGHT)
-        marks.append(svg.text((left, lowest), item.name, f"named {item.kind}"))
-    return marks
+        heights.append(lowest)
+    limit = bottom - _LINE_HEIGHT / 2
+    for number in reversed(range(len(heights))):
+        heights[number] = min(heights[number], limit)
+        limit = heights[number] - _LINE_HEIGHT
+    return [
+        svg.text((left, height), item.name, f"named {item.kind}")
+        for (_, item), height in zip(named, heights, strict=True)
+    ]
+
+
+def height_for_names(count: int) -> float:
+    """The least height of a chart in which so many names have room."""
+    return count * _LINE_HEIGHT

@@ -32,6 +32,7 @@ class LinearScale:
 
     low: float
     high: float
+    is_whole: bool = False  # ticks at whole numbers alone
 
     def position(self, value: Any) -> float:
         """Position of a number."""
@@ -44,6 +45,7 @@ class LinearScale:
         largest = max(abs(self.low), abs(self.high))
         digits = max(_DIGITS, math.ceil(math.log10(largest / step)) + 2)
         values = [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+        values = [each for each in values if each.is_integer() or not self.is_whole]
         return [(self.position(value), _label(value, digits)) for value in values]
 
 
@@ -93,10 +95,12 @@ class CategoricalScale:
         return [((number + 0.5) * self.band, label) for number, label in enumerate(labels)]
 
 
-def linear_scale(values: Iterable[float], *, is_rounded: bool = False) -> LinearScale:
+def linear_scale(
+    values: Iterable[float], *, is_rounded: bool = False, is_whole: bool = False
+) -> LinearScale:
     """The axis from the lowest of ``values`` to the highest; equal values lie in its middle.
 
-    ``is_rounded`` extends it on both sides to the next tick.
+    ``is_rounded`` extends it on both sides to the next tick. ``is_whole``: values are integers.
 
     Raises:
         ValueError: there are no values.
@@ -111,7 +115,7 @@ def linear_scale(values: Iterable[float], *, is_rounded: bool = False) -> Linear
     if is_rounded:
         step = _round_step(high - low)
         low, high = math.floor(low / step + 1e-6) * step, math.ceil(high / step - 1e-6) * step
-    return LinearScale(low, high)
+    return LinearScale(low, high, is_whole)
 
 
 def log_scale(values: Iterable[float]) -> LogScale:

@@ -183,4 +183,6 @@ def _scale(key: str, records: Sequence[TrialRecord], domain: Domain | None) -> S
     if domain.choice is not None:
         return categorical_scale([*domain.choice, *values])
     ends = [*domain.extremes, *values]
-    return log_scale(ends) if domain.log_uniform else linear_scale(ends)
+    if domain.log_uniform:
+        return log_scale(ends)
+    return linear_scale(ends, is_whole=domain.integer is not None)

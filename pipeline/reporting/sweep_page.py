@@ -5,6 +5,7 @@ The same records give the same bytes, so that the page can be made again from th
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def render_report(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
         facts=_facts(plan, records),
         best=winner,
         best_figures=[(_words(name), _figure(winner, name)) for name in _FIGURES] if winner else [],
-        best_command=f"python -m pipeline.train --config {storage.join(sweep.output, BEST)}",
+        best_command=f"python -m pipeline.train --config {_best_place(sweep)}",
         excluded=_excluded_tasks(plan),
         n_shades=N_SHADES,
         parameters_chart=charts.parameters_and_metric() if charts else None,
@@ -60,6 +61,11 @@ def render_report(plan: SweepPlan, records: Sequence[TrialRecord]) -> str:
         failures=_failures(records),
         method=_method(plan),
     )
+
+
+def _best_place(sweep: SweepConfig) -> str:
+    """The place of ``best.yaml`` as a word of a shell, without what is secret in a URL."""
+    return shlex.quote(storage.redact(storage.join(sweep.output, BEST)))
 
 
 def _facts(plan: SweepPlan, records: Sequence[TrialRecord]) -> list[Fact]:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from pipeline import storage
 from pipeline.output.results import RunResults
-from pipeline.pages.charts import Axis, Item, Series, line_chart
+from pipeline.pages.charts import Axis, Item, Series, height_for_names, line_chart
 from pipeline.pages.page import Fact, Heading, TableRow, render_page
 from pipeline.pages.scale import categorical_scale, linear_scale
 from pipeline.pages.svg import Drawing
@@ -19,7 +19,7 @@ from pipeline.text import NOT_KNOWN, format_percent
 
 FIGURES = ("average", "last", "forgetting", "backward transfer")
 _N_CLASSES = 5  # that gain or lose most
-_SIZE = (760.0, 320.0)  # of the chart, inside its axes
+_WIDTH, _HEIGHT = 760.0, 320.0  # of the chart, inside its axes; higher for many names
 _MOST_NAME = 34  # characters beside a line
 _FOLDER = Path(__file__).parent
 
@@ -178,7 +178,7 @@ def _chart(table: ComparedTable, number: int) -> Drawing:
         title="Accuracy after each task",
         description=f"A line for each of {len(series)} groups of runs: mean accuracy over all "
         "classes seen so far. A table has the same values.",
-        size=_SIZE,
+        size=(_WIDTH, max(_HEIGHT, height_for_names(len(series)))),
     )
 
 

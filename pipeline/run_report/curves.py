@@ -101,9 +101,9 @@ def loss_curves(run: ReportedRun) -> Drawing | None:
         ]
         marks.append(item_line(item, shown))
         ends[item] = shown[-1][-1][1]
-    marks += names_beside(ends, frame.right + TEXT_GAP)
     detail = f"; each point is the mean of {merged} logged steps" if merged > 1 else ""
     size = (frame.right + name_width(ends), below[1] + 14)
+    marks += names_beside(ends, (frame.right + TEXT_GAP, size[1]))
     described = f"Lines over {firsts[-1]} optimizer steps of {len(tasks)} tasks{detail}."
     return Drawing(size, "Loss by optimizer step", described, *marks)
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from pipeline.config import MethodConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.exporting.check import check_scores
 from pipeline.exporting.files import write_files
 from pipeline.exporting.form import (
     Form,
@@ -230,6 +232,25 @@ def test_wrong_form_is_refused(tiny_arch, tiny_clip, monkeypatch):
     monkeypatch.setattr(run.method, "exported_prompts", list)
     with pytest.raises(ConfigError, match="do not give the scores of the run"):
         form_of(run)
+
+
+@torch.no_grad()
+def test_scores_that_are_no_numbers_are_refused(tiny_arch, tiny_clip, monkeypatch):
+    """must hold although NaN differs from nothing by more than a bound"""
+    run = run_of(learned_as("finetune", tiny_clip), tiny_arch)
+    [head] = run.method.classifier.heads()
+    broken = [head._replace(scale=float("nan"))]
+    monkeypatch.setattr(run.method.classifier, "heads", lambda: broken)
+    with pytest.raises(ConfigError, match="do not give the scores of the run"):
+        form_of(run)
+    finite, nan = (partial(_constant, value) for value in (1.0, float("nan")))
+    for wanted, found in ((finite, nan), (nan, nan)):
+        with pytest.raises(DataError, match="classifier.onnx: its scores differ"):
+            check_scores(wanted, {"classifier.onnx": found}, 8)
+
+
+def _constant(value: float, image_BCHW: Tensor) -> Tensor:
+    return torch.full((len(image_BCHW), 7), value)
 
 
 def test_random_backbone_is_refused(tiny_arch, tiny_clip):

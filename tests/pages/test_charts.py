@@ -15,6 +15,7 @@ from pipeline.pages.charts import (
     Point,
     Row,
     Series,
+    height_for_names,
     line_chart,
     parallel_coordinates,
     scatter_plot,
@@ -178,12 +179,16 @@ def test_labels_of_a_long_axis_do_not_touch():
     assert all(b - a >= 3 * 6 for a, b in zip(shown, shown[1:], strict=False))
 
 
-def test_names_do_not_cover_each_other():
-    items = build_items(5)
-    series = [Series(item, [[(1, 1), (4, 1)]]) for item in items]
-    found = texts(draw_lines(items, series=series))
+@pytest.mark.parametrize("height", [1, 20])
+def test_names_do_not_cover_each_other_and_stay_inside_the_drawing(height):
+    """must hold for lines that end at the lower edge, too"""
+    items = build_items(20)
+    series = [Series(item, [[(1, 1), (4, height)]]) for item in items]
+    drawing = draw_lines(items, series=series, size=(640, height_for_names(20)))
+    found = texts(drawing)
     heights = sorted(found[item.name][1] for item in items)
     assert all(b - a >= 14 for a, b in zip(heights, heights[1:], strict=False))
+    assert 0 < heights[0] and heights[-1] + 3 <= float(parse(drawing).get("viewBox").split()[-1])
 
 
 # Points.

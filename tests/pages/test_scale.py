@@ -30,6 +30,12 @@ def test_values_lie_on_their_axis_and_its_ticks_rise_and_differ(scale, values):
     assert -0.01 <= ticks[0][0] and ticks[-1][0] <= 1.01
 
 
+def test_axis_of_whole_numbers_has_no_others_beside_its_ticks():
+    for high in (2, 3, 24, 1000):
+        values = [float(label) for _, label in linear_scale([1, high], is_whole=True).ticks()]
+        assert len(values) > 1 and all(each.is_integer() for each in values)
+
+
 def test_logarithmic_axis_gives_equal_lengths_to_equal_factors():
     scale = log_scale([1e-4, 1e-2])
     assert math.isclose(scale.position(1e-3), 0.5)
