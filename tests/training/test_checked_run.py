@@ -190,7 +190,9 @@ def test_tasks_of_one_class_are_refused_where_they_teach_nothing(
             check(tiny_arch, index, tasks={"classes_per_task": 1}, **sections)
 
 
-def test_prompts_of_the_first_task_do_not_mind_later_tasks_of_one_class(tiny_arch, tmp_path):
+def test_later_tasks_of_one_class_are_accepted_if_the_first_alone_trains_prompts(
+    tiny_arch, tmp_path
+):
     index = write_index(tmp_path, ["ant", "bee", "cow", "dog"])
     tasks = {"classes_per_task": 1, "initial_classes": 2}
     check(tiny_arch, index, method={"name": "ranpac"}, tasks=tasks)
