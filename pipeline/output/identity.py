@@ -108,7 +108,10 @@ def conflict(found: Mapping[str, Any], wanted: Mapping[str, Any], *, started: in
             f"({len(names[0])} tasks instead of {len(names[1])}, or other classes or templates)"
         )
     if started > len(wanted["tasks"]):
-        return f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}"
+        return (
+            f"it has started {started} tasks, and these settings give {len(wanted['tasks'])}; take "
+            "data.index and tasks from its config.yaml"
+        )
     pairs = zip(found["tasks"][:started], wanted["tasks"], strict=False)
     for number, (old, new) in enumerate(pairs, start=1):
         if any(old.get(key, []) != new.get(key, []) for key in ("names", "known_classes")):

@@ -151,7 +151,10 @@ def test_command_continues_and_then_reports_that_the_run_is_finished(extension, 
     assert {f: f.stat().st_mtime_ns for f in Path(extension.first.output).rglob("*")} == before
 
     assert main(["--config", str(file)]) == 2  # learned tasks cannot be removed
-    assert "it has started 5 tasks, and these settings give 3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "it has started 5 tasks, and these settings give 3; take data.index and tasks" in error
+    last_start = str(Path(extension.first.output) / "config.yaml")  # the place that it names
+    assert main(["--config", last_start]) == 0 and capsys.readouterr().out == done
 
 
 def test_index_of_learned_tasks_must_not_change(extension, tiny_shards, late_shards, tmp_path):
