@@ -18,12 +18,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import storage
 from pipeline.config import CacheConfig
@@ -94,8 +96,8 @@ class SegmentCache:
     ) -> int:
         """Bring segments into the cache and mark them as used; the bytes downloaded here.
 
-        Requests run in parallel. If another process is downloading a segment, wait for it, unless
-        ``wait`` is false.
+        Requests run in parallel; none starts after one has failed. If another process is
+        downloading a segment, wait for it, unless ``wait`` is false.
 
         Raises:
             StorageError: a segment cannot be fetched, or the cache has no space for it.
@@ -115,8 +117,19 @@ class SegmentCache:
         ]
         if len(calls) <= 1:
             return sum(self._fetch_span(*call) for call in calls)
+        has_failed = threading.Event()
+
+        def fetch(*call: Any) -> int:
+            if has_failed.is_set():  # else each request would wait for the same server again
+                return 0
+            try:
+                return self._fetch_span(*call)
+            except BaseException:
+                has_failed.set()
+                raise
+
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch") as threads:
-            jobs = [threads.submit(self._fetch_span, *call) for call in calls]
+            jobs = [threads.submit(fetch, *call) for call in calls]
             return sum(job.result() for job in jobs)
 
     def holds(self, shard: RemoteShard, segment: Segment) -> bool:

@@ -143,6 +143,22 @@ def test_limit_holds_while_more_than_the_limit_is_read(index, tmp_path):
     assert cache.folder.used_bytes() > cache.folder.limit_bytes // 3
 
 
+def test_no_request_starts_after_one_has_failed(tmp_path, monkeypatch):
+    """must end within one deadline, not one for each segment of a batch"""
+    index = store(f"memory://{uuid.uuid4().hex}", draw_samples(), shard_bytes=1)
+    asked = []
+
+    def fail(url: str, *arguments: object, **options: object) -> bytes:
+        asked.append(url)
+        raise StorageError("no server can be reached")
+
+    monkeypatch.setattr(storage, "read_range", fail)
+    wanted = {shard: shard.segments for shard in remote(index)}
+    with pytest.raises(StorageError, match="no server can be reached"):
+        cache_at(tmp_path).fetch_all(wanted)
+    assert 1 <= len(asked) <= 8 < len(wanted), "one for each thread at most"
+
+
 # Fetching ahead
 
 
