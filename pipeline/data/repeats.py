@@ -33,20 +33,25 @@ def check_repeats(index: ShardIndex, *, n_groups: int) -> None:
     Raises:
         DataError: an image is repeated.
     """
-    first: dict[bytes, _Image] = {}
+    known: dict[bytes, list[_Image]] = {}
     copies: dict[str, list[str]] = {"test": [], "copy": []}
     for digest, image in _images_of_shared_classes(index, n_groups):
-        other = first.setdefault(digest, image)
-        if other.group == image.group:
-            continue
-        if (other.split, other.key) == (image.split, image.key):
-            raise DataError(
-                f"{image.place}: the {image.split} image {image.key} is in {other.place} too, with "
-                "the same bytes; an image may be in one index only: prepare the new index from "
-                "the new images alone"
+        equal = known.setdefault(digest, [])
+        others = [other for other in equal if other.group != image.group]
+        equal.append(image)
+        for other in others:
+            if (other.split, other.key) == (image.split, image.key):
+                raise DataError(
+                    f"{image.place}: the {image.split} image {image.key} is in {other.place} too, "
+                    "with the same bytes; an image may be in one index only: prepare the new index "
+                    "from the new images alone"
+                )
+        if others:
+            leak = next((other for other in others if other.split != image.split), None)
+            other = leak or others[0]
+            copies["test" if leak else "copy"].append(
+                f"{other.place} {other.key} = {image.place} {image.key}"
             )
-        kind = "copy" if other.split == image.split else "test"
-        copies[kind].append(f"{other.place} {other.key} = {image.place} {image.key}")
     if copies["test"]:
         log.warning(
             "%d images have the same bytes as an image of the other split in another index "

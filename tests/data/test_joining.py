@@ -14,7 +14,7 @@ from pipeline.data.reader import ShardReader
 from pipeline.data.repeats import check_repeats
 from pipeline.data.samples import read_table
 from pipeline.errors import DataError
-from tests.shards import draw_arrival, store
+from tests.shards import draw_arrival, draw_samples, store
 
 
 def arrival(name: str, classes: list[str], seed: int, **counts: int) -> ShardIndex:
@@ -132,6 +132,19 @@ def test_image_of_two_indexes_is_refused(first):
         damaged={again.key: b"another image of the same name"},
     )  # fmt: skip
     check_repeats(join_indexes([first, other], known_classes="allow"), n_groups=2)
+
+
+@pytest.mark.parametrize("first_split", ["train", "test"])
+def test_image_of_two_indexes_is_refused_beside_a_copy_of_it(first_split):
+    """must compare it with every image of the same bytes, not with the first of them"""
+    image = next(s for s in draw_samples() if s.key == "ant/003")
+    copy = replace(image, key="ant/002", split=first_split)
+    pair = sorted([image, copy], key=lambda s: (s.split == "test", s.key))
+    first = store("memory://joining/copied", pair, classes=["ant"])
+    second = store("memory://joining/repeated", [image], classes=["ant"])
+    joined = join_indexes([first, second], known_classes="allow")
+    with pytest.raises(DataError, match="repeated: the train image ant/003 is in memory://joining"):
+        check_repeats(joined, n_groups=2)
 
 
 @pytest.mark.parametrize(
