@@ -68,8 +68,10 @@ class ParquetSource:
                 f"{place}: its files give different lists of class names; "
                 "prepare files of one version of the data set"
             )
+        order = orders.pop() if orders else None
+        _refuse_other_classes(images, order)
         notes = [f"{name} became {split}" for name, split in assigned.items() if name != split]
-        return Listing(images, left_out, orders.pop() if orders else None, tuple(notes))
+        return Listing(images, left_out, order, tuple(notes))
 
     def _files(self, choice: SplitChoice, left_out: LeftOut) -> list[tuple[str, str]]:
         """The split and the URL of each Parquet file."""
@@ -100,6 +102,19 @@ class ParquetSource:
                 f"{', '.join(sorted(map(repr, roots)))}; give one of them as --source"
             )
         return found
+
+
+def _refuse_other_classes(images: Sequence[SourceImage], order: tuple[str, ...] | None) -> None:
+    """Return if each class is in ``order``, which another file may give than that of the image."""
+    known = set(order or ())
+    stray = next((image for image in images if known and image.folder not in known), None)
+    if stray is not None:
+        url, _, row = stray.location.rpartition("#")
+        raise DataError(
+            f"{storage.redact(url)}, row {row}: has the label {stray.folder[:40]!r}, which is not "
+            f"one of the {len(known)} class names that another file gives; "
+            "prepare files of one version of the data set"
+        )
 
 
 def is_parquet_name(path: str) -> bool:

@@ -141,6 +141,17 @@ def test_label_of_parquet_that_names_no_class_is_refused(tmp_path, capsys, label
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("label", ["owl", 2])
+def test_label_of_parquet_that_another_file_does_not_name_is_refused(tmp_path, capsys, label):
+    source = write_parquet(tmp_path / "in", [0, 1], ["ant", "bee"])
+    table = pyarrow.table({"image": [draw_image_file(9)], "label": [label]})
+    pyarrow.parquet.write_table(table, source / "test-0.parquet")
+    assert main(["shard", "--source", str(source), "--out", str(tmp_path / "out")]) == 2
+    words = f"test-0.parquet, row 0: has the label '{label}', which is not one of the 2 class names"
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "order"),
     [
