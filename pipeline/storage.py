@@ -42,16 +42,15 @@ MAX_TEXT_BYTES = 256 << 20  # of a text or JSON file that is read at once
 MAX_TENSOR_BYTES = 4 << 30  # of a file of learned tensors or of a snapshot
 _EARLY_S = 25.0  # the same before a run, while no server can be reached
 
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {
-        "use_listings_cache": False,
-        "config_kwargs": {
-            "connect_timeout": 10,
-            "read_timeout": 20,
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
-            "max_pool_connections": 32,
-        },
-    }
+_S3 = ("s3", "s3a")
+_S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 20,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "max_pool_connections": 32,
+    },
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
@@ -251,7 +250,7 @@ def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = found[1].lower() if found else "file"
     if "::" in url or url.startswith(("pipe:", "shell:")):
         raise StorageError(f"{redact(url)}: chained and program URLs are refused; give a plain one")
-    if protocol in ("s3", "s3a") and contains_login(url):
+    if protocol in _S3 and contains_login(url):
         raise StorageError(f"{redact(url)}: the URL contains credentials; {LEAVE_OUT}")
     root = "/".join(url.split("/")[:3]) if found else "file://"
     try:
@@ -267,8 +266,9 @@ def _instance(
 ) -> fsspec.AbstractFileSystem:
     """One filesystem per host and process; the cache of fsspec makes one per thread."""
     protocol = root.partition("://")[0].lower()
-    filesystem, _ = url_to_fs(root, **_OPTIONS.get(protocol, {}), skip_instance_cache=True)
-    if protocol == "s3":
+    options = _S3_OPTIONS if protocol in _S3 else {}
+    filesystem, _ = url_to_fs(root, **options, skip_instance_cache=True)
+    if protocol in _S3:
         filesystem.retries = 1  # only the retries of pipeline.retry
     return filesystem
 

@@ -136,6 +136,16 @@ def test_no_message_shows_a_secret(monkeypatch):
     assert storage.redact("/data/what?.tar") == "/data/what?.tar"
 
 
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+def test_listing_of_a_bucket_is_never_an_old_one(bucket, scheme):
+    """must show a file that another machine has written since the last listing"""
+    url = f"{scheme}://{bucket.name}/folder"
+    for count in (1, 2):
+        bucket.access.file_system().pipe_file(f"{bucket.name}/folder/{count}", b"x")
+        assert len(storage.list_files(url)) == len(storage.list_sizes(url)) == count
+        assert storage.exists(f"{url}/{count}")
+
+
 def test_public_bucket_is_read_without_credentials():
     """must follow the environment in every way of opening"""
     program = "from pipeline import storage; print(storage._filesystem('s3://bucket/key')[0].anon)"

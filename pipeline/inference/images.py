@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pipeline import storage
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.file_tree import IMAGE_SUFFIXES, keep_images
-from pipeline.data.prepare.folder_source import list_tree, read_image_file
+from pipeline.data.prepare.folder_source import list_tree, path_below, read_image_file
 from pipeline.data.prepare.source_images import LeftOut
 from pipeline.errors import DataError, StorageError
 
@@ -106,7 +106,7 @@ def _matches(path: str) -> list[str]:
         parts = path.split("/")
         first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
         root = "/".join(parts[:first])
-        files = [(_below(root, file), file) for file in storage.list_files(root)]
+        files = [(path_below(root, file), file) for file in storage.list_files(root)]
         found = [file for below, file in files if _fits(below.split("/"), parts[first:])]
     if not found:
         raise DataError(f"{storage.redact(path)}: no file has a name of this form")
@@ -120,12 +120,6 @@ def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     if patterns[0] == "**":
         return _fits(parts, patterns[1:]) or (bool(parts) and _fits(parts[1:], patterns))
     return fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])
-
-
-def _below(url: str, file: str) -> str:
-    """The path of ``file`` below the folder ``url``, both URLs; empty if they are the same."""
-    root, path = (each.partition("://")[2].strip("/") for each in (url, file))
-    return path.removeprefix(root).lstrip("/")
 
 
 def _images_of(path: str, left_out: LeftOut) -> Iterator[ImageFile]:
@@ -143,7 +137,7 @@ def _images_of(path: str, left_out: LeftOut) -> Iterator[ImageFile]:
         files = list(list_tree(path, left_out))
     elif not is_local and lower.rpartition(".")[2] not in IMAGE_SUFFIXES:
         if not path.startswith(_WEB):
-            files = [(_below(path, file), file) for file in storage.list_files(path)]
+            files = [(path_below(path, file), file) for file in storage.list_files(path)]
         is_folder = any(below for below, _ in files)
     if not is_folder:
         yield ImageFile(path, place_of(path))

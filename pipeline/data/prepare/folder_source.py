@@ -47,7 +47,16 @@ def list_tree(url: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
         yield from _walk(storage.local_path(url), left_out)
     else:
         for file in storage.list_files(url):
-            yield file.removeprefix(url).lstrip("/"), file
+            yield path_below(url, file), file
+
+
+def path_below(folder: str, file: str) -> str:
+    """The path of a listed ``file`` below ``folder``, both URLs; empty if they are the same.
+
+    A listing may write the URL of the folder otherwise: ``s3`` for ``s3a``, one ``/`` for two.
+    """
+    root, path = (storage.local_path(url).strip("/") for url in (folder, file))
+    return path.removeprefix(root).lstrip("/")
 
 
 def read_image_file(url: str) -> bytes:

@@ -95,6 +95,16 @@ def test_image_folder_becomes_shards(images, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["memory://{}", "memory://{}/", "memory://{}//", "memory:///{}"])
+def test_folder_at_a_url_is_read_however_its_url_is_written(images, tmp_path, form):
+    folder = uuid.uuid4().hex
+    for file in images.rglob("*.*"):
+        url = storage.join(f"memory://{folder}", str(file.relative_to(images)))
+        storage.write_atomically(url, file.read_bytes())
+    index = prepare(form.format(folder), tmp_path / "out")
+    assert index.sha256 == prepare(images, tmp_path / "local").sha256
+
+
 def test_shards_are_plain_webdataset(images, tmp_path):
     prepare(images, tmp_path)
     stages = (webdataset.tarfile_to_samples(), webdataset.decode("pil"))
