@@ -86,8 +86,8 @@ class MethodOptions(Section):
         """A section that gives one value keeps the other defaults of this method.
 
         Without this, ``diversity.weight`` alone would set the other values of ``diversity`` to the
-        defaults of the section, which may differ from those of the method. Another classifier keeps
-        the options that it has too.
+        defaults of the section, which may differ from those of the method. So does a classifier with
+        given options; another classifier keeps the options that it has too.
         """
         if not isinstance(given, Mapping):
             return given
@@ -96,9 +96,11 @@ class MethodOptions(Section):
             default, value = field.default, complete.get(name)
             if isinstance(default, Section) and isinstance(value, Mapping):
                 own = {key: getattr(default, key) for key in default.model_fields_set}
-                if isinstance(default, ClassifierConfig) and "name" in value:
-                    own["options"] = shared_options(value["name"], default.options)
                 complete[name] = {**own, **value}
+                options = value.get("options", {})
+                if isinstance(default, ClassifierConfig) and isinstance(options, Mapping):
+                    kept = shared_options(complete[name].get("name"), default.options)
+                    complete[name]["options"] = {**kept, **options}
         return complete
 
 

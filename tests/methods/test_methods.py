@@ -129,18 +129,25 @@ def test_a_method_gets_its_own_options():
 @pytest.mark.parametrize(
     ("name", "classifier", "options"),
     [
-        ("ranpac", "class_means", {"vectors": ["embedding"], "drift_map": False}),
-        ("ranpac", "tests.probes:Ridge", {}),
-        ("tppt_ridge", "text_anchors", {}),
-        ("acil", "ridge", {"projection": 2000, "strength": 300.0}),
-        ("simplecil", "ridge", {"vectors": ["frozen_joint"], "projection": 0, "strength": None}),
+        ("ranpac", {"name": "class_means"}, {"vectors": ["embedding"], "drift_map": False}),
+        ("ranpac", {"name": "tests.probes:Ridge"}, {}),
+        ("ranpac", {"options": {"strength": 300}}, {"projection": 2000, "strength": 300.0}),
+        ("tppt_ridge", {"name": "text_anchors"}, {}),
+        (
+            "tppt_ridge",
+            {"options": {"weight": 0.5}},
+            {"weight": 0.5, "first": {"name": "fitted_anchors", "options": {}}},
+        ),
+        ("acil", {"name": "ridge"}, {"projection": 2000, "strength": 300.0}),
+        ("acil", {"name": "ridge", "options": {"projection": 0}}, {"projection": 0}),
+        ("simplecil", {"name": "ridge"}, {"vectors": ["frozen_joint"], "projection": 0}),
     ],
 )
-def test_another_classifier_keeps_the_options_that_it_has_too(name, classifier, options):
-    """must need no more than its name"""
-    given = {name: {"classifier": {"name": classifier}}}
+def test_a_classifier_keeps_the_options_of_the_method_that_it_has(name, classifier, options):
+    """must need no more than the name or the options that differ"""
+    given = {name: {"classifier": classifier}}
     resolved = resolve_options(MethodConfig(name=name, options=given)).options[name]["classifier"]
-    assert resolved["name"] == classifier
+    assert resolved["name"] == classifier.get("name", resolved["name"])
     assert resolved["options"].items() >= options.items()
 
 
