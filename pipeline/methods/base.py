@@ -86,8 +86,8 @@ class MethodOptions(Section):
         """A section that gives one value keeps the other defaults of this method.
 
         Without this, ``diversity.weight`` alone would set the other values of ``diversity`` to the
-        defaults of the section, which may differ from those of the method. So does a classifier with
-        given options; another classifier keeps the options that it has too.
+        defaults of the section, which may differ from those of the method. A classifier
+        keeps the other options too; another one those that it has.
         """
         if not isinstance(given, Mapping):
             return given
