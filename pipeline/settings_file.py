@@ -201,6 +201,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             f"override {_show(override)}: is not text in UTF-8; write it in UTF-8, and rename a "
             "file of such a name"
         )
+    if text[:1] not in "@\"'[{" and re.search(r"\s#", text):
+        raise ConfigError(
+            f"override {_show(override)}: ' #' starts a comment of YAML, which would cut the value; "
+            "write the value in quotes within those of the shell"
+        )
     *path, last = dotted.split(".")
     if len(path) > MAX_DEPTH:
         raise ConfigError(f"override {_show(override)}: no key has so many parts; shorten it")

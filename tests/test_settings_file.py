@@ -69,7 +69,7 @@ def test_file_replaces_values_of_its_bases_section_by_section(tmp_path):
 
 def test_dump_reads_back_to_the_same_value(file, tmp_path):
     config = load_config(
-        file, ["tasks.class_order=[2, 0, 1]", "text.templates=['a {}.']", "name=größe"]
+        file, ["tasks.class_order=[2, 0, 1]", "text.templates=['a {}.']", "name='größe #1'"]
     )
     (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
     again = load_config(tmp_path / "again.yaml")
@@ -107,6 +107,7 @@ def test_dump_reads_back_to_the_same_value(file, tmp_path):
         ("seed", "override 'seed': write key=value, for instance seed=2"),
         ("=3", "override '=3': write key=value"),
         ("method.name.x=3", "override 'method.name.x=3': 'name' holds a value, not a section"),
+        ("output=it's #1", "override .*it's #1.*: ' #' starts a comment of YAML, which would cut"),
         ("seed=[", r"override 'seed=\[': '\[' is not a YAML value"),
     ],
 )  # fmt: skip
