@@ -98,17 +98,6 @@ class KeyPool(Method):
         return Losses(sum(terms.values()), terms)
 
 
-class Paced(TpptVT):
-    """Waits in each step after the first task, so that a test has the time to disturb the run."""
-
-    PACE = "SECONDS_OF_EACH_STEP"  # in the environment, if any: runs of any pace are equal
-
-    def losses(self, embedded: Embedded, label_N: Tensor) -> Losses:
-        if self.task.index > 0:
-            time.sleep(float(os.environ.get(self.PACE, "0")))
-        return super().losses(embedded, label_N)
-
-
 class Held(TpptVT):
     """Waits at a step while a file exists, or until a rank is asked to stop.
 

@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.config import dump_config, load_config
 from pipeline.output.results import finished_results
 from pipeline.sweep.trial_table import TrialRecord, read_records
-from tests.probes import Paced
+from tests.probes import Held
 from tests.processes import command, left_after, marked
 from tests.services.nodes import wait_until
 from tests.services.object_store import Bucket, free_ports
@@ -41,7 +41,6 @@ RANK = "train.py --local_rank"  # in the command line of a rank
 ACTOR = "ray::ResourceTrainable"  # the name of the process that runs a trial
 METRIC = "average_incremental_accuracy"
 BREAKS = 1e30  # a learning rate that no run survives
-SLOWLY = {Paced.PACE: "0.2"}  # in the environment: the second task of a trial takes seconds
 
 
 @dataclass
@@ -52,9 +51,15 @@ class Sweep:
     output: str
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def start(self, *words: str, environment: Mapping[str, str] = SLOWLY) -> subprocess.Popen[str]:
+    @property
+    def hold(self) -> Path:
+        """While this file exists, trials wait in their second task until they are stopped."""
+        return self.file.with_name("hold")
+
+    def start(self, *words: str, environment: Mapping[str, str] = {}) -> subprocess.Popen[str]:
         """Start the command; ``environment`` adds to that of this process."""
         on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
+        environment = {Held.HOLD: str(self.hold), **environment}
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.tune", "--config", str(self.file)]
             + [f"output={self.output}", *words],
@@ -65,9 +70,12 @@ class Sweep:
             text=True,
         )
 
-    def finish(self, *words: str, environment: Mapping[str, str] = {}) -> tuple[str, str]:
+    def finish(self, *words: str) -> tuple[str, str]:
         """Run the command to its end; returns its stdout and stderr."""
-        process = self.start(*words, environment=environment)
+        return self.wait_for_end(self.start(*words))
+
+    def wait_for_end(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """must succeed and leave nothing; returns stdout and stderr of the command"""
         try:
             output = process.communicate(timeout=SECONDS)
         finally:
@@ -122,8 +130,8 @@ def kill_all(sweep: Sweep, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def run_file(tiny_arch, tiny_shards, tmp_path_factory) -> Path:
-    """Two tasks at the pace of the environment, with a snapshot every few steps."""
-    name, label = "tests.probes:Paced", "anchors kept as learned"
+    """Two tasks, the second of which can be held, with a snapshot every few steps."""
+    name, label = f"{Held.__module__}:{Held.__name__}", "anchors kept as learned"
     options = VARIANTS[label].options["tppt_vt"]
     config = build_config(
         tiny_arch,
@@ -214,6 +222,7 @@ def test_a_sweep_whose_processes_are_killed_ends_like_an_undisturbed_one(
     """must hold for ranks, trial processes of Ray, the command, and a second start beside it"""
     sweep = Sweep(write_sweep(), str(tmp_path / "sweep"))
 
+    sweep.hold.touch()
     process = sweep.start()
     wait_for(process, lambda: sweep.reports(0) >= 1)
     process.send_signal(signal.SIGTERM)
@@ -238,7 +247,8 @@ def test_a_sweep_whose_processes_are_killed_ends_like_an_undisturbed_one(
     ended = {n: r for n, r in sweep.records().items() if r.status != "running"}
     earlier = sweep.start("--resume")
     wait_for(earlier, lambda: sweep.processes(RANK))
-    sweep.finish("--resume")
+    later = sweep.start("--resume", environment={Held.HOLD: ""})
+    sweep.wait_for_end(later)
     _, output = earlier.communicate(timeout=60)
     assert earlier.returncode == 2 and "another start of the command has taken over" in output
     assert sweep.science() == undisturbed.science()
@@ -260,7 +270,10 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
         max_concurrent=1,
     )
     sweep = Sweep(file, f"{bucket.url}/sweep")
-    sweep.finish(environment={Paced.PACE: "0.3"})  # the results there are read every 3 s
+    process = sweep.start()
+    wait_for(process, lambda: 0 in sweep.records() and sweep.records()[0].status == "finished")
+    sweep.hold.touch()  # the other one starts now: it must be stopped before its end
+    sweep.wait_for_end(process)
     good, weak = sweep.records()[0], sweep.records()[1]
     assert good.status == "finished" and weak.status == "stopped", (good, weak)
     assert weak.reason == f"not among the best 1/2 after {weak.tasks_done} tasks"
@@ -275,7 +288,8 @@ def test_a_weak_trial_is_stopped_early_and_results_go_to_object_storage(
 class RayCluster:
     """A Ray cluster that is older than any sweep: a head and one more node, with a core each."""
 
-    environment: dict[str, str]  # for its users
+    environment: dict[str, str]  # for its users and for trials
+    hold: Path  # see Sweep.hold
     nodes: list[subprocess.Popen[bytes]]
 
     @property
@@ -301,7 +315,7 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         MARK: uuid.uuid4().hex,
-        **SLOWLY,
+        Held.HOLD: str(folder / "hold"),
     }
     start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
     start += ["--disable-usage-stats", "--object-store-memory=80000000"]
@@ -330,7 +344,7 @@ def ray_nodes(tmp_path_factory) -> Iterator[RayCluster]:
                 timeout_s=SECONDS,
             )
             assert nodes[-1].poll() is None, log.read_text()
-        yield RayCluster(environment, nodes)
+        yield RayCluster(environment, folder / "hold", nodes)
     finally:
         for node in reversed(nodes):
             node.terminate()
@@ -368,11 +382,13 @@ def test_trials_of_a_lost_node_resume_elsewhere(ray_nodes, undisturbed, write_sw
         outputs = (Path(config.output) for config in configs)
         return [o for o in outputs if list(o.glob("snapshots/*-step-*[1-9]*/state.json"))]
 
+    ray_nodes.hold.touch()
     process = sweep.start(f"address={ray_nodes.address}", environment=ray_nodes.environment)
     wait_for(process, half_way)
     lost = half_way()
     for victim in ray_nodes.on_node(1):
         victim.kill()
+    ray_nodes.hold.unlink()
     output = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
     wanted = undisturbed.science()[0]
