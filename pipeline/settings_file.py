@@ -203,8 +203,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         )
     if text[:1] not in "@\"'[{" and re.search(r"\s#", text):
         raise ConfigError(
-            f"override {_show(override)}: ' #' starts a comment of YAML, which would cut the value; "
-            "write the value in quotes within those of the shell"
+            f"override {_show(override)}: ' #' starts a comment of YAML, which would cut "
+            "the value; write it in quotes within those of the shell"
         )
     *path, last = dotted.split(".")
     if len(path) > MAX_DEPTH:
