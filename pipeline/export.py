@@ -65,6 +65,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give --run to export a run, or --push to upload the export in --out")
     if options.run is None and (options.verify is not None or options.onnx or options.torch_export):
         parser.error("--onnx, --torch-export and --verify need --run")
+    if options.private and not options.push:
+        parser.error("--private is about a new repository; give --push USER/REPO too")
     return options
 
 

@@ -20,7 +20,8 @@ def check_source(source: str, files: tuple[str, ...]) -> None:
         StorageError: it cannot be read.
     """
     if not any(storage.exists(storage.join(source, name)) for name in files):
+        place = storage.redact(source) or "''"
         raise DataError(
-            f"{storage.redact(source) or repr(source)}: holds no {' and no '.join(files)}; give the output of a "
-            "run that has learned at least one task"
+            f"{place}: holds no {' and no '.join(files)}; give the output of a run that has "
+            "learned at least one task"
         )

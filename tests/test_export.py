@@ -163,7 +163,9 @@ def test_form_with_other_scores_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--onnx", "--push", "a/b"], ["--verify", "--push", "a/b"]], ids=" ".join
+    "options",
+    [[], ["--onnx", "--push", "a/b"], ["--verify", "--push", "a/b"], ["--run", "x", "--private"]],
+    ids=" ".join,
 )
 def test_nothing_to_do_is_a_usage_error(options, tmp_path):
     with pytest.raises(SystemExit) as ended:

@@ -12,7 +12,7 @@ from pipeline.inspection.findings import Findings, Part, check_file
 from pipeline.output.metrics_log import NAME as METRICS
 from pipeline.output.ownership import read_start
 from pipeline.output.predictions import NAME as PREDICTIONS
-from pipeline.output.results import CONFIG_NAME, NAME, RunResults, read_results
+from pipeline.output.results import CONFIG_NAME, NAME, RunResults, read_results_with_protocol
 from pipeline.yaml_text import parse_yaml
 
 
@@ -20,10 +20,10 @@ def inspect_run(output: str) -> Findings:
     """The run in ``output``, finished or not.
 
     Raises:
-        DataError: ``results.json`` is damaged.
+        DataError: ``results.json`` or its manifest is damaged.
         StorageError: a file cannot be read.
     """
-    results = read_results(output)
+    results = read_results_with_protocol(output)
     settings, config = _read_config(output)
     parts = [config]
     if results is None:

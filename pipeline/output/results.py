@@ -316,6 +316,23 @@ def read_results(output: str) -> RunResults | None:
         ) from None
 
 
+def read_results_with_protocol(output: str) -> RunResults | None:
+    """The results of :func:`read_results`, from whose manifest the protocol can be derived.
+
+    Raises:
+        DataError: ``results.json`` or its manifest has another form.
+    """
+    results = read_results(output)
+    try:
+        _ = results and results.protocol
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{storage.redact(output)}: the manifest in {NAME} is damaged "
+            f"({type(error).__name__}: {error}); restore the file from a copy"
+        ) from None
+    return results
+
+
 def finished_results(output: str) -> RunResults:
     """The results of the finished run in the folder or URL ``output``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import fmean
@@ -99,8 +100,9 @@ def loss_curves(run: ReportedRun) -> Drawing | None:
             for first, part in zip(firsts, parts, strict=False)
             if part
         ]
-        marks.append(item_line(item, shown))
-        ends[item] = shown[-1][-1][1]
+        if shown:
+            marks.append(item_line(item, shown))
+            ends[item] = shown[-1][-1][1]
     detail = f"; each point is the mean of {merged} logged steps" if merged > 1 else ""
     size = (frame.right + name_width(ends), below[1] + 14)
     marks += names_beside(ends, (frame.right + TEXT_GAP, size[1]))
@@ -195,13 +197,17 @@ def stage_points(values: Sequence[float | None], factor: float = 1.0) -> list[tu
 def _averaged(
     steps: Sequence[LoggedStep], merged: int, term: str | None
 ) -> list[tuple[float, float]]:
-    """Step and loss, or one of its terms, each the mean of ``merged`` logged steps."""
+    """Step and loss, or one of its terms, each the mean of ``merged`` logged steps.
+
+    A step that was skipped because its loss is not finite has no part in it.
+    """
     points = []
     for start in range(0, len(steps), merged):
-        part = [s for s in steps[start : start + merged] if term is None or term in s.terms]
-        if part:
-            values = fmean(s.loss if term is None else s.terms[term] for s in part)
-            points.append((fmean(s.step for s in part), values))
+        part = steps[start : start + merged]
+        values = [(s.step, s.loss if term is None else s.terms.get(term, math.nan)) for s in part]
+        finite = [(step, value) for step, value in values if math.isfinite(value)]
+        if finite:
+            points.append((fmean(step for step, _ in finite), fmean(value for _, value in finite)))
     return points
 
 

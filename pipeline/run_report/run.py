@@ -13,7 +13,7 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.output.metrics import forgetting
 from pipeline.output.metrics_log import NAME as METRICS
 from pipeline.output.predictions import Prediction, read_predictions
-from pipeline.output.results import RunResults, read_results
+from pipeline.output.results import RunResults, read_results_with_protocol
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,12 @@ def read_run(output: str) -> ReportedRun:
         DataError: there are no results, or a file is damaged.
         StorageError: a file cannot be read.
     """
-    results = read_results(output)
+    results = read_results_with_protocol(output)
     if results is None:
         raise DataError(
             f"{storage.redact(output)}: holds no results.json; give the output of a run that has "
             "learned at least one task"
         )
-    try:
-        _ = results.protocol
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{storage.redact(output)}: the manifest in results.json is damaged "
-            f"({type(error).__name__}: {error}); restore the file from a copy"
-        ) from None
     predictions, reason = _predictions(output, results)
     return ReportedRun(output, results, list(_steps(output)), predictions, reason)
 

@@ -38,6 +38,11 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+_NO_ROUTE = {
+    404: "there is no such path; the service has POST /predict and GET /classes, /healthz, "
+    "/readyz, /metrics and /",
+    405: "this path takes another method: /predict takes POST, all others take GET",
+}
 _OTHER = "other"  # the path of all unknown paths in the metrics, which must not grow
 
 
@@ -126,7 +131,8 @@ def _top(request: Request) -> int:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    sentence = _NO_ROUTE.get(error.status_code, error.detail)
+    return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
 
 async def _fail(request: Request, error: Exception) -> Response:

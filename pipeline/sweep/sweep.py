@@ -35,7 +35,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import storage
 from pipeline.config import dump_config, with_absolute_paths
 from pipeline.distributed.preemption import StopRequest
-from pipeline.errors import ConfigError, SweepFailedError
+from pipeline.errors import ConfigError, DataError, SweepFailedError
 from pipeline.output.ownership import Ownership
 from pipeline.sweep.actor import StopFlag, TrialActor, TrialSettings
 from pipeline.sweep.config import Metric, ResourceSettings, SchedulerSettings
@@ -57,6 +57,7 @@ def open_table(
 
     Raises:
         ConfigError: the output has a sweep although ``resume`` is false, or has another sweep.
+        DataError: a file of the sweep in the output is damaged.
     """
     sweep = plan.sweep
     place, url = storage.redact(sweep.output), storage.join(sweep.output, _SETTINGS)
@@ -67,7 +68,7 @@ def open_table(
                 f"output: {place} has a sweep; add --resume to continue it, choose another "
                 "output=, or remove that folder"
             )
-        found = json.loads(storage.read_text(url))
+        found = _read_identity(url)
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
                 raise ConfigError(
@@ -214,6 +215,20 @@ def _actor(plan: SweepPlan, flag: ActorHandle[Any]) -> Any:
     )
     actor = tune.with_parameters(TrialActor, settings=settings, flag=flag)
     return tune.with_resources(actor, bundles(sweep.resources))
+
+
+def _read_identity(url: str) -> dict[str, Any]:
+    """The settings of the sweep in an output, as :func:`_identity` gave them."""
+    problem = "is no JSON object"
+    try:
+        found = json.loads(storage.read_text(url))
+        if isinstance(found, dict):
+            return found
+    except ValueError as error:
+        problem = f"is not JSON: {error}"
+    raise DataError(
+        f"{storage.redact(url)}: {problem}; restore it from a copy, or choose another output="
+    )
 
 
 def _identity(plan: SweepPlan) -> dict[str, Any]:

@@ -69,6 +69,15 @@ def test_changed_file_of_a_run_is_named(run, look):
     assert "metrics.jsonl has another text than JSON in line 2" in look(run).faults
 
 
+@pytest.mark.parametrize("config", [{}, {"model": {"arch": 7}}])
+def test_damaged_manifest_of_a_run_is_named(run, look, config):
+    content = json.loads((run / "results.json").read_text())
+    content["manifest"]["config"] = config
+    (run / "results.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the manifest in results.json is damaged"):
+        look(run)
+
+
 def test_interrupted_run_is_unfinished_and_has_a_snapshot_to_continue_from(interrupted_run, look):
     found = look(interrupted_run)
     assert (found.state, found.stage) == ("unfinished", "1 of 3 tasks learned")

@@ -262,6 +262,19 @@ def test_manifest_of_another_form_is_shown_or_refused(run, config):
         assert "the manifest in results.json is damaged" in str(error)
 
 
+@pytest.mark.parametrize("loss", ["NaN", "Infinity"])
+@pytest.mark.parametrize("steps", ["some", "all"])
+def test_skipped_steps_whose_loss_is_not_finite_have_no_place_in_the_chart(run, loss, steps):
+    """must hold for their terms, too: the run continues with optim.on_nonfinite_loss=skip"""
+    log = Path(run) / "metrics.jsonl"
+    lines = list(map(json.loads, log.read_text().splitlines()))
+    for line in [line for line in lines if line["kind"] == "step"][:: 1 if steps == "all" else 3]:
+        line |= {"loss": float(loss), "terms": dict.fromkeys(line["terms"], float(loss))}
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = render(run)
+    assert "Loss by optimizer step" in page and not re.search(r"\b(nan|inf)\b", page)
+
+
 def test_broken_metrics_are_refused_with_their_line(run):
     (Path(run) / "metrics.jsonl").write_text('{"kind": "stage"}\n{"kind": "step"}\n')
     with pytest.raises(DataError, match="metrics.jsonl: line 2 is not a step"):

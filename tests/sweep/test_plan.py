@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import storage
 from pipeline.config import TUNED_ON_EVALUATION, Config, dump_config, load_config
-from pipeline.errors import ConfigError, SweepFailedError
+from pipeline.errors import ConfigError, DataError, SweepFailedError
 from pipeline.sweep.config import SweepConfig, load_sweep
 from pipeline.sweep.plan import SweepPlan, load_plan
 from pipeline.sweep.sweep import conclude, open_table
@@ -159,6 +160,15 @@ def test_a_sweep_is_resumed_only_as_itself_and_only_on_request(run_file):
     for other in ({"seeds": [2]}, {"k": 1}, {"overrides": ["optim.epochs=3"]}):
         with pytest.raises(ConfigError, match="has another sweep: its "):
             open_table(load_plan(sweep_of(run_file, **other)), resume=True, watch=print)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_damaged_settings_of_a_sweep_are_refused_in_one_sentence(run_file, text):
+    plan = load_plan(sweep_of(run_file))
+    open_table(plan, resume=False, watch=print)
+    storage.write_atomically(storage.join(plan.sweep.output, "sweep.json"), text.encode())
+    with pytest.raises(DataError, match=r"sweep.json: is no.* JSON.*; restore it from a copy"):
+        open_table(plan, resume=True, watch=print)
 
 
 def test_parameters_that_do_not_fit_together_are_a_refused_trial(run_file):
