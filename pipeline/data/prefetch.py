@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import attrgetter
 
 from pipeline.data.cache import RemoteShard, SegmentCache
 from pipeline.data.shard import Segment
@@ -40,6 +43,7 @@ class Prefetcher:
         self._ahead_bytes = cache.folder.limit_bytes // 2
         self._news = threading.Condition()
         self._needs: Sequence[Need] = ()
+        self._ends = [0]  # bytes of the needs before each position
         self._plan = 0  # number of the plan, so that a thread notices a new one within a group
         self._next = 0  # the first need that was not fetched yet
         self._batch = 0  # the batch that the consumer has reached
@@ -50,6 +54,7 @@ class Prefetcher:
         """Start to fetch ``needs``, which are in the order of their batches."""
         with self._news:
             self._needs, self._next, self._batch = needs, 0, 0
+            self._ends = [*accumulate((need.segment.bytes for need in needs), initial=0)]
             self._plan += 1
             while len(self._threads) < _THREADS:
                 thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -96,17 +101,14 @@ class Prefetcher:
 
     def _within_reach(self) -> list[Need]:
         """Take the next needs that may be in the cache ahead of the consumer."""
-        ahead = group_bytes = 0
-        group: list[Need] = []
-        for number, need in enumerate(self._needs):
-            if need.batch < self._batch:  # the consumer is past it
-                continue
-            ahead += need.segment.bytes
-            if number < self._next:
-                continue
-            if ahead > self._ahead_bytes or group_bytes > GROUP_BYTES:
-                break
-            group.append(need)
-            group_bytes += need.segment.bytes
-            self._next = number + 1
-        return group
+        first = bisect_left(self._needs, self._batch, key=attrgetter("batch"))
+        start = stop = max(first, self._next)
+        reach = self._ends[first] + self._ahead_bytes
+        while (
+            stop < len(self._needs)
+            and self._ends[stop + 1] <= reach
+            and self._ends[stop] - self._ends[start] <= GROUP_BYTES
+        ):
+            stop += 1
+        self._next = stop
+        return list(self._needs[start:stop])
