@@ -1,8 +1,8 @@
 """From a source of images to a prepared data set: read, check, shrink, pack, store, index.
 
 Several processes encode images; this one packs them in order and stores shards while it fills the
-next ones. After each stored shard ``unfinished.json`` records the state, so the same command can
-resume. The index is written last, and then that file is removed.
+next ones. Meanwhile ``unfinished.json`` records the stored shards, so the same command can resume.
+The index is written last, and then that file is removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import PIL
@@ -37,12 +37,16 @@ from pipeline.data.prepare.splits import SPLITS, SplitChoice
 from pipeline.data.prepare.target import UNFINISHED_NAME, find_old_files, remove_leftovers
 from pipeline.data.prepare.writer import SEGMENT_BYTES, BuiltShard, Sample, build_shards
 from pipeline.data.shard import Shard, format_shard, parse_shard
+from pipeline.data.shard_check import sizes_by_name
 from pipeline.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
 _RECORDED = {"apply": "applied", "ignore": "ignored"}  # orientations, in the index
 _STORING = 2  # shards that are being stored while the next one is filled
+# The state names all shards, so it is written when they are more by this part: in proportion to the
+# shards, not to their square. A killed process loses at most this part of its work.
+_RECORD_EVERY = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -178,12 +182,12 @@ def _resume(out_url: str, fingerprint: str) -> _Work:
         return _Work(fingerprint)
     try:
         content = json.loads(storage.read_text(url))
-        shards = [parse_shard(entry) for entry in content["shards"]]
+        shards = [replace(parse_shard(entry), folder=out_url) for entry in content["shards"]]
         if content["fingerprint"] != fingerprint:
             return _Work(fingerprint)
-        for shard in shards:
-            if storage.size(storage.join(out_url, shard.name)) != shard.bytes:
-                return _Work(fingerprint)
+        sizes = sizes_by_name(out_url, shards)
+        if any(sizes[shard.name] != shard.bytes for shard in shards):
+            return _Work(fingerprint)
         last_key = None if content["last_key"] is None else tuple(content["last_key"])
         orientations, first_images = int(content["orientations"]), int(content["first_images"])
     except (ValueError, KeyError, TypeError, RecursionError, StorageError) as error:
@@ -222,8 +226,14 @@ def _usable(
 
 
 def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
-    """Store the shards in the background, and record each one when it is stored, in order."""
+    """Store the shards in the background, and record those that are stored, in order."""
     storing: deque[tuple[BuiltShard, Future[None]]] = deque()
+    recorded = len(work.shards)
+
+    def record() -> None:
+        nonlocal recorded
+        _record(out_url, work)
+        recorded = len(work.shards)
 
     def finish_oldest() -> None:
         try:
@@ -233,7 +243,8 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
             work.last_key = (entry.shard.split, entry.last_key)
             work.orientations += entry.orientations
             work.first_images += entry.first_images
-            _record(out_url, work)
+            if len(work.shards) > recorded * (1 + _RECORD_EVERY):
+                record()
         except BaseException:
             storing.clear()  # no later shard may be recorded without this one
             raise
@@ -245,8 +256,12 @@ def _store_all(out_url: str, built: Iterator[BuiltShard], work: _Work) -> None:
                 if len(storing) > _STORING:
                     finish_oldest()
         finally:  # also after an error or a signal: the same command continues after these shards
-            while storing:
-                finish_oldest()
+            try:
+                while storing:
+                    finish_oldest()
+            finally:
+                if len(work.shards) > recorded:
+                    record()
 
 
 def _record(out_url: str, work: _Work) -> None:

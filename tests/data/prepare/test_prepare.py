@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import tarfile
 import time
 import uuid
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,10 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data.decoding import open_image
 from pipeline.data.index import ShardIndex, read_index
+from pipeline.data.prepare import sharding
 from pipeline.data.prepare.copying import copy_data_set
 from pipeline.data.prepare.sharding import UNFINISHED_NAME, Recipe, write_shards
+from pipeline.data.prepare.writer import Sample, build_shards
 from pipeline.data.stream import ShardSource, eval_stream
 from pipeline.data.transforms import build_transform
 from pipeline.errors import DataError
@@ -373,6 +377,28 @@ def test_interrupted_attempt_resumes(images, tmp_path, monkeypatch, stopped_at):
     outcome = write_shards(str(images), out, recipe)
     assert outcome.resumed == stopped_at
     assert contents(out) == contents(str(tmp_path / "whole"))
+
+
+def test_state_of_many_shards_stays_small(tmp_path, monkeypatch):
+    """must cost bytes in proportion to the shards, and lose little of the work after a kill"""
+    counts, size, write = [0], 0, storage.write_atomically
+    sample = Sample("train", 0, "ant/0", "jpg", b"x")
+    samples = [replace(sample, key=f"ant/{number}") for number in range(1000)]
+    work = sharding._Work("fingerprint")
+
+    def record(url: str, data: bytes, **options: object) -> None:
+        nonlocal size
+        if url.endswith(UNFINISHED_NAME):
+            counts.append(len(json.loads(data)["shards"]))
+            size += len(data)
+        write(url, data, **options)
+
+    monkeypatch.setattr(storage, "write_atomically", record)
+    url = f"memory://{uuid.uuid4().hex}"
+    sharding._store_all(url, build_shards(samples, shard_bytes=1), work)
+    assert counts[-1] == len(work.shards) == 1000
+    assert all(after <= before * 65 / 64 + 1 for before, after in itertools.pairwise(counts))
+    assert size < 70 * storage.size(storage.join(url, UNFINISHED_NAME))
 
 
 def test_interruption_is_reported_with_status_75(images, tmp_path, monkeypatch, capsys):
