@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def source(tiny_shards):
-    opened = ShardSource(read_index(tiny_shards), timeout_s=2.0)
+    opened = ShardSource(read_index(tiny_shards), timeout_s=60.0)
     yield opened
     opened.close()
 
@@ -42,6 +45,7 @@ def test_worker_that_stands_still_ends_the_stream_at_the_limit(source):
     next(batches)
     (worker,) = source._loader._processes
     os.kill(worker.pid, signal.SIGSTOP)
+    source._loader._timeout_s = 2.0
     with pytest.raises(DataError) as caught:
         list(batches)
     assert str(caught.value).startswith(
@@ -112,14 +116,27 @@ def test_shared_memory_that_fills_up_during_a_run_is_named(tiny_shards, tmp_path
 
 def test_slow_consumer_is_not_an_error(source, monkeypatch):
     """must limit the wait for a worker, not the time between two batches"""
+    looks = itertools.count()  # of the thread that ends a wait at its limit
+    late_s = 0.0
+
+    def monotonic() -> float:
+        if threading.current_thread().name == "loader limit":
+            next(looks)
+        return time.monotonic() + late_s
+
+    clock = SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
+    monkeypatch.setattr(loader_module, "time", clock)
+    monkeypatch.setattr(loader_module, "_POLL_S", 0.01)
     batches = stream(source)
     next(batches)
-    time.sleep(3.5)
+    late_s, before = 1000.0, next(looks)
+    while next(looks) < before + 10:
+        time.sleep(0.01)
     assert len(list(batches)) == len(source.index.select("train", list(range(7)))) - 1
 
 
 def test_new_workers_have_more_time(source, monkeypatch):
-    monkeypatch.setattr(loader_module, "_START_S", 30.0)
+    monkeypatch.setattr(loader_module, "_START_S", 300.0)
     source._loader._timeout_s = 0.01
     first = next(stream(source))
     assert first.image_BCHW.shape[0] == 1
