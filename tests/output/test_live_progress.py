@@ -22,6 +22,7 @@ def state(task: int) -> LiveProgress:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
     monkeypatch.setattr(live_progress, "_EVERY_S", {True: 0.01, False: 0.01})
+    monkeypatch.setattr(live_progress, "_END_S", 60.0)
 
 
 def owned(output: str) -> Ownership:
