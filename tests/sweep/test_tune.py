@@ -86,7 +86,7 @@ class Sweep:
 
     def assert_nothing_left(self) -> None:
         """must hold for processes of Ray, launchers and ranks"""
-        assert left_after(MARK, self.mark, seconds=60) == []
+        assert left_after(MARK, self.mark, seconds=180) == []
 
     def processes(self, words: str) -> list[psutil.Process]:
         """The living processes of the command with ``words`` in their command line."""
