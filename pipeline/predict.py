@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 from pipeline import storage
 from pipeline.cli import add_deadline, build_parser, number_from, run_command, stopped_by_signals
 from pipeline.errors import ConfigError, DataError, StorageError
+from pipeline.log import setup_logging
 from pipeline.run_source import RUN_OR_EXPORT, check_source
 from pipeline.text import first_few, format_percent
 from pipeline.threads import spin_briefly
@@ -72,6 +73,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    setup_logging(0)
     spin_briefly(os.environ)  # before torch is imported
     if options.per_class and not options.labels:
         raise ConfigError("--per-class needs the true classes; give --labels too")

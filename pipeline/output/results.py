@@ -311,8 +311,8 @@ def read_results(output: str) -> RunResults | None:
         return RunResults.model_validate_json(storage.read_text(url))
     except ValidationError as error:
         raise DataError(
-            f"{storage.redact(url)}: does not hold results of schema {SCHEMA}; choose another "
-            f"output=, or remove that file ({first_problem(error)})"
+            f"{storage.redact(url)}: does not hold results of schema {SCHEMA} "
+            f"({first_problem(error)}); restore it from a copy, or choose another output="
         ) from None
 
 

@@ -38,7 +38,7 @@ def following(
     """Within the block, look every ``every_s`` seconds whether ``source`` differs from ``seen``.
 
     If so, ``load()`` runs in a thread beside the requests, and later ones get its classifier. If it
-    fails, the present classifier serves on, and the next attempt comes after a longer pause.
+    fails, the present classifier stays in use, and the next attempt comes after a longer pause.
     """
     stopped = threading.Event()
 
@@ -54,7 +54,7 @@ def following(
                 pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, every_s))
                 service.metrics.reloads.labels("failed").inc()
                 log.warning(
-                    "a later state of the run cannot be loaded (%s); stage %d is served further; "
+                    "a later state of the run cannot be loaded (%s); stage %d stays in use; "
                     "next attempt in %.0f s",
                     error,
                     service.classifier.stage,

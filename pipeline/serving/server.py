@@ -93,7 +93,10 @@ def run(
         backlog=_BACKLOG,
         timeout_graceful_shutdown=round(drain_s),
     )
-    logging.getLogger("uvicorn").handlers[:] = logging.getLogger("pipeline").handlers
+    for name in ("uvicorn", "python_multipart"):
+        library = logging.getLogger(name)
+        library.handlers[:] = logging.getLogger("pipeline").handlers
+        library.propagate = False  # open_clip gives the root logger a handler too
     # uvicorn raises the signal again when it has ended; being stopped is the normal end here.
     before = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)

@@ -166,7 +166,7 @@ def test_results_are_read_as_written(results, tmp_path: Path, kind):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "manifest": {}}'])
 def test_file_that_holds_no_results_is_refused(tmp_path: Path, text):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(DataError, match="results.json: does not hold results of schema 2; choose"):
+    with pytest.raises(DataError, match="results.json: does not hold results of schema 2 "):
         read_results(str(tmp_path))
 
 

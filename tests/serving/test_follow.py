@@ -64,7 +64,7 @@ def test_later_stage_replaces_the_served_one_without_a_lost_request(
             assert client.stages == sorted(client.stages) and set(client.stages) == {1, 3}
         assert service.metric("tppt_model_stage") == 3
         assert_ends_in_order(service)
-    assert "stage 1 is served further" in log.read_text()
+    assert "stage 1 stays in use" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
