@@ -147,7 +147,7 @@ def _method(plan: SweepPlan) -> dict[str, str]:
     if sweep.scheduler.name == "asha":
         factor = sweep.scheduler.reduction_factor
         scheduler = (
-            f"ASHA: a trial continues after {sweep.scheduler.grace_tasks} tasks, and each time "
+            f"ASHA: a trial continues after {sweep.scheduler.grace_tasks} task(s), and each time "
             f"after {factor} times as many, if it is among the best 1/{factor}"
         )
     return {
