@@ -6,11 +6,13 @@ Axes: S samples of a selection · B images · V vision width · E joint width.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -21,7 +23,7 @@ from pipeline.data.index import Selection
 from pipeline.data.plan import replacement_candidates
 from pipeline.data.transforms import Transform
 from pipeline.distributed.collectives import (
-    broadcast_object,
+    gather_objects,
     raise_on_all_ranks,
     sum_over_ranks,
 )
@@ -29,6 +31,8 @@ from pipeline.distributed.world import World
 from pipeline.errors import DataError
 from pipeline.model.backbone import FrozenClip, ImageFeatures
 from pipeline.training.transfer import without_waiting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +105,24 @@ class FrozenStore:
         return self._kept[key]
 
     def _fetch(self, key: str) -> FrozenFeatures | None:
+        """The features as a run has written them; None unless every rank can read them."""
         if not self._folder:
             return None
         url = storage.join(self._folder, f"{key}.safetensors")
-        if not broadcast_object(storage.exists(url)):  # all ranks must go the same way
+        with raise_on_all_ranks():
+            found = self._read(url) if storage.exists(url) else None
+        return found if all(gather_objects(found is not None)) else None
+
+    def _read(self, url: str) -> FrozenFeatures | None:
+        try:
+            stored = from_safetensors(storage.read_bytes(url))
+            columns = [stored[name] for name in ImageFeatures._fields]
+            sample_S, label_S = stored["sample"], stored["label"]
+        except (SafetensorError, KeyError):
+            log.warning("%s: is damaged; these features are made again", storage.redact(url))
             return None
-        stored = from_safetensors(storage.read_bytes(url))
-        columns = (stored[name].to(self._clip.device) for name in ImageFeatures._fields)
-        return FrozenFeatures(stored["sample"], stored["label"], ImageFeatures(*columns))
+        features = ImageFeatures(*(column.to(self._clip.device) for column in columns))
+        return FrozenFeatures(sample_S, label_S, features)
 
     def _compute(self, key: str, selection: Selection, share: Iterable[Batch]) -> FrozenFeatures:
         clip, device = self._clip, self._clip.device

@@ -110,6 +110,38 @@ def test_what_was_computed_is_found_by_another_run(alone, tiny_arch, selection, 
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("n_bytes", [0, 5, 300])
+def test_damaged_file_is_made_again(alone, tiny_clip, selection, tmp_path: Path, caplog, n_bytes):
+    def get() -> FrozenFeatures:
+        store = FrozenStore(tiny_clip, alone, str(tmp_path))
+        return store.get(selection, SQUASH, once(stream(selection)))
+
+    first = get()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:n_bytes])
+    assert torch.equal(get().features.joint_BE, first.features.joint_BE)
+    assert file.read_bytes() == whole and f"{file}: is damaged; these" in caplog.text
+
+
+def read_on_ranks(world: World, arch: str, index: str, folder: str) -> torch.Tensor:
+    selection = read_index(index).select("test", [4, 0, 6])
+    clip = load_clip(arch, None, device=world.device)
+    store = FrozenStore(clip, world, f"{folder}/{world.rank}")  # rank 0 has its file
+    share = once(stream(selection, world=world))
+    return store.get(selection, SQUASH, share).features.joint_BE
+
+
+def test_file_that_one_node_lacks_is_made_again(
+    alone, tiny_clip, tiny_arch, tiny_shards, selection, tmp_path
+):
+    """must not leave the ranks that have it waiting, where each node has its own folder"""
+    store = FrozenStore(tiny_clip, alone, str(tmp_path / "0"))
+    expected = store.get(selection, SQUASH, once(stream(selection))).features.joint_BE
+    for found in run_ranks(read_on_ranks, 2, tiny_arch, tiny_shards, str(tmp_path)):
+        torch.testing.assert_close(found, expected)
+
+
 def test_other_weights_pixels_or_samples_are_not_confused(
     alone, tiny_clip, tiny_custom_clip, selection, tmp_path: Path
 ):
