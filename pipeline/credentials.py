@@ -34,6 +34,11 @@ def contains_login(text: str) -> bool:
     return _LOGIN.search(text) is not None
 
 
+def redact(url: str) -> str:
+    """``url`` without user name, password and query string, safe in a message or a log."""
+    return scrub(url) if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) else url
+
+
 def scrub(text: str) -> str:
     """``text`` without the credentials in its URLs, and with known secrets masked."""
     text = _URL.sub(r"\1\2\3", text)

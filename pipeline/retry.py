@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _PAUSE_S = 0.2  # the first pause is up to this long, each further one up to twice as long
 _LONGEST_PAUSE_S = 15.0
+_LONGEST_SHOWN_S = 1e9  # a later end has no date; without an end, it is infinite
 
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509}
 _TRANSIENT_ERRNO = {
@@ -98,13 +99,13 @@ def retry_until(
         return limit_s(state) - (state.seconds_since_start or 0.0)
 
     def log_failure(state: tenacity.RetryCallState) -> None:
-        end = time.strftime("%H:%M:%S", time.localtime(time.time() + left_s(state)))
+        end_s = time.time() + min(left_s(state), _LONGEST_SHOWN_S)
         log.warning(
             "%s; attempt %d, again in %.1f s, until %s",
             describe(_failure(state.outcome)),
             state.attempt_number,
             state.upcoming_sleep,
-            end,
+            time.strftime("%H:%M:%S", time.localtime(end_s)),
         )
 
     retrying = tenacity.Retrying(

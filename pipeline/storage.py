@@ -32,10 +32,11 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from pipeline.credentials import LEAVE_OUT, contains_login
+from pipeline.credentials import redact as redact
 from pipeline.credentials import scrub as scrub
 from pipeline.errors import StorageError
-from pipeline.retry import RetryDeadlineExceeded, T, retry_until
-from pipeline.storage_errors import codes, explain
+from pipeline.retry import T, retry_until
+from pipeline.storage_errors import explain, explained
 
 DEADLINE_S = 120.0  # default time for the retries of one call
 MAX_TEXT_BYTES = 256 << 20  # of a text or JSON file that is read at once
@@ -155,12 +156,18 @@ def read_range(url: str, start: int, stop: int, *, deadline_s: float | None = No
     """
     size, span = stop - start, {"start": start, "end": stop}
     try:
-        return _call("read", url, "cat_file", deadline_s=deadline_s, bytes_=size, **span)
+        data = _call("read", url, "cat_file", deadline_s=deadline_s, bytes_=size, **span)
     except StorageError as error:
         cause = error.__cause__
         if cause and "InvalidRange" in str(cause.__cause__):  # the object ends before ``start``
             return b""
         raise
+    if start and len(data) > size:
+        raise StorageError(
+            f"{redact(url)}: the server sends the complete file instead of a part of it; use "
+            "another server, or copy the data set to a folder (`python -m pipeline.prepare copy`)"
+        )
+    return data[:size]
 
 
 def write_atomically(url: str, data: bytes, *, deadline_s: float | None = None) -> None:
@@ -170,7 +177,7 @@ def write_atomically(url: str, data: bytes, *, deadline_s: float | None = None) 
         StorageError: the URL cannot be written.
     """
     if is_local(url):
-        with _explained("write", url):
+        with explained("write", url):
             _replace_local(Path(local_path(url)), data)
     else:
         _call("write", url, "pipe_file", data, deadline_s=deadline_s, bytes_=len(data))
@@ -240,11 +247,6 @@ def local_path(url: str) -> str:
     return str(_filesystem(url)[1])
 
 
-def redact(url: str) -> str:
-    """``url`` without user name, password and query string, safe in a message or a log."""
-    return scrub(url) if _PROTOCOL.match(url) else url
-
-
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     found = _PROTOCOL.match(url)
     protocol = found[1].lower() if found else "file"
@@ -304,7 +306,7 @@ def _retried(
     def describe(error: BaseException) -> str:
         return f"cannot {verb} {redact(url)}: {explain(error, url)}"
 
-    with _explained(verb, url):
+    with explained(verb, url):
         return retry_until(
             attempt, deadline_s=limit_s, describe=describe, unreachable_s=_unreachable_s
         )
@@ -314,26 +316,6 @@ async def _within(
     limit_s: float, call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any
 ) -> Any:
     return await asyncio.wait_for(call(*arguments, **options), limit_s)
-
-
-@contextmanager
-def _explained(verb: str, url: str) -> Iterator[None]:
-    """Turn any error of a filesystem into one sentence with the place and the cause."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except FileNotFoundError as error:
-        is_known = verb == "write" or "NoSuchBucket" in codes(error)
-        problem = explain(error, url) if is_known else "there is no such file"
-        raise StorageError(f"cannot {verb} {redact(url)}: {problem}") from error
-    except RetryDeadlineExceeded as error:
-        raise StorageError(
-            f"cannot {verb} {redact(url)}: {error.attempts} attempts in {error.elapsed_s:.0f} s, "
-            f"the last failed with {explain(error.cause, url)}"
-        ) from error
-    except Exception as error:  # every plugin has its own error classes
-        raise StorageError(f"cannot {verb} {redact(url)}: {explain(error, url)}") from error
 
 
 def _replace_local(path: Path, data: bytes) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from pipeline.credentials import scrub
-from pipeline.retry import cannot_be_reached, causes
+from pipeline.credentials import redact, scrub
+from pipeline.errors import StorageError
+from pipeline.retry import RetryDeadlineExceeded, cannot_be_reached, causes
 from pipeline.text import shorten
 
 _NO_KEY = {"NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError"}
@@ -54,6 +57,26 @@ def codes(error: BaseException) -> set[str]:
             found.add(str(response.get("Error", {}).get("Code")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
     return found
+
+
+@contextmanager
+def explained(verb: str, url: str) -> Iterator[None]:
+    """Turn any error of a filesystem into one sentence with the place and the cause."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        is_known = verb == "write" or "NoSuchBucket" in codes(error)
+        problem = explain(error, url) if is_known else "there is no such file"
+        raise StorageError(f"cannot {verb} {redact(url)}: {problem}") from error
+    except RetryDeadlineExceeded as error:
+        raise StorageError(
+            f"cannot {verb} {redact(url)}: {error.attempts} attempts in {error.elapsed_s:.0f} s, "
+            f"the last failed with {explain(error.cause, url)}"
+        ) from error
+    except Exception as error:  # every plugin has its own error classes
+        raise StorageError(f"cannot {verb} {redact(url)}: {explain(error, url)}") from error
 
 
 def _refusal(found: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import socket
 
@@ -119,3 +120,15 @@ def test_first_warning_says_until_when(caplog):
         r"cannot read x: nobody there; attempt 1, again in \d\.\d s, until \d\d:\d\d:\d\d",
         caplog.messages[0],
     )
+
+
+@pytest.mark.parametrize("deadline_s", [1e300, math.inf])
+def test_patience_may_have_no_end(deadline_s):
+    failures = [TimeoutError()]
+
+    def act(seconds_left: float) -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert retry_until(act, deadline_s=deadline_s, describe=str) == "done"

@@ -7,8 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import uuid
 from datetime import datetime, timedelta, timezone
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -249,6 +252,22 @@ def test_content_over_the_limit_is_refused_and_not_fetched(folder):
             call(url, most=999)
     storage.write_atomically(url, b"")
     assert storage.read_bytes(url, most=9) == b""
+
+
+def test_server_that_knows_no_ranges_is_named(tmp_path):
+    """must not give other bytes than those that are asked for"""
+    (tmp_path / "shard.tar").write_bytes(b"0123456789")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/shard.tar"
+        try:
+            assert storage.read_range(url, 0, 4) == b"0123"
+            assert storage.read_bytes(url, most=10) == b"0123456789"
+            with pytest.raises(StorageError, match="instead of a part of it; use another server"):
+                storage.read_range(url, 4, 8)
+        finally:
+            server.shutdown()
 
 
 def test_attempt_has_the_time_that_its_bytes_need(bucket, monkeypatch):
