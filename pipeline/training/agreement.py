@@ -13,7 +13,7 @@ from pipeline.training.checked_run import Run
 
 # Settings that may differ: places, which the hashes of their content stand for, the use of a
 # machine, and what rank 0 alone writes.
-_OF_A_NODE = {
+_OF_A_NODE: dict[str, Any] = {
     "data": {"index", "workers", "feature_cache", "activation_limit_gb", "cache"},
     "model": {"arch", "weights"},
     "engine": {"timeout_s"},
