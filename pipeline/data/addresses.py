@@ -16,7 +16,8 @@ import mmap
 import os
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -89,22 +90,30 @@ class NodeFiles:
             data = self._read(name)
             if data is not None:
                 return data
-            try:
+            claim = None
+            with self._given_up_without_room():
                 claim = self._folder.claim(name)
-                if claim is None:  # another process is making it
-                    time.sleep(_POLL_S)
-                    continue
-                try:
-                    if not self._folder.holds(name):
-                        content = make()
+            if claim is None:  # another process is making it
+                time.sleep(_POLL_S)
+                continue
+            try:
+                if not self._folder.holds(name):
+                    content = make()
+                    with self._given_up_without_room():
                         self._write(name, content)
-                        return self._read(name) or content
-                finally:
-                    os.close(claim)
-            except StorageError as error:
-                self._is_usable = False
-                log.warning("tables of shards are kept in the memory of each process: %s", error)
+                    return self._read(name) or content
+            finally:
+                os.close(claim)
         return make()
+
+    @contextmanager
+    def _given_up_without_room(self) -> Iterator[None]:
+        """Use the folder no more after an error of the folder in the block."""
+        try:
+            yield
+        except StorageError as error:
+            self._is_usable = False
+            log.warning("tables of shards are kept in the memory of each process: %s", error)
 
     def _read(self, name: str) -> mmap.mmap | None:
         file = self._folder.pin(name)

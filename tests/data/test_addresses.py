@@ -14,7 +14,7 @@ from pipeline.data import index as index_module
 from pipeline.data.addresses import AddressTable, NodeFiles, pack_draws, pack_table
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.samples import SampleTable
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.rng import derive_seed
 from tests.shards import draw_samples, store
 
@@ -111,6 +111,21 @@ def test_without_room_each_process_keeps_its_own(url, tmp_path, monkeypatch, cap
     index = shared(url, tmp_path, monkeypatch, limit_bytes=100)
     assert columns(index) == columns(read_index(url))
     assert caplog.text.count("are kept in the memory of each process") == 1
+
+
+def test_error_of_the_content_is_no_error_of_the_folder(tmp_path, caplog):
+    """must be raised at once, and leave the folder in use"""
+    files, made = files_at(tmp_path), []
+
+    def fail() -> bytes:
+        made.append(1)
+        raise StorageError("cannot read the table")
+
+    with pytest.raises(StorageError, match="cannot read the table"):
+        files.get("a", fail)
+    assert len(made) == 1 and not caplog.text
+    assert bytes(files.get("a", lambda: b"content")[:7]) == b"content"
+    assert list(tmp_path.glob("a.segment"))
 
 
 def test_content_is_made_once_for_all(tmp_path):
