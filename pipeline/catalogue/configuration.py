@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.catalogue.entry import Benchmark, Split, read_benchmark
-from pipeline.catalogue.sequences import BenchmarkSequence
+from pipeline.catalogue.sequences import SPLIT, BenchmarkSequence
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.settings_file import parse_section
@@ -131,8 +131,9 @@ def _sequence_lines(sequence: BenchmarkSequence, entries: Sequence[Benchmark]) -
         yield f"Note:    {sequence.note}"
     for name, entry in zip(sequence.benchmarks, entries, strict=True):
         yield ""
-        yield f"{entry.title}, {entry.licence}: {entry.url}"
-        yield f"  {_prepare(name)}"
+        yield f"{entry.title}; licence: {entry.licence}; {entry.url}"
+        split = f"{SPLIT}.json" if name in sequence.splits else "|".join(entry.splits)
+        yield f"  {_prepare(name)}" + (f" --split {split}" if split not in entry.splits else "")
 
 
 def _prepare(name: str) -> str:
