@@ -69,7 +69,7 @@ def fail_reads(fault: Fault, *numbers: int) -> Schedule:
     return lambda exchange: fault if exchange.extent and next(reads) in numbers else None
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR_503, Fault.RESET, Fault.CUT])
+@pytest.mark.parametrize("fault", [Fault.ERROR_503, Fault.CUT])
 def test_fault_of_the_network_costs_no_image(source, proxied, tmp_path, fault):
     """must not leave out images as damaged, whichever read fails"""
     reads = []
