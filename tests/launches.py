@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import dump_config
 from pipeline.events import VARIABLE, read_events
 from tests.chaos.comparison import RunContent, read_run
+from tests.probes import Held
 from tests.services.nodes import PATH, Node, Nodes, wait_until
 from tests.tiny import build_config
 from tests.variants import VARIANTS
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 TRAIN = str(ROOT / "pipeline" / "train.py")
 RANK = r"^\S*python\S* .*(train\.py|pipeline\.train) .*--config"  # the command line of a rank
+HELD = f"{Held.__module__}:{Held.__name__}"
 PORT = "29501"  # nodes do not share ports
 SECONDS = 240  # no start of two ranks took longer on two busy cores
 
@@ -53,6 +55,15 @@ class TinyRun:
         """The arguments of the command with any launcher."""
         return ["--config", str(self.config), f"output={self.output}"]
 
+    @property
+    def hold(self) -> Path:
+        """The file that holds the run, see :class:`tests.probes.Held`."""
+        return self.folder / "hold"
+
+    def hold_at(self, task: int, steps: int) -> None:
+        """Let each start wait after so many of its steps in a task, until it must stop."""
+        self.hold.write_text(f"{task} {steps}")
+
     def start(self, node: Node, *words: str) -> Started:
         """Start a command on a node, in this folder."""
         log = self.folder / f"{node.name}-{len(list(self.folder.glob('*.log')))}.log"
@@ -60,7 +71,8 @@ class TinyRun:
             process = node.start(
                 words,
                 folder=self.folder,
-                environment=environment() | {VARIABLE: str(event_file(log))},
+                environment=environment()
+                | {VARIABLE: str(event_file(log)), Held.HOLD: str(self.hold)},
                 stdout=file,
                 stderr=file,
             )
@@ -123,10 +135,11 @@ def event_file(log: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run_config(tiny_arch: str, tiny_shards: str, tmp_path_factory) -> Path:
     """A run of three tasks with every kind of learned tensor, for two ranks."""
+    options = VARIANTS["anchors kept as learned"].options["tppt_vt"]
     config = build_config(
         tiny_arch,
         tiny_shards,
-        method=VARIANTS["anchors kept as learned"].model_dump(),
+        method={"name": HELD, "options": {HELD: options}},
         engine={"timeout_s": 60},
     )
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"

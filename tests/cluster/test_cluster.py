@@ -244,6 +244,7 @@ def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undis
             for number, node in enumerate(nodes)
         ]
 
+    tiny_run.hold_at(1, 1)
     both = start()
     both[0].wait_for_task(1)
     stopped = nodes["n2"].run([hook[0], str(ROOT / hook[1])], timeout_s=120)
@@ -251,6 +252,7 @@ def test_pod_that_must_stop_costs_no_step(nodes: Nodes, tiny_run: TinyRun, undis
     assert not nodes["n2"].processes("train.py --local_rank"), stopped.stdout
     assert [each.status() for each in both] == [75, 75], both[0].log.read_text()[-4000:]
 
+    tiny_run.hold.unlink()
     again = start()
     for each in again:
         each.assert_succeeds()

@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-import re
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import dump_config, load_config
+from pipeline.config import load_config
 from pipeline.events import VARIABLE, read_events
 from pipeline.sweep.trial_table import TrialRecord
 from tests.chaos.comparison import RunContent, read_run
-from tests.interruptions import changed
 from tests.launches import RANK, ROOT, SECONDS, TinyRun, environment, event_file
 from tests.probes import Held
 from tests.services.nodes import wait_until
 from tests.services.slurm import ENDED, Slurm
-from tests.variants import VARIANTS
 
 FILE = ROOT / "cluster" / "slurm" / "train.sbatch"
 SWEEP_FILE = ROOT / "cluster" / "slurm" / "sweep.sbatch"
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=1")
 START = "job {number}, start {start}, on n[1-2]\n"
-HELD = f"{Held.__module__}:{Held.__name__}"
 QUICK_END = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # of Ray on a node without its head
 
 
 class Job:
     """A job of a job file with a configuration; only its resources differ from the file."""
 
-    def __init__(
-        self,
-        slurm: Slurm,
-        folder: Path,
-        file: Path,
-        config: Path,
-        variables: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, slurm: Slurm, folder: Path, file: Path, config: Path) -> None:
         self.slurm, self.log = slurm, folder / "job.log"
         self.output = folder / config.stem  # from RUNS and the name of the configuration
         self.number = slurm.submit(
             *TWO_RANKS, f"--output={self.log}", str(file), str(config),
             folder=ROOT,
             environment=environment() | QUICK_END
-            | {"RUNS": str(folder), VARIABLE: str(event_file(self.log))} | dict(variables or {}),
+            | {
+                "RUNS": str(folder),
+                VARIABLE: str(event_file(self.log)),
+                Held.HOLD: str(folder / "hold"),
+            },
         )  # fmt: skip
 
     def log_text(self, *, start: int = 1) -> str:
@@ -73,26 +65,13 @@ class Job:
         """Whether it is neither running nor in the queue."""
         return self.slurm.job(self.number)["JobState"] in ENDED
 
-    def pause(self, task: int, step: int) -> list[int]:
-        """Pause all ranks after a step of a task, both from 0; returns their process ids.
-
-        Otherwise the run of a few seconds could end before SLURM interrupts it.
-        """
+    def wait_for_step(self, task: int, step: int) -> None:
+        """Return as soon as a start has done this step of a task, both from 0, or a later one."""
 
         def is_done() -> bool:
             return any((e["task"], e["step"]) >= (task, step) for e in self.events("step"))
 
-        assert wait_until(is_done, timeout_s=2 * SECONDS, every_s=0.01), self.log_text()
-        ranks = [rank for node in self.slurm.compute for rank in node.signal(signal.SIGSTOP, RANK)]
-        assert len(ranks) == 2
-        return ranks
-
-    def resume(self, ranks: list[int], number: signal.Signals) -> None:
-        """Undo :meth:`pause` as soon as all ranks have got the signal ``number``."""
-        has_come = wait_until(lambda: all(has_got(rank, number) for rank in ranks), timeout_s=120)
-        assert has_come, (self.slurm.job(self.number), self.log_text())
-        for node in self.slurm.compute:
-            node.signal(signal.SIGCONT, RANK)
+        assert wait_until(is_done, timeout_s=2 * SECONDS, every_s=0.05), self.log_text()
 
 
 @pytest.fixture
@@ -102,40 +81,30 @@ def free_slurm(slurm: Slurm) -> Iterator[Slurm]:
     slurm.cancel_all()
 
 
-def has_got(pid: int, number: signal.Signals) -> bool:
-    """Whether a signal is pending for a paused process, or the process runs already.
-
-    SLURM wakes the processes that it warns; srun does not wake those to which it forwards a signal.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
-    pending = re.findall(r"^S(?:ig|hd)Pnd:\s*(\w+)", status, re.MULTILINE)
-    is_pending = any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
-    return is_pending or not re.search(r"^State:\s*T", status, re.MULTILINE)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_interrupted_job_finishes_as_if_undisturbed(
     free_slurm: Slurm, tiny_run: TinyRun, undisturbed: RunContent
 ):
     """must survive TERM to its batch script, ``scontrol requeue`` and its time limit, in turn"""
+    tiny_run.hold_at(0, 3)
     job = Job(free_slurm, tiny_run.folder, FILE, tiny_run.config)
-    ranks = job.pause(0, 2)
+    job.wait_for_step(0, 2)
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
-    job.resume(ranks, signal.SIGUSR2)  # the script sends it in place of TERM
+    job.wait_for("goes back to the queue", start=1)
 
-    job.pause(1, 0)
-    free_slurm.do("scontrol", "requeue", job.number)  # wakes the ranks and sends SIGTERM
+    tiny_run.hold_at(1, 1)
+    job.wait_for_step(1, 0)
+    free_slurm.do("scontrol", "requeue", job.number)
+    job.wait_for("start 3", start=3)
 
-    ranks = job.pause(2, 0)
+    tiny_run.hold_at(2, 1)
+    job.wait_for_step(2, 0)
     # Not --time: a busy machine may take longer to come this far.
     minutes = free_slurm.minutes(job.number) + 2
     free_slurm.do("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
-    job.resume(ranks, signal.SIGUSR2)  # two minutes ahead, or up to half a minute earlier
     job.wait_for("goes back to the queue", start=3)
+    tiny_run.hold.unlink()
     free_slurm.do("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
 
     job.wait_for_resumption(3)
@@ -149,6 +118,7 @@ def test_interrupted_job_finishes_as_if_undisturbed(
 
 def test_cancelled_job_is_not_requeued(free_slurm: Slurm, tiny_run: TinyRun):
     """must hold although it gets the same signals as a job that must be requeued"""
+    tiny_run.hold_at(0, 1)
     job = Job(free_slurm, tiny_run.folder, FILE, tiny_run.config)
     job.wait_for("start 1", start=1)
     ranks = wait_until(
@@ -206,14 +176,10 @@ def test_requeued_sweep_finishes_without_repeating_a_trial(
     free_slurm: Slurm, tiny_run: TinyRun, tmp_path: Path
 ):
     """must run its trials on both nodes, stop them on a signal, and resume them afterwards"""
-    run, hold, output = tmp_path / "tiny.yaml", tmp_path / "hold", tmp_path / "sweep"
-    options = VARIANTS["anchors kept as learned"].options["tppt_vt"]
-    method = {"name": HELD, "options": {HELD: options}}
-    run.write_text(dump_config(changed(load_config(tiny_run.config), method=method)))
-    config = tmp_path / "tiny_sweep.yaml"
-    config.write_text(SWEEP.format(output=output, run=run))
-    hold.touch()
-    job = Job(free_slurm, tmp_path, SWEEP_FILE, config, {Held.HOLD: str(hold)})
+    config, output = tmp_path / "tiny_sweep.yaml", tmp_path / "sweep"
+    config.write_text(SWEEP.format(output=output, run=tiny_run.config))
+    tiny_run.hold_at(1, 0)
+    job = Job(free_slurm, tmp_path, SWEEP_FILE, config)
 
     def is_under_way() -> bool:
         started = list(output.glob("trials/*/run-0/snapshots"))
@@ -223,7 +189,7 @@ def test_requeued_sweep_finishes_without_repeating_a_trial(
     assert is_under_way(), job.log_text()
     free_slurm.do("scancel", "--signal=TERM", "--batch", job.number)
     job.wait_for("goes back to the queue", start=1)
-    hold.unlink()
+    tiny_run.hold.unlink()
 
     job.wait_for("Running command on head node", start=2)
     ended = free_slurm.wait(job.number, *ENDED, timeout_s=2 * SECONDS)

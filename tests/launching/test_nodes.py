@@ -39,6 +39,7 @@ def test_killed_node_and_cut_network_change_nothing(
     repaired_nodes: Nodes, tiny_run: TinyRun, undisturbed: RunContent
 ):
     """must report the lost rank on each side that is left, and resume when started again"""
+    tiny_run.hold_at(1, 1)
     survivor, lost = tiny_run.start_on_each(repaired_nodes, *HASTY)
     survivor.wait_for_task(1)
     repaired_nodes["n2"].kill()
@@ -48,7 +49,7 @@ def test_killed_node_and_cut_network_change_nothing(
 
     repaired_nodes.boot("n2")
     both = tiny_run.start_on_each(repaired_nodes, *HASTY)
-    both[0].wait_for_task(1)  # not the last one: the run must not end before the cut
+    both[0].wait_for_task(1)
     repaired_nodes.cut("n2")
     for side in both:
         assert_fails(side)
@@ -56,6 +57,7 @@ def test_killed_node_and_cut_network_change_nothing(
         assert wait_until(lambda node=node: not node.processes(RANK), timeout_s=60)
 
     repaired_nodes.heal("n2")
+    tiny_run.hold.unlink()
     again = tiny_run.start_on_each(repaired_nodes)
     for each in again:
         each.assert_succeeds()
