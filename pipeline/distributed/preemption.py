@@ -1,4 +1,5 @@
-"""Requests to stop a run: SIGTERM, SIGUSR2, SIGINT (Ctrl-C), or a launcher that has gone.
+"""Requests to stop a run: SIGTERM, SIGUSR2, SIGINT (Ctrl-C), SIGHUP (the terminal has closed), or a
+launcher that has gone.
 
 A signal handler only notes the request. The training loop reads it once per step, where all ranks
 agree, so that all ranks stop after the same step. A second Ctrl-C ends the process at once.
@@ -10,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from pipeline.errors import Preempted
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 _POLL_S = 0.5
 _GRACE_S = 60.0  # longest time for the last snapshot of a rank without a launcher
@@ -40,7 +42,9 @@ class StopRequest:
     def listen(self) -> None:
         """Note the stop signals from now on, and watch the launcher; main thread only."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note_signal)
+            is_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not is_nohup:
+                signal.signal(number, self._note_signal)
         # The process that started this one may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         watch = LauncherWatch(os.environ)
@@ -64,6 +68,8 @@ class StopRequest:
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or f"stopped by {signal.Signals(number).name}"
+        if number == signal.SIGHUP:
+            _drop_output_to_terminal()
 
     def _follow(self, watch: LauncherWatch) -> None:
         """Ask to stop when a launcher has gone, and end a rank that does not stop in time."""
@@ -73,6 +79,15 @@ class StopRequest:
         time.sleep(_GRACE_S)
         log.error("no step ended within %.0f s after the launcher had gone: leaving", _GRACE_S)
         os._exit(Preempted.exit_status)
+
+
+def _drop_output_to_terminal() -> None:
+    """Drop what is written to stdout and stderr if they are the terminal that has closed."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            with contextlib.suppress(OSError):  # it is not open
+                if stat.S_ISCHR(os.fstat(stream).st_mode):  # isatty is false for a closed terminal
+                    os.dup2(nowhere.fileno(), stream)
 
 
 def _end_at_second_interrupt(one_press_s: float) -> None:

@@ -376,6 +376,40 @@ def test_signal_is_noted_and_nothing_else_happens(request_of_this_process, numbe
     assert Preempted.exit_status == 75
 
 
+CLOSED_TERMINAL = """
+import os, sys, time
+from pipeline.distributed.preemption import StopRequest
+os.open(os.ttyname(0), os.O_RDWR)  # now the terminal of this session
+stop = StopRequest()
+stop.listen()
+print("up", flush=True)
+while not stop.is_made:
+    time.sleep(0.01)
+print("nobody reads this", flush=True)
+print("nor this", file=sys.stderr, flush=True)
+sys.exit(75)
+"""
+
+
+def test_closed_terminal_is_a_request_to_stop():
+    """must hold although nothing more can be written to it"""
+    master, terminal = os.openpty()
+    words = [sys.executable, "-c", CLOSED_TERMINAL]
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    child = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **streams)
+    os.close(terminal)
+    with open(master, "rb", buffering=0) as screen:
+        assert screen.readline() == b"up\r\n"
+    assert child.wait(60) == 75  # closing the screen is what a lost ssh session does
+
+
+def test_nohup_keeps_a_process_from_that_request(request_of_this_process):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request_of_this_process.listen()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+
+
 def test_request_names_the_option_that_continues(request_of_this_process):
     stop = StopRequest(how_to_continue="start it with --resume")
     stop.listen()
