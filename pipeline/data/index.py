@@ -256,7 +256,7 @@ def read_index(url: str) -> ShardIndex:
         StorageError: the file cannot be read.
         DataError: the file is not an index, or has another schema.
     """
-    folder = url.removesuffix("/" + INDEX_NAME)
+    folder = "." if url == INDEX_NAME else url.removesuffix("/" + INDEX_NAME)
     place = storage.join(folder, INDEX_NAME)
     data = storage.read_bytes(place, most=storage.MAX_TEXT_BYTES)
     return parse_index(folder, data)

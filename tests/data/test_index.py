@@ -33,6 +33,13 @@ def test_index_is_read_as_it_was_written(url):
     assert index.count("test") == dict(enumerate(TEST))
 
 
+def test_index_of_the_working_folder_is_named_by_its_file_alone(tmp_path, monkeypatch):
+    store(str(tmp_path), draw_samples())
+    monkeypatch.chdir(tmp_path)
+    assert read_index(INDEX_NAME).class_names == read_index(".").class_names
+    assert read_index(INDEX_NAME).sha256 == read_index(str(tmp_path)).sha256
+
+
 def test_selection_has_its_classes_in_canonical_order(url):
     index = read_index(url)
     selection = index.select("train", [3, 0])
