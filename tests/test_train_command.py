@@ -94,6 +94,7 @@ def test_batch_that_ranks_cannot_share_is_refused_before_they_connect(capsys, fi
 
 
 def test_only_the_first_rank_prints_the_error(capsys, file, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # a run of this process sets it
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main(["--config", str(file)]) == 2
