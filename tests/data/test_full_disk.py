@@ -41,7 +41,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # threads may still read
 
 
 @pytest.fixture(scope="module")
