@@ -92,7 +92,7 @@ def test_stream_waits_until_a_server_restarts(local, served, object_store: Objec
     """must give the batches of a server that never stopped"""
     expected = stream_digests(ShardSource(local))
     object_store.stop()
-    restart = threading.Timer(5, object_store.start)
+    restart = threading.Timer(2, object_store.start)
     restart.start()
     source = open_source(served, tmp_path / "cache", deadline_s=90.0)
     try:

@@ -266,7 +266,7 @@ def test_one_process_without_a_launcher(run, tmp_path):
     run.words = [sys.executable, "-m", "pipeline.train"]
     for package in ("pipeline", "tests"):
         os.symlink(ROOT / package, run.folder / package)
-    for number in STOP_SIGNALS:
+    for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):  # SIGTERM comes below
         run.begin_and_wait(steps=2)
         for process in with_children(psutil.Process(run.process.pid)):  # as a terminal does it
             process.send_signal(number)
