@@ -18,9 +18,10 @@ import math
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +56,7 @@ _S3_OPTIONS: dict[str, Any] = {
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
+_ONE_THREAD = threading.RLock()  # at a time in ``memory://``: fsspec lists a dictionary as it grows
 
 _deadline_s = DEADLINE_S  # see patience
 _unreachable_s = math.inf  # see giving_up_early
@@ -290,7 +292,8 @@ def _call(
         filesystem, path = _filesystem(url)
         attempt_s = min(seconds_left, _ATTEMPT_S) + bytes_ / _SLOWEST_BYTES_PER_S
         if not isinstance(filesystem, AsyncFileSystem):
-            return getattr(filesystem, method)(path, *arguments, **options)
+            with _ONE_THREAD if filesystem.protocol == "memory" else nullcontext():
+                return getattr(filesystem, method)(path, *arguments, **options)
         call = getattr(filesystem, "_" + method)
         return sync(filesystem.loop, _within, attempt_s, call, path, *arguments, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -71,6 +72,39 @@ def test_files_are_listed_below_a_folder(folder):
     assert [url.rpartition("/")[2] for url in listed] == ["b", "c", "b"]
     assert all(storage.read_bytes(url) == b"x" for url in listed)
     assert storage.list_files(storage.join(folder, "none")) == []
+
+
+@pytest.fixture
+def frequent_collections():
+    """The garbage collector's callbacks, while it runs after every 50 new objects."""
+    before, callbacks = gc.get_threshold(), list(gc.callbacks)
+    gc.set_threshold(50)
+    yield gc.callbacks
+    gc.callbacks[:] = callbacks
+    gc.set_threshold(*before)
+
+
+def test_folder_in_memory_is_listed_while_another_thread_writes(frequent_collections):
+    """A collection in the middle of the listing lets the other thread run."""
+    folder = f"memory://{uuid.uuid4().hex}"
+    for number in range(4000):  # Python keeps 2,000 free tuples; new ones start collections
+        storage.write_atomically(f"{folder}/{number}", b"")
+    writers = []
+
+    def write_elsewhere(phase: str, info: object) -> None:
+        if threading.current_thread() is not threading.main_thread() or len(writers) == 20:
+            return
+        url = f"{folder}/during/{len(writers)}"
+        writers.append(threading.Thread(target=storage.write_atomically, args=(url, b"")))
+        writers[-1].start()
+        writers[-1].join(timeout=0.02)
+
+    frequent_collections.append(write_elsewhere)
+    assert len(storage.list_files(folder)) >= 4000
+    frequent_collections.remove(write_elsewhere)
+    for writer in writers:
+        writer.join()
+    assert len(storage.list_files(folder)) == 4000 + len(writers)
 
 
 def test_failed_write_leaves_the_old_content_and_no_other_file(tmp_path, monkeypatch):
