@@ -100,7 +100,7 @@ def test_killed_writer_blocks_no_other(tmp_path):
     ready = context.Event()
     process = context.Process(target=_reserve_and_hang, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     folder = build(tmp_path)
     assert folder.claim("a") is None
     with pytest.raises(StorageError, match="no space"):

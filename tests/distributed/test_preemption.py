@@ -159,7 +159,7 @@ def run(config: Config, tmp_path: Path) -> Iterator[Command]:
     for process in marked(MARK, command.mark):
         process.kill()
     if command.process:
-        command.process.wait(30)
+        command.process.wait(120)
 
 
 def outcome_of(config: Config, world_size: int, folder: Path) -> RunContent:
@@ -346,7 +346,7 @@ def test_loader_workers_end_with_the_rank_that_was_killed(tiny_shards, tmp_path)
         assert rank.stdout.readline() == "up\n"
         assert len(marked(MARK, mark)) > 2
         rank.kill()
-        rank.wait(30)
+        rank.wait(120)
         assert left_after(MARK, mark, seconds=60) == []
     finally:
         for process in marked(MARK, mark):

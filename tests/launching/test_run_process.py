@@ -226,14 +226,14 @@ def watched() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     yield process, psutil.Process(int(process.stdout.readline()))
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
 
 def test_a_watched_program_ends_with_its_parent(watched):
     """must end with all its children, even when the parent is killed"""
     parent, grandchild = watched
     parent.send_signal(signal.SIGKILL)
-    grandchild.wait(30)
+    grandchild.wait(120)
 
 
 def test_a_watched_program_ends_with_its_watcher(watched):
@@ -241,7 +241,7 @@ def test_a_watched_program_ends_with_its_watcher(watched):
     program, watcher = grandchild.parent(), grandchild.parent().parent()
     assert END_WITH_PARENT in watcher.cmdline()
     watcher.kill()
-    program.wait(30)
+    program.wait(120)
     grandchild.kill()
 
 

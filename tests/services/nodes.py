@@ -286,7 +286,7 @@ class Nodes:
         with open(log, "w") as file:
             sshd = shutil.which("sshd", path=PATH)  # it requires its full path
             node.start([sshd, "-D", "-e", "-f", str(config)], stderr=file)
-        listening = wait_until(lambda: "listening" in log.read_text(), timeout_s=20)
+        listening = wait_until(lambda: "listening" in log.read_text(), timeout_s=60)
         if not listening:
             raise RuntimeError(f"sshd of {node.name} does not listen: {log.read_text()}")
 

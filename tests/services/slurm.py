@@ -162,7 +162,7 @@ class Slurm:
         log = f"--log-file={self.folder}/munged-own.log"
         # --force: munged would refuse the owner and the permissions of the folder.
         self._start(self.nodes["head"], "munged", "--foreground", "--force", *options, log)
-        if not wait_until((self.folder / "munge.sock").exists, timeout_s=20):
+        if not wait_until((self.folder / "munge.sock").exists, timeout_s=60):
             text = (self.folder / "head.munged.log").read_text()
             raise RuntimeError(f"munged did not start: {text}")
 

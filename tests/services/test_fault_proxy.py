@@ -12,6 +12,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, EndpointConnectionError
 
 from tests.services.fault_proxy import Exchange, Fault, FaultProxy, at_random, in_turn
+from tests.services.nodes import wait_until
 from tests.services.object_store import Bucket, ObjectStore
 
 # The errors of s3fs and of the two libraries below it.
@@ -86,13 +87,18 @@ def test_corruption_changes_one_byte_and_not_the_status(store, bucket, fault_pro
 
 
 def test_refused_connections_end_after_the_pause(store, bucket, fault_proxy):
-    fault_proxy.pause_s = 1.5
+    fault_proxy.pause_s = 4
     fault_proxy.schedule = in_turn(Fault.REFUSED, method="GET", path="/object")
     for _ in range(2):
         with pytest.raises(EndpointConnectionError):
             store.cat_file(f"{bucket.name}/object")
-    time.sleep(2)
-    assert store.cat_file(f"{bucket.name}/object") == CONTENT
+
+    def answers() -> bool:
+        with contextlib.suppress(EndpointConnectionError):
+            return store.cat_file(f"{bucket.name}/object") == CONTENT
+        return False
+
+    assert wait_until(answers, timeout_s=60)
 
 
 def test_writes_meet_faults_too(store, bucket: Bucket, fault_proxy: FaultProxy):

@@ -77,7 +77,7 @@ def assert_ends_in_order(service: Service) -> None:
         assert service.process.poll() is None
         begun.sendall(FILE[10:])
         assert begun.recv(1 << 16).startswith(b"HTTP/1.1 200")
-    assert service.process.wait(30) == 0
+    assert service.process.wait(120) == 0
 
 
 def refuses_connections(service: Service) -> bool:
