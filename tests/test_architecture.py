@@ -58,6 +58,7 @@ MAY_IMPORT = {
 # A heavy or replaceable library is imported by these modules and no other.
 DOORS = {
     "argcomplete": "cli completion",
+    "av": "data.prepare.video_file",
     "deepspeed": "training.engine",
     "fsspec": "storage",
     "jinja2": "pages.page",

@@ -60,6 +60,7 @@ class Lists(Section):
     names: str | None = None
     names_line: re.Pattern[str] | None = None
     heading: re.Pattern[str] | None = None  # a line without an image
+    videos: bool = False  # the owner has videos, whose middle frames are the images
 
     @property
     def parts(self) -> tuple[tuple[str, list[str], re.Pattern[str]], ...]:
@@ -117,7 +118,8 @@ class Benchmark(Section):
         forms = []
         for lists in self.lists:
             folders = [f"{name}<class>/*" for name in lists.train if name.endswith("/")]
-            form = f"{' '.join(folders) or 'images'} with {', '.join(lists.files)}"
+            files = " ".join(folders) or ("videos or images" if lists.videos else "images")
+            form = f"{files} with {', '.join(lists.files)}"
             forms.append(form if lists.split else f"{form} and --split FILE")
         forms += [self.other_layout] if self.other_layout else []
         return "; or ".join(forms) or ANY_LAYOUT

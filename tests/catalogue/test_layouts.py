@@ -7,6 +7,8 @@ import io
 import json
 import shutil
 import struct
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ from pipeline.inspect import main as inspect
 from pipeline.prepare import main
 from tests.fuzz import mutations
 from tests.shards import draw_image_file
+from tests.videos import video_file
 
 
 def draw(folder: Path, *paths: str) -> None:
@@ -347,11 +350,67 @@ def test_list_of_coop_decides_the_split(tmp_path, benchmark):
         read(other_counts=False)
 
 
-def test_videos_are_refused_with_a_remedy(tmp_path, capsys):
+def ucf101_videos(root: Path) -> None:
+    """The layout of its owner: videos, each with its number of frames."""
+    ucf101(root)
+    frames = root / "UCF-101-midframes"
+    for n_frames, frame in enumerate(sorted(frames.rglob("*.jpg")), start=1):
+        frame.with_suffix(".avi").write_bytes(video_file(n_frames, size=(320, 240)))
+        frame.unlink()
+    frames.rename(root / "UCF-101")
+
+
+def read_stored(out: Path) -> list[Image.Image]:
+    """The images in the shards, those for training first."""
+    images = []
+    for file in sorted(out.glob("*.tar"), reverse=True):
+        with tarfile.open(file) as shard:
+            members = [member for member in shard if member.name.endswith(".jpg")]
+            images += [Image.open(io.BytesIO(shard.extractfile(m).read())) for m in members]
+    return images
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_middle_frame_of_a_video_is_its_image(tmp_path, capsys, form):
+    """must hold for the videos of UCF101 as its owner has them, in a folder or an archive"""
+    ucf101_videos(tmp_path / "in")
+    source = tmp_path / "in"
+    if form != "folder":
+        source = Path(shutil.make_archive(str(tmp_path / "in"), form, source))
+    options = ["--benchmark", "ucf101", "--allow-other-counts"]
+    assert shard(source, tmp_path / "out", *options) == 0, capsys.readouterr().err
+    assert "the middle frame of each of 3 videos is its image" in capsys.readouterr().out
+    index = read_index(str(tmp_path / "out"))
+    assert index.membership.split == "official-1, other counts"
+    assert images_of(index)["train"] == ["Hand Stand Pushups"]
+    stored = read_stored(tmp_path / "out")
+    assert [image.size for image in stored] == 3 * [(320, 240)]
+    greys = [np.asarray(image).mean() for image in stored]
+    assert np.allclose(greys, [0, 20, 20], atol=6), "of videos of 1, 2 and 3 frames"
+
+
+def test_frames_beside_videos_are_the_images(tmp_path, capsys):
+    ucf101_videos(tmp_path / "in")
+    ucf101(tmp_path / "in")
+    options = ["--benchmark", "ucf101", "--allow-other-counts"]
+    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
+    assert "middle frame" not in capsys.readouterr().out
+    assert [image.size for image in read_stored(tmp_path / "out")] == 3 * [(29, 23)]
+
+
+def test_videos_without_their_reader_are_refused_at_once(tmp_path, capsys, monkeypatch):
+    ucf101_videos(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "ucf101") == 2
+    assert "install it: pip install av" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_of_another_form_are_refused_with_a_remedy(tmp_path, capsys):
     ucf101(tmp_path / "in")
     frames = tmp_path / "in/UCF-101-midframes"
     for frame in sorted(frames.rglob("*.jpg")):
-        frame.rename(frame.with_suffix(".avi"))
+        frame.rename(frame.with_suffix(".mp4"))
     assert shard(tmp_path / "in", tmp_path / "out", "--benchmark", "ucf101") == 2
     assert "it has videos: extract one frame of each, as an image" in capsys.readouterr().err
     assert shard(frames, tmp_path / "out", "--benchmark", "ucf101", "--split", "official-1") == 2

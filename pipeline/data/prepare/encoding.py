@@ -16,6 +16,7 @@ from pipeline.data.prepare.parallel import map_in_order
 from pipeline.data.prepare.parquet_source import ParquetSource
 from pipeline.data.prepare.source_images import ImageSource, SourceImage, describe
 from pipeline.data.prepare.spool import spool_parquet
+from pipeline.data.prepare.video_file import middle_frame
 from pipeline.data.prepare.writer import Sample
 from pipeline.data.upright import formats_with, phone_format, turn_of
 
@@ -97,13 +98,18 @@ def _encode_chunk(
     results: list[Sample | str] = []
     for row in rows:
         try:
-            file = source.read(row.image)
+            file = _image_file(source, row.image)
             suffix, data, tagged = encode_image_file(file, resize, orientation)
             place = (row.image.split, row.label, row.key)
             results.append(Sample(*place, suffix, data, tagged, has_further_images(file)))
         except SampleError as error:
             results.append(f"{row.image} {error}")
     return results
+
+
+def _image_file(source: ImageReader, image: SourceImage) -> bytes:
+    file = source.read(image)
+    return _stored(middle_frame(file))[1] if image.is_video else file
 
 
 def _is_larger(image: Image.Image, resize: int | None) -> bool:

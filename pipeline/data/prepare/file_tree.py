@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, printable
 from pipeline.data.prepare.splits import NOT_CHOSEN, SplitChoice
+from pipeline.data.prepare.video_file import is_video_file
 from pipeline.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -70,12 +71,24 @@ def select_images(
     )
 
 
-def keep_images(files: Iterable[tuple[str, str]], left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """The images among ``files``, pairs of path and location, in any form of tree."""
+def keep_images(
+    files: Iterable[tuple[str, str]], left_out: LeftOut, *, videos: bool = False
+) -> Iterator[tuple[str, str]]:
+    """The images among ``files``, pairs of path and location, in any form of tree.
+
+    ``videos`` are kept too, of the form that :mod:`~pipeline.data.prepare.video_file` reads.
+    """
     for path, location in files:
         file = _File(PurePosixPath(path).parts, location)
-        if not _is_hidden(file, left_out) and _is_image(file, left_out):
+        if _is_hidden(file, left_out):
+            continue
+        if (videos and is_video_file(path)) or _is_image(file, left_out):
             yield path, location
+
+
+def has_image(files: Iterable[tuple[str, str]]) -> bool:
+    """Whether one of ``files``, pairs of path and location, has the suffix of an image."""
+    return any(_has_image_suffix(_File(PurePosixPath(path).parts, "")) for path, _ in files)
 
 
 def is_video(path: str) -> bool:

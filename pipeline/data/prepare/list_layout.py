@@ -13,11 +13,12 @@ from pipeline import storage
 from pipeline.catalogue.entry import Lists
 from pipeline.data.prepare.archive_sources import TarSource, ZipSource
 from pipeline.data.prepare.cifar_source import refuse_archived_cifar
-from pipeline.data.prepare.file_tree import FRAMES, IMAGE_SUFFIXES, is_video, keep_images
+from pipeline.data.prepare.file_tree import FRAMES, IMAGE_SUFFIXES, has_image, is_video, keep_images
 from pipeline.data.prepare.folder_source import FolderSource, list_tree
 from pipeline.data.prepare.matlab_file import SUFFIX, matlab_text
 from pipeline.data.prepare.source_images import LeftOut, Listing, SourceImage, printable
 from pipeline.data.prepare.table_source import decode_text
+from pipeline.data.prepare.video_file import check_reader, is_video_file
 from pipeline.errors import DataError
 
 TreeSource = FolderSource | TarSource | ZipSource
@@ -87,15 +88,17 @@ def read_lists(forms: Sequence[Lists], tree: Tree) -> tuple[Listing, str | None]
 
 def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listing:
     texts = {name: tree.text(file) for name, file in files.items()}
-    others = (file for file in tree.files if file not in files.values())
-    pool = _Pool(keep_images(others, tree.left_out))
+    others = [file for file in tree.files if file not in files.values()]
+    videos = lists.videos and not has_image(others)
+    pool = _Pool(keep_images(others, tree.left_out, videos=videos))
     images, missing = [], []
     for split, path, label, place in _entries(lists, texts, pool, tree.place):
         location = pool.take(path, place)
         if location is None:
             missing.append(f"{printable(path)!r} of {place}")
         else:
-            images.append(SourceImage(split, label, PurePosixPath(location[0]).name, location[1]))
+            name = PurePosixPath(location[0]).name
+            images.append(SourceImage(split, label, name, location[1], is_video_file(name)))
     if missing:
         videos = any(is_video(path) for path, _ in tree.files)
         remedy = f"it has videos: {FRAMES}" if videos else _AGAIN
@@ -105,7 +108,11 @@ def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listin
         )
     for path in pool.unused():
         tree.left_out.add("no list of the split names it", path)
-    return Listing(images, tree.left_out)
+    if not videos:
+        return Listing(images, tree.left_out)
+    check_reader(tree.place)
+    note = f"the middle frame of each of {len(images):,} videos is its image"
+    return Listing(images, tree.left_out, notes=(note,))
 
 
 class _Pool:
@@ -193,6 +200,7 @@ def _matches(
 
 
 def _stem(path: str) -> str:
-    """The path without the suffix of an image."""
+    """The path without the suffix of an image or a video."""
     stem, dot, suffix = path.rpartition(".")
-    return stem if dot and suffix.lower() in IMAGE_SUFFIXES else path
+    is_known = suffix.lower() in IMAGE_SUFFIXES or is_video_file(path)
+    return stem if dot and is_known else path

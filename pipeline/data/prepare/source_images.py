@@ -27,6 +27,7 @@ class SourceImage:
     folder: str
     path: str
     location: str = ""  # the place of its bytes, for its source
+    is_video: bool = False  # the image is the middle frame of the file
 
     def __str__(self) -> str:
         return printable(f"{self.split}/{self.folder}/{self.path}")
