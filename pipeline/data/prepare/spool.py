@@ -6,7 +6,9 @@ a row group would be read again for nearly every image.
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ from pipeline.data.prepare.listing import Row
 from pipeline.data.prepare.parquet_source import read_image_bytes
 from pipeline.data.prepare.source_images import SourceImage, describe
 from pipeline.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def spool_parquet(rows: Sequence[Row]) -> Iterator[tuple[SpooledImages, Sequence
         StorageError: the folder for temporary files has not enough room.
     """
     places: dict[str, dict[int, int]] = defaultdict(dict)
+    total = f"{len(rows):,}"
     for position, entry in enumerate(rows):
         url, _, number = entry.image.location.rpartition("#")
         places[url][int(number)] = position
@@ -57,7 +64,7 @@ def spool_parquet(rows: Sequence[Row]) -> Iterator[tuple[SpooledImages, Sequence
         ) from error
     with created as folder:
         path = Path(folder) / "images"
-        spooled = list(rows)
+        spooled, copied, reported = list(rows), 0, time.monotonic()
         with path.open("wb") as file:
             for url, positions in places.items():
                 for row, data in read_image_bytes(url, sorted(positions)):
@@ -65,6 +72,10 @@ def spool_parquet(rows: Sequence[Row]) -> Iterator[tuple[SpooledImages, Sequence
                     position = positions[row]
                     image = replace(rows[position].image, location=location)
                     spooled[position] = replace(rows[position], image=image)
+                copied += len(positions)
+                if time.monotonic() - reported >= _REPORT_EVERY_S:
+                    log.info("copied %s of %s images of Parquet files", f"{copied:,}", total)
+                    reported = time.monotonic()
         yield SpooledImages(str(path)), spooled
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data.decoding import open_image
 from pipeline.data.index import ShardIndex, read_index
-from pipeline.data.prepare import sharding
+from pipeline.data.prepare import sharding, spool
 from pipeline.data.prepare.copying import copy_data_set
 from pipeline.data.prepare.sharding import UNFINISHED_NAME, Recipe, write_shards
 from pipeline.data.prepare.writer import Sample, build_shards
@@ -230,6 +230,18 @@ def test_parquet_as_hugging_face_stores_it(tmp_path, as_struct):
     assert index.count("train") == {0: 2, 1: 1, 2: 2}
     wanted = [np.asarray(open_image(images[row])).transpose(2, 0, 1) for row in (1, 4, 2, 0, 3)]
     assert np.array_equal(pixels(index, "train"), np.stack(wanted))
+
+
+def test_copying_of_parquet_files_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(spool, "_REPORT_EVERY_S", 0.0)
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 5), ("test", 2)):
+        images = [draw_image_file(9, row) for row in range(count)]
+        table = pyarrow.table({"image": images, "label": [row % 2 for row in range(count)]})
+        pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
+    prepare(tmp_path / "data", tmp_path / "out")
+    err = capsys.readouterr().err
+    assert re.findall(r"copied (\d of \d) images of Parquet files", err) == ["5 of 7", "7 of 7"]
 
 
 def test_resizing_shrinks_only_images_with_a_longer_short_side(tmp_path):
