@@ -151,7 +151,7 @@ class ShardIndex:
             refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
 
             def make() -> bytes:
-                return pack_table(read_table(shard.table_url, shard.samples, shard.table_sha256))
+                return pack_table(read_table(shard))
 
             data = self._node_file(shard, "", make)
             self._addresses[shard_number] = AddressTable(data, shard.samples)
@@ -166,9 +166,7 @@ class ShardIndex:
         shard = self.shards[shard_number]
         refuse_closed(shard.split, self.closed_splits, place=storage.redact(shard.table_url))
         if shard_number not in self._tables:
-            self._tables[shard_number] = read_table(
-                shard.table_url, shard.samples, shard.table_sha256
-            )
+            self._tables[shard_number] = read_table(shard)
         return self._tables[shard_number]
 
     def digest(self, labels: Sequence[int], *, group: int | None = None) -> str:

@@ -74,7 +74,7 @@ def _images_of_shared_classes(index: ShardIndex, n_groups: int) -> Iterator[tupl
         is_open = shard.group < n_groups and shard.split not in index.closed_splits
         if not is_open or shared.isdisjoint(shard.class_counts):
             continue
-        table = read_table(shard.table_url, shard.samples, shard.table_sha256)
+        table = read_table(shard)
         place = storage.redact(shard.folder)
         label_S = np.repeat(
             [segment.label for segment in shard.segments],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline import storage
+from pipeline.data.shard import Shard
 from pipeline.errors import DataError
 
 _COLUMNS = (
@@ -78,18 +79,19 @@ def refuse_closed(split: str, closed_splits: Collection[str], *, place: str) -> 
         )
 
 
-def read_table(url: str, samples: int, sha256: str) -> SampleTable:
-    """The table at ``url``, which must have that number of samples and that hash.
+def read_table(shard: Shard) -> SampleTable:
+    """The table of ``shard``.
 
     Raises:
         StorageError: the table cannot be read.
         DataError: the table does not match the index, though it was fetched twice.
     """
+    url = shard.table_url
     data = storage.read_bytes(url, most=storage.MAX_TEXT_BYTES)
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != shard.table_sha256:
         # a byte may have been damaged on the way
         data = storage.read_bytes(url, most=storage.MAX_TEXT_BYTES)
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != shard.table_sha256:
         raise DataError(
             f"{storage.redact(url)}: its sha256 is not the one in the index, fetched twice; "
             "copy or prepare the data set again"
@@ -103,9 +105,14 @@ def read_table(url: str, samples: int, sha256: str) -> SampleTable:
             "prepare the data set again"
         ) from None
     columns = (table.keys, table.offset_S, table.size_S, table.crc32_S, table.image_sha256_S32)
-    if any(len(column) != samples for column in columns):
+    if any(len(column) != shard.samples for column in columns):
         raise DataError(
-            f"{storage.redact(url)}: does not list {samples} samples as its index says; "
+            f"{storage.redact(url)}: does not list {shard.samples} samples as its index says; "
+            "prepare the data set again"
+        )
+    if (table.size_S > shard.bytes).any() or (table.offset_S > shard.bytes - table.size_S).any():
+        raise DataError(
+            f"{storage.redact(url)}: lists a sample beyond the {shard.bytes:,} bytes of its shard; "
             "prepare the data set again"
         )
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,8 @@ def test_orientation_of_images_is_kept_if_it_is_recorded(url):
         (lambda table: table["key"].__setitem__(0, 7), "a key is not text"),
         (lambda table: table["offset"].__setitem__(0, -1), "an address is not a count"),
         (lambda table: table["size"].__setitem__(0, 10**30), "OverflowError"),
+        (lambda table: table["size"].__setitem__(0, 1 << 50), "lists a sample beyond the"),
+        (lambda table: table["offset"].__setitem__(0, (1 << 63) - 1), "lists a sample beyond the"),
         (lambda table: table["crc32"].__setitem__(0, None), "an address is not a count"),
         (lambda table: table["image_sha256"].__setitem__(0, "zz"), "ValueError"),
     ],
@@ -165,7 +168,7 @@ def test_table_with_impossible_content_is_refused(tmp_path, change, words):
     data = json.dumps(table).encode()
     storage.write_atomically(shard.table_url, data)
     with pytest.raises(DataError, match=words):
-        read_table(shard.table_url, shard.samples, hashlib.sha256(data).hexdigest())
+        read_table(replace(shard, table_sha256=hashlib.sha256(data).hexdigest()))
 
 
 def test_folder_without_an_index_is_named(tmp_path):

@@ -48,7 +48,7 @@ def test_only_the_tables_of_the_first_task_are_read_before_it(
     run = start(folder, tiny_arch, tmp_path, "data.validation_fraction=0.2")
     read, read_table = [], index_module.read_table
     monkeypatch.setattr(
-        index_module, "read_table", lambda url, *rest: read.append(url) or read_table(url, *rest)
+        index_module, "read_table", lambda shard: read.append(shard.table_url) or read_table(shard)
     )
     steps(run.data)
     run.data.n_steps(run.tasks[0])

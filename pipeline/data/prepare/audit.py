@@ -110,7 +110,7 @@ def _shard_faults(work: tuple[str, Shard]) -> list[str]:
     place = storage.redact(storage.join(url, shard.name))
     try:
         data = storage.read_bytes(storage.join(url, shard.name), most=shard.bytes)
-        table = read_table(storage.join(url, shard.table_name), shard.samples, shard.table_sha256)
+        table = read_table(shard)
     except PipelineError as error:
         return [str(error)]
     if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
