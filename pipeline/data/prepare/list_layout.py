@@ -100,8 +100,8 @@ def _read(lists: Lists, files: dict[str, tuple[str, str]], tree: Tree) -> Listin
             name = PurePosixPath(location[0]).name
             images.append(SourceImage(split, label, name, location[1], is_video_file(name)))
     if missing:
-        videos = any(is_video(path) for path, _ in tree.files)
-        remedy = f"it has videos: {FRAMES}" if videos else _AGAIN
+        has_videos = any(is_video(path) for path, _ in tree.files)
+        remedy = f"it has videos: {FRAMES}" if has_videos else _AGAIN
         raise DataError(
             f"{tree.place}: has no image for {len(missing):,} lines of its lists, first "
             f"{missing[0]}; {remedy}"
