@@ -12,7 +12,7 @@ from tests.serving.service import Service, serving
 from tests.tiny import build_config
 
 LIMITS = (
-    "--queue", 6, "--batch", 4, "--max-upload-mb", 1, "--max-megapixels", 1, "--upload-timeout", 3,
+    "--queue", 6, "--batch", 4, "--max-upload-mb", 1, "--max-megapixels", 1, "--upload-timeout", 6,
 )  # fmt: skip
 
 
