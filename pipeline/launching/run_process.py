@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config, dump_config
-from pipeline.errors import LostRankError, Preempted
+from pipeline.errors import LostRankError, Preempted, TakenOverError
 from pipeline.events import read_events
 from pipeline.launching.command import Place, hostfile_text, launch_command, launch_environment
 from pipeline.launching.private_folder import private_folder
@@ -35,7 +35,7 @@ _END_WITH_PARENT = Path(__file__).with_name("end_with_parent.py")
 _TAIL_BYTES = 20_000  # of the log, to find its last line
 _MAX_REASON = 400  # characters; messages of CUDA and NCCL may fill pages
 _LAUNCHER_NOTICES_S = 5.0  # the launcher looks at its ranks every second
-_NO_FAULT = (LostRankError.__name__, Preempted.__name__)
+_NO_FAULT = tuple(error.__name__ for error in (LostRankError, Preempted, TakenOverError))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,7 @@ class TrialSettings:
     metric: Metric
     resources: ResourceSettings
     node_losses: int
+    check_owner: Callable[[], None]  # raises if a later start of the command has taken over
 
 
 class TrialActor(tune.Trainable):
@@ -93,6 +94,7 @@ class TrialActor(tune.Trainable):
             n_tasks=settings.n_tasks,
             launch=self._launch,
             must_stop=lambda: ray.get(flag.is_requested.remote()),
+            check_owner=settings.check_owner,
             node_losses=settings.node_losses,
         ).reports()
 

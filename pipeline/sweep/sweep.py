@@ -125,7 +125,8 @@ def run_sweep(plan: SweepPlan, table: TrialTable, stop: StopRequest) -> bool:
             stop=StopAfterGrace(stop),
             verbose=0,
         )
-        tune.Tuner(_actor(plan, flag), tune_config=tune_config, run_config=run_config).fit()
+        actor = _actor(plan, flag, table.raise_if_taken_over)
+        tune.Tuner(actor, tune_config=tune_config, run_config=run_config).fit()
     return all(record.has_ended for record in table.records)
 
 
@@ -203,7 +204,7 @@ def _start_flag() -> Any:
     return ray.remote(num_cpus=0)(StopFlag).options(scheduling_strategy=here).remote()
 
 
-def _actor(plan: SweepPlan, flag: ActorHandle[Any]) -> Any:
+def _actor(plan: SweepPlan, flag: ActorHandle[Any], check_owner: Callable[[], None]) -> Any:
     """The class that Tune starts for each trial, with its resources."""
     sweep = plan.sweep
     settings = TrialSettings(
@@ -212,6 +213,7 @@ def _actor(plan: SweepPlan, flag: ActorHandle[Any]) -> Any:
         metric=sweep.metric,
         resources=sweep.resources,
         node_losses=sweep.node_losses,
+        check_owner=check_owner,
     )
     actor = tune.with_parameters(TrialActor, settings=settings, flag=flag)
     return tune.with_resources(actor, bundles(sweep.resources))

@@ -45,7 +45,8 @@ class Trial:
     """The runs of a trial in order; a run that was started before resumes from its snapshots.
 
     ``node_losses`` is how often the trial may lose a process although its settings are not at
-    fault.
+    fault. ``check_owner`` raises if a later start of the sweep has taken over: a launch then would
+    end the run of that start.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Trial:
         n_tasks: int,
         launch: Launch,
         must_stop: Callable[[], bool],
+        check_owner: Callable[[], None],
         node_losses: int,
     ) -> None:
         self._runs = runs
         self._n_tasks = n_tasks
         self._launch = launch
         self._must_stop = must_stop
+        self._check_owner = check_owner
         self._losses_left = node_losses
 
     def reports(self) -> Generator[TaskReport, None, None]:
@@ -69,6 +72,7 @@ class Trial:
         Raises:
             TrialFailed: a run cannot be finished.
             Preempted: ``must_stop`` asked for it, and the run has left a snapshot.
+            TakenOverError: a later start of the sweep has taken over.
         """
         for repetition in range(len(self._runs)):
             reported: set[int] = set()
@@ -84,6 +88,7 @@ class Trial:
             return
         if self._must_stop():
             raise Preempted("asked to stop before its start")
+        self._check_owner()
         with self._launch(config) as run:
             try:
                 yield from self._watch(repetition, run)

@@ -122,6 +122,7 @@ def ended(error: str, message: str, status: int, rank: int = 0) -> dict[str, Any
 
 LOST = ended("LostRankError", "rank 0 lost contact with the others: x", 1)
 STOPPED = ended("Preempted", "stopped by SIGUSR2; start again", 75)
+TAKEN_OVER = ended("TakenOverError", "owner.json: another start has taken over", 2)
 NO_INDEX = ended("DataError", "data.index: gone", 2)
 NO_MEMORY = ended("OutOfMemoryError", "CUDA out of memory. Tried 2 GiB", 1, rank=1)
 
@@ -147,6 +148,7 @@ def test_error_of_a_rank_is_the_reason_of_a_failed_run(status, events, reason):
         (1, [LOST, STOPPED], "lost contact with the others"),
         (75, [STOPPED], "stopped by SIGUSR2"),
         (0, [STOPPED], "stopped by SIGUSR2"),
+        (2, [TAKEN_OVER], "another start has taken over"),
         (247, [], "a process of the run was killed"),
         (0, [], "a process of the run was killed"),
         (247, [NO_MEMORY], "a process of the run was killed"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
 
-from pipeline.errors import PipelineError, Preempted
+from pipeline.errors import PipelineError, Preempted, TakenOverError
 from pipeline.launching.command import Devices
 from pipeline.launching.run_process import Ended
 from pipeline.output.results import RunResults
@@ -51,7 +52,13 @@ def tasks_done(monkeypatch) -> list[int]:
     return done
 
 
-def trial(tasks_done: list[int], *ends: Ended, losses: int = 3, stop: bool = False) -> Trial:
+def trial(
+    tasks_done: list[int],
+    *ends: Ended,
+    losses: int = 3,
+    stop: bool = False,
+    check_owner: Callable[[], None] = lambda: None,
+) -> Trial:
     config = build_config("local-dir:x", "x", output="memory://trial")
     runs = iter([FakeRun(tasks_done, ended) for ended in ends])
 
@@ -59,7 +66,14 @@ def trial(tasks_done: list[int], *ends: Ended, losses: int = 3, stop: bool = Fal
     def launch(config: object):
         yield next(runs)
 
-    return Trial([config], n_tasks=3, launch=launch, must_stop=lambda: stop, node_losses=losses)
+    return Trial(
+        [config],
+        n_tasks=3,
+        launch=launch,
+        must_stop=lambda: stop,
+        check_owner=check_owner,
+        node_losses=losses,
+    )
 
 
 LOST, BROKEN = Ended("a process was killed", lost=True), Ended("no such thing")
@@ -95,6 +109,20 @@ def test_a_finished_run_is_not_launched_again(tasks_done):
 def test_a_trial_that_must_stop_launches_nothing(tasks_done):
     with pytest.raises(Preempted):
         list(trial(tasks_done, stop=True).reports())
+
+
+def test_a_trial_of_an_earlier_start_launches_nothing_more(tasks_done):
+    """must leave the run to the later start, which has ended its process"""
+
+    def check_owner() -> None:
+        if tasks_done[0]:
+            raise TakenOverError("another start of the command has taken over")
+
+    reports = trial(tasks_done, LOST, LOST, check_owner=check_owner).reports()
+    assert next(reports).tasks_done == 1
+    with pytest.raises(TakenOverError):
+        next(reports)
+    assert tasks_done == [1]
 
 
 def test_two_trials_on_a_host_use_the_devices_that_ray_assigned_to_each():
