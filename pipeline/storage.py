@@ -56,7 +56,7 @@ _S3_OPTIONS: dict[str, Any] = {
 }
 _PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
-_ONE_THREAD = threading.RLock()  # at a time in ``memory://``: fsspec lists a dictionary as it grows
+_ONE_THREAD = threading.RLock()  # for ``memory://``: fsspec reads a dictionary that threads change
 
 _deadline_s = DEADLINE_S  # see patience
 _unreachable_s = math.inf  # see giving_up_early
